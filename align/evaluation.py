@@ -1,0 +1,65 @@
+"""Held-out evaluation: rewards, pass@k, length and truncation, sampled and greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+from statistics import fmean
+
+from align.report import interval
+from align.rollouts import Rollout
+
+
+def pass_at(k: int, correct: Sequence[bool]) -> float:
+    """Chance that one of k responses drawn without replacement is correct (Chen et al. 2021, eq. 1)."""
+    n, c = len(correct), sum(correct)
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequence[int]) -> dict[str, float]:
+    """Means over prompts, with 95% bootstrap intervals over prompts for those that the report shows."""
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in sampled:
+        groups.setdefault(rollout.group, []).append(rollout)
+    rows = list(groups.values())
+    measures = {
+        "reward": [_mean(r.reward for r in row) for row in rows],
+        "length": [fmean(len(r.response.ids) for r in row) for row in rows],
+        "truncated": [fmean(r.response.truncated for r in row) for row in rows],
+        **{f"pass@{k}": [pass_at(k, [r.correct for r in row]) for row in rows] for k in ks},
+        "greedy_reward": [_mean([r.reward]) for r in greedy],
+        "greedy_pass@1": [float(r.correct) for r in greedy],
+        "greedy_length": [float(len(r.response.ids)) for r in greedy],
+        "greedy_truncated": [float(r.response.truncated) for r in greedy],
+    }
+    out = {}
+    for name, values in measures.items():
+        values = [value for value in values if value is not None]
+        if values:
+            out[name], out[f"{name}_low"], out[f"{name}_high"] = interval(values)
+    for name in sampled[0].rewards:
+        component = _mean(r.rewards[name] for r in sampled)
+        if component is not None:
+            out[f"rewards/{name}"] = component
+    return {f"eval/{name}": value for name, value in out.items()}
+
+
+def _mean(values) -> float | None:
+    """Mean of those that are not None; None where all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def comparison(before: dict[str, float], after: dict[str, float]) -> list[dict]:
+    """Rows of the final table: the measures that both evaluations have, with their intervals."""
+    names = [name for name in before if f"{name}_low" in before and name in after]
+    return [
+        {
+            "name": name.removeprefix("eval/"),
+            "before": before[name],
+            "before_interval": [before[f"{name}_low"], before[f"{name}_high"]],
+            "after": after[name],
+            "after_interval": [after[f"{name}_low"], after[f"{name}_high"]],
+        }
+        for name in names
+    ]

