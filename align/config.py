@@ -59,6 +59,7 @@ class Sampling(Section):
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
     old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
     cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
+    compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
     max_sequences: Count = Field(64, description="responses that the engine works on at once")
 
 

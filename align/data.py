@@ -130,8 +130,8 @@ def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTok
         raise DataError(f"{source}: row {i}: a conversation is a list of {{role: ..., content: ...}}")
     if len(ids) > data.max_prompt_tokens:
         raise DataError(
-            f"{source}: row {i}: the prompt has {len(ids)} tokens and data.max_prompt_tokens is {data.max_prompt_tokens};"
-            f" raise it or drop the row: {text[:80]!r}..."
+            f"{source}: row {i}: the prompt has {len(ids)} tokens and data.max_prompt_tokens is"
+            f" {data.max_prompt_tokens}; raise it or drop the row: {text[:80]!r}..."
         )
     if not ids:
         raise DataError(f"{source}: row {i}: the prompt has no tokens")

@@ -39,6 +39,10 @@ class Generator(Protocol):
         """Make the next `generate` sample from the model's weights of now."""
         ...
 
+    def close(self) -> None:
+        """Let go of memory and process groups; before the trainer ends its own."""
+        ...
+
 
 class VLLM:
     """An in-process vLLM engine, one a rank.
@@ -51,7 +55,6 @@ class VLLM:
         threads = torch.get_num_threads()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that the torch seed decides
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(recipe.sampling.cache_gib))))
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -67,6 +70,7 @@ class VLLM:
             max_num_seqs=recipe.sampling.max_sequences,
             kv_cache_memory_bytes=int(recipe.sampling.cache_gib * 2**30),
             enable_prefix_caching=True,
+            enforce_eager=not recipe.sampling.compile,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
             seed=recipe.run.seed,
@@ -87,7 +91,7 @@ class VLLM:
     def sync(self, model):
         self._version += 1
         if self._adapter_folder is None:
-            arguments = dict(weights_iterator=weights.merged(model))
+            arguments = {"weights_iterator": weights.merged(model)}
             self._llm.collective_rpc("reload_weights", kwargs=arguments)
         else:
             folder = self._adapter_folder / f"v{self._version}"
@@ -95,6 +99,11 @@ class VLLM:
             self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))
             shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
         self._llm.reset_prefix_cache()
+
+    def close(self):
+        self._llm.llm_engine.engine_core.shutdown()
+        if self._adapter_folder is not None:
+            shutil.rmtree(self._adapter_folder)
 
 
 def _lora_rank(rank: int) -> int:
@@ -155,3 +164,6 @@ class Transformers:
 
     def sync(self, model):
         """Nothing to ship: it samples from the trainer's weights."""
+
+    def close(self):
+        """Nothing of its own."""

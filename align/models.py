@@ -120,7 +120,6 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.
         lora_alpha=adapter.alpha,
         target_modules=_targets(model, adapter.targets),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
     )
     wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)
     wrapped.peft_config["default"].base_model_name_or_path = base_name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
     rollouts = read(path)
     part = [i for i, r in enumerate(rollouts) if r.reward is not None or "reward" not in r.model_fields_set]
     old_from = experiment.recipe.sampling.old_logprob
+    _check_groups(experiment, rollouts, path)
     recorded = _Recorded(str(path), [rollouts[i] for i in part], part, old_from)
     results = [_replay(objective, recorded) for objective in experiment.objectives]
     lines = []
@@ -83,6 +85,18 @@ def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
         lines.append({"group": rollout.group, **_one_or_many(credits, experiment)})
     summary = _one_or_many([summary for _, summary in results], experiment)
     return [*lines, {"loss": sum(summary["loss"] for _, summary in results), **summary}]
+
+
+def _check_groups(experiment: Experiment, rollouts: list[Rollout], path: str | Path) -> None:
+    sizes = Counter(rollout.group for rollout in rollouts)
+    group, size = min(sizes.items(), key=lambda item: item[1])
+    for objective in experiment.objectives:
+        for link in objective.chain:
+            try:
+                link.check(size)
+            except ValueError as error:
+                line = next(i for i, rollout in enumerate(rollouts, 1) if rollout.group == group)
+                raise ReplayError(f"{path}:{line}: group {group!r}: {link.name}: {error}") from error
 
 
 def _one_or_many(entries: list[dict], experiment: Experiment) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class RunLog:
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> dict[str, float]:
         """Write an evaluation down and give its metrics back."""
         self._append(self._metrics, [{"step": step, **metrics}])
-        rows = [{"step": step, "prompt": r.prompt.text, "response": r.text, "reward": r.reward} for r in greedy]
+        rows = [{"step": step, "prompt": _question(r), "response": r.text, "reward": r.reward} for r in greedy]
         self._append(self._greedy, rows)
         self.accelerator.log(metrics, step=step)
         return metrics
@@ -89,6 +89,12 @@ def _sample_rows(step: int, rollouts: Sequence[Rollout], credits: Sequence[Credi
             position += 1
         rows.append(row)
     return rows
+
+
+def _question(rollout: Rollout) -> str:
+    """The prompt as a person reads it: the last message of a conversation, without the template around it."""
+    prompt = rollout.prompt.prompt
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _read(path: Path) -> list[dict]:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar
 
 from align import checkpoint, config, data, hub, layouts, models, report, weights
 from align.config import Experiment, Hub
@@ -106,6 +107,7 @@ def finish(loop: Loop, log: RunLog, before: dict[str, float], after: dict[str, f
             target = recipe.hub if isinstance(recipe.hub, Hub) else Hub(repo=recipe.hub)
             console.print(f"pushed: {hub.push(out / kind, target.repo, summary(loop, rows), private=target.private)}")
     accelerator.wait_for_everyone()
+    loop.generator.close()
     accelerator.end_training()
 
 
@@ -240,5 +242,6 @@ def command() -> str:
 
 def quiet() -> None:
     """Leave the terminal to the progress bar; warnings and errors still come through."""
+    disable_progress_bar()
     for name in ("DeepSpeed", "deepspeed", "vllm", "transformers", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -49,8 +49,9 @@ def keep_top(*, k: Rank | AdaptiveK, metric: Metric = "shortest") -> Transform:
 
     `metric`: `shortest` scores -|o|, `token_efficiency` scores R / |o|. |o| counts tokens. Ties go to the
     row that comes first. `k` is one number (2 to group_size), or one for each difficulty (sec. 3.2).
-    A row that an earlier link dropped is never kept. Token efficiency needs rewards of both signs: with
-    0/1 rewards all wrong responses tie at 0, and among negative rewards it prefers the longest.
+    A row that an earlier link dropped is never kept; where fewer than k are left, all are.
+    Token efficiency needs rewards of both signs: with 0/1 rewards all wrong responses tie at 0, and among
+    negative rewards it prefers the longest.
     """
     adaptive = k if isinstance(k, AdaptiveK) else None
     state = DifficultyTracker(adaptive) if adaptive else None
@@ -62,9 +63,6 @@ def keep_top(*, k: Rank | AdaptiveK, metric: Metric = "shortest") -> Transform:
 
     def apply(batch: Batch) -> Batch:
         index, groups = ops.group_index(batch.group)
-        size = torch.bincount(index, minlength=groups)
-        if len(size):
-            check(int(size.min()))
         reward = batch.need("reward", "keep_top") if adaptive or metric == "token_efficiency" else None
         k_Q = state.update(ops.group_mean(reward.double(), index, groups)) if state else torch.full((groups,), k)
         length = batch.length.double().clamp(min=1)

@@ -58,7 +58,9 @@ def save(model: nn.Module, folder: Path, write: bool) -> None:
     """The adapter in PEFT format, or the whole model. Gathering is collective; ranks with `write` store it."""
     state = trainable(model)
     if write:
-        model.save_pretrained(folder, state_dict=state)
+        # the embeddings are never trained here, and looking for them would ask the hub for the base model
+        kind = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        model.save_pretrained(folder, state_dict=state, **kind)
 
 
 def whole(model: nn.Module):

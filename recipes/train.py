@@ -1,4 +1,4 @@
-"""What `accelerate launch` runs: accelerate launch --config_file launch/cpu.yaml recipes/train.py RECIPE [key=value ...]"""
+"""Train: `accelerate launch --config_file launch/cpu.yaml recipes/train.py RECIPE [key=value ...]`."""
 
 import sys
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hub_stub import client_environment, hub_stub
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
-from hub_stub import client_environment, hub_stub
 
 from align.hub import RunSummary, card, check_repo_name, push, shorten
 

@@ -1,0 +1,72 @@
+"""What several tests build on."""
+
+from dataclasses import fields, replace
+
+import torch
+
+from align.batch import Batch, pad
+from align.credit import assign
+from align.losses import Current
+
+
+def batch_of(groups, lengths, rewards=None, dtype=torch.float64, **ragged):
+    """A batch of responses with the given lengths; keyword arguments are ragged per-token lists."""
+    per_token = {name: pad(rows, dtype) for name, rows in ragged.items()}
+    if rewards is not None:
+        per_token["reward"] = torch.tensor(rewards, dtype=dtype)
+    return Batch.of(groups, [[7] * n for n in lengths], dtype=dtype, **per_token)
+
+
+def no_model(batch, names, rows_B, reader):
+    """An `annotate` for batches that carry everything."""
+    for name in names:
+        batch.need(name, reader)
+    return batch
+
+
+def loss_of(objective, batch, logprob, entropy=None):
+    """(loss, gradient [B,T] of the log-probabilities) as the learner would have them in one micro-batch."""
+    logprob = logprob.clone().requires_grad_()
+    credited = assign(objective, batch, no_model)
+    current = Current(logprob, entropy)
+    loss = sum(term.share(current, credited.batch) for term in credited.terms)
+    return loss.detach(), torch.autograd.grad(loss, logprob)[0]
+
+
+def random_batch(seed, groups=3, size=4, longest=6, dtype=torch.float64):
+    """Ragged rows, mixed rewards, log-probabilities of every kind; one response has a single token."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=generator, dtype=dtype)
+
+    rows = groups * size
+    lengths = (draw(rows) * longest).long() + 1
+    batch = batch_of(
+        [i // size for i in range(rows)],
+        lengths.tolist(),
+        rewards=(draw(rows) * 3).round().tolist(),
+        dtype=dtype,
+    )
+    shape = batch.mask.shape
+    named = {name: -2 * draw(*shape) for name in ("old_logprob", "ref_logprob", "sampler_logprob")}
+    named["old_logprob"] = named["sampler_logprob"] + 0.3 * (draw(*shape) - 0.5)
+    logprob = named["old_logprob"] + 0.6 * (draw(*shape) - 0.5)
+    return replace(batch, **named), logprob
+
+
+def widened(batch, by, fill):
+    """The batch with `by` more columns; masked floats become `fill`, masked ids 99."""
+    changed = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, torch.Tensor) and value.dim() == 2:
+            changed[field.name] = widen(value, batch.mask, by, fill)
+    return replace(batch, **changed)
+
+
+def widen(value, mask, by, fill):
+    """[B,T+by]; what stands outside the mask is replaced."""
+    filler = {torch.bool: False, torch.int64: 99}.get(value.dtype, fill)
+    kept = value if value.dtype == torch.bool else torch.where(mask, value, torch.tensor(filler, dtype=value.dtype))
+    return torch.cat([kept, torch.full((len(value), by), filler, dtype=value.dtype)], 1)

@@ -1,0 +1,170 @@
+"""Golden values A2 and A3 of the specification, ties, and the identity with GRPO."""
+
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from helpers import batch_of, loss_of, no_model, random_batch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.adaptive import AdaptiveK, DifficultyTracker
+from align.credit import assign
+from align.losses import Constant
+from align.objectives import gfpo, grpo
+from align.transforms import keep_top
+
+LENGTH = [120, 80, 200, 80, 150, 60, 300, 100]
+REWARD = [1.0, 0, 1, 1, 0, 0, 1, 1]
+SHAPED = [0.9, -0.8, 0.7, 1, -0.5, -1, 0.6, 0.95]
+
+
+def a2(rewards=REWARD, **args):
+    """(kept rows, advantage of each row, loss at ratio 1) of A2's group of eight."""
+    batch = batch_of([0] * 8, LENGTH, rewards=rewards)
+    batch = replace(batch, old_logprob=torch.zeros_like(batch.weight))
+    objective = gfpo(**args)
+    credited = assign(objective, batch, no_model)
+    kept = credited.batch.kept.nonzero()[:, 0].tolist()
+    return kept, credited.batch.advantage[:, 0].numpy(), float(loss_of(objective, batch, batch.old_logprob)[0])
+
+
+def test_shortest():
+    kept, advantage, _ = a2(k=4)
+    assert kept == [1, 3, 5, 7]
+    np.testing.assert_allclose(advantage, [0, -1, 0, 1, 0, -1, 0, 1], atol=1e-12)
+    assert a2(k=4, std="sample", eps=1e-6)[1][3] == pytest.approx(0.8660239038, abs=1e-9)
+
+
+def test_all_of_the_group():
+    np.testing.assert_allclose(a2(k=8)[1], np.where(np.array(REWARD) > 0, 0.7745966692, -1.2909944487), atol=1e-9)
+    sample = a2(k=8, std="sample", eps=1e-6)[1]
+    np.testing.assert_allclose(sample[:2], [0.7245674, -1.2076124], atol=1e-7)
+
+
+def test_denominator_counts_all_responses_or_the_kept_ones():
+    assert a2(k=4, eps=1e-6)[2] == pytest.approx(-0.0366971743, abs=1e-9)
+    assert a2(k=4, eps=1e-6, denominator="selected")[2] == pytest.approx(-0.12499975, abs=1e-9)
+    assert a2(k=4, eps=1e-6, aggregation=Constant(constant=1.0))[2] == pytest.approx(-40.0, abs=1e-4)
+
+
+def test_a_tie_at_the_border_goes_to_the_first_row():
+    kept, advantage, _ = a2(k=2)
+    assert kept == [1, 5] and not advantage.any()  # keeping row 3 instead would give -1 and +1
+
+
+def test_token_efficiency():
+    kept, advantage, _ = a2(k=4, metric="token_efficiency")
+    assert kept == [0, 2, 3, 7] and not advantage.any()
+    kept, advantage, _ = a2(k=6, metric="token_efficiency")
+    assert kept == [0, 1, 2, 3, 6, 7]
+    np.testing.assert_allclose(advantage[[3, 1]], [0.4472135955, -2.2360679775], atol=1e-9)
+
+
+def test_token_efficiency_of_shaped_rewards():
+    kept, advantage, _ = a2(rewards=SHAPED, k=6, metric="token_efficiency", eps=1e-6)
+    assert kept == [0, 2, 3, 4, 6, 7]
+    golden = [0.5662114955, 0, 0.1779521843, 0.7603411512, -2.1516036831, 0, -0.0161774713, 0.6632763234]
+    np.testing.assert_allclose(advantage, golden, atol=1e-9)
+
+
+def test_an_all_wrong_group_keeps_its_longest_under_token_efficiency():
+    batch = batch_of([0] * 6, [100, 4000, 5000, 800, 2500, 300], rewards=[-1, -1, -0.5, -0.5, -0.9, -0.7])
+    kept = keep_top(k=3, metric="token_efficiency").apply(batch).kept
+    assert kept.nonzero()[:, 0].tolist() == [1, 2, 4]
+
+
+# ---- adaptive difficulty
+
+
+def test_adaptive_goldens():
+    tracker = DifficultyTracker(AdaptiveK(warmup_prompts=4))
+    means = [0.5, 0.9, 0.1, 0.7, 0.3, 1.0, 0.0, 0.6, 0.6, 0.2]
+    one_by_one = [int(tracker.update(torch.tensor([mean], dtype=torch.float64))) for mean in means]
+    assert one_by_one == [8, 8, 8, 6, 8, 4, 8, 6, 6, 8]
+    assert (
+        DifficultyTracker(AdaptiveK(warmup_prompts=4)).update(torch.tensor(means, dtype=torch.float64)).tolist()
+        == one_by_one
+    )
+
+
+def test_adaptive_saturates_on_atoms():
+    """Where three quarters of all prompts fail, quartiles are 0 and a failing prompt counts as easy."""
+    tracker = DifficultyTracker(AdaptiveK(warmup_prompts=1))
+    tracker.load_state_dict({"seen": [0.0] * 8 + [0.5]})
+    assert tracker.update(torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist() == [4, 4]
+    tracker.load_state_dict({"seen": [1.0] * 8 + [0.25]})
+    assert tracker.update(torch.tensor([0.5], dtype=torch.float64)).tolist() == [8]
+
+
+def test_adaptive_keeps_each_prompts_own_number_and_sees_all_rewards():
+    lengths = [9, 8, 7, 6, 5, 4, 3, 2] * 2
+    rewards = [0.0] * 8 + [1.0] * 8
+    link = keep_top(k=AdaptiveK(very_hard=6, hard=5, medium=4, easy=2, warmup_prompts=2))
+    batch = batch_of([0] * 8 + [1] * 8, lengths, rewards=rewards)
+    kept = link.apply(batch).kept.view(2, 8).sum(1).tolist()
+    assert kept == [6, 2]  # warming up: very hard; then 1.0 is in the top quarter of [0, 1]
+    assert link.state.state_dict() == {"seen": [0.0, 1.0]}
+
+
+def test_adaptive_with_every_k_the_group_size_is_grpo():
+    batch, logprob = random_batch(5)
+    all_of_them = AdaptiveK(very_hard=4, hard=4, medium=4, easy=4, warmup_prompts=1)
+    for a, b in zip(loss_of(gfpo(k=all_of_them), batch, logprob), loss_of(grpo(), batch, logprob), strict=True):
+        assert torch.equal(a, b)
+
+
+# ---- invariants
+
+
+@pytest.mark.parametrize("metric", ["shortest", "token_efficiency"])
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_k_of_the_whole_group_is_grpo_bit_for_bit(metric, seed, dtype):
+    batch, logprob = random_batch(seed, dtype=dtype)
+    for a, b in zip(loss_of(gfpo(k=4, metric=metric), batch, logprob), loss_of(grpo(), batch, logprob), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("metric", ["shortest", "token_efficiency"])
+@given(seed=st.integers(0, 10_000), k=st.integers(2, 4))
+def test_advantages_are_the_oracle(metric, seed, k):
+    batch, _ = random_batch(seed)
+    got = assign(gfpo(k=k, metric=metric), batch, no_model).batch.advantage[:, 0].tolist()
+    for g in range(3):
+        rows = slice(4 * g, 4 * g + 4)
+        expected = oracle.gfpo_advantages(batch.reward[rows].tolist(), batch.length[rows].tolist(), k, metric)
+        assert got[rows] == pytest.approx(expected, abs=1e-12)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_kept_advantages_have_mean_0_and_population_variance_1_or_0(seed):
+    batch, _ = random_batch(seed)
+    credited = assign(gfpo(k=3), batch, no_model)
+    for g in range(3):
+        rows = credited.batch.kept & (batch.group == g)
+        advantage = credited.batch.advantage[rows, 0]
+        assert float(advantage.mean()) == pytest.approx(0, abs=1e-12)
+        assert float(advantage.var(correction=0)) == pytest.approx(1) or not advantage.any()
+    assert not credited.batch.advantage[~credited.batch.kept].any()
+
+
+def test_adding_a_constant_to_rewards_changes_efficiency_but_not_shortest():
+    shifted = [r + 10 for r in SHAPED]
+    np.testing.assert_allclose(a2(SHAPED, k=4)[1], a2(shifted, k=4)[1], atol=1e-9)
+    efficient = [a2(r, k=4, metric="token_efficiency")[0] for r in (SHAPED, shifted)]
+    assert efficient[0] != efficient[1]
+
+
+def test_k_must_fit_the_group():
+    link = keep_top(k=5)
+    with pytest.raises(ValueError, match="at most the group size"):
+        link.check(4)
+    link.check(5)
+
+
+def test_rows_dropped_before_are_not_kept():
+    batch = batch_of([0] * 4, [1, 2, 3, 4], rewards=[1.0, 0, 1, 0])
+    batch = replace(batch, kept=torch.tensor([False, True, True, True]))
+    assert keep_top(k=2).apply(batch).kept.tolist() == [False, True, True, False]
