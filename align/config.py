@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from align.hub import check_repo_name
 from align.losses import LOSSES, Loss
 from align.objectives import OBJECTIVES, Objective
-from align.schema import ConfigError, Key, Source, call, explain, load_object, names_at, nearest, read
+from align.schema import (
+    ConfigError,
+    Key,
+    Source,
+    call,
+    collect,
+    explain,
+    load_object,
+    names_at,
+    nearest,
+    paths_in,
+    read,
+)
 from align.transforms import TRANSFORMS, Transform
 
 
@@ -22,7 +38,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Positive = Annotated[float, Gt(0)]
+Positive = Annotated[FiniteFloat, Gt(0)]
 Count = Annotated[int, Ge(1)]
 
 
@@ -46,7 +62,7 @@ class Data(Section):
     holdout: Annotated[int, Ge(0)] = Field(0, description="distinct prompts kept out of training, for evaluation")
     eval_prompts: str | None = Field(None, description="evaluation prompts from a source of their own, not a holdout")
     eval_args: dict[str, Any] = {}
-    system: str | None = Field(None, description="system message put before every conversational prompt")
+    system: str | None = Field(None, description="system message for conversational prompts that have none")
     prompts_per_step: Count = 8
     max_prompt_tokens: Count = 512
 
@@ -65,7 +81,7 @@ class Sampling(Section):
 
 class Reward(Section):
     fn: str
-    weight: float = 1.0
+    weight: FiniteFloat = 1.0
     args: dict[str, Any] = {}
 
 
@@ -73,16 +89,16 @@ class Correct(Section):
     """What counts as solved, for pass@k and for objectives that look at correctness."""
 
     reward: str = Field(description="name of the reward function that decides")
-    at_least: float = 1.0
+    at_least: FiniteFloat = 1.0
 
 
 class Optim(Section):
     lr: Positive = 1e-5
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    weight_decay: Annotated[FiniteFloat, Ge(0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Annotated[int, Ge(0)] = 0
-    max_grad_norm: Positive = Field(1.0, description=".inf does not clip")
+    max_grad_norm: Annotated[float, Gt(0)] = Field(1.0, description=".inf does not clip")
     micro_batch_tokens: Count = Field(4096, description="most tokens in one forward and backward pass")
     layout: Literal["padded", "shared_prefix"] | None = Field(
         None, description="default: shared_prefix where the model can"
@@ -115,7 +131,7 @@ class Recipe(Section):
     model: Model
     data: Data
     sampling: Sampling = Sampling()
-    rewards: dict[str, float] | list[Reward]
+    rewards: dict[str, FiniteFloat] | list[Reward]
     correct: Correct | None = Field(None, description="default: the first reward, at least 1")
     objective: dict[str, Any] | None = None
     objectives: list[dict[str, Any]] | None = None
@@ -161,13 +177,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
         except ConfigError as error:
             problems.extend(error.problems)
 
-    recipe = attempt(lambda: _validate(source))
+    source.keys = paths_in(Recipe)
+    recipe = attempt(lambda: _validate(source)) or _valid_sections(source)
     objectives = attempt(lambda: build_objectives(source))
-    if recipe is None:
-        raise ConfigError(problems)
-    rewards = attempt(lambda: _rewards(recipe, source))
-    if objectives:
-        problems += _cross_rules(recipe, objectives, source)
+    rewards = attempt(lambda: _rewards(recipe, source)) if recipe.rewards is not None else None
+    problems += _cross_rules(recipe, objectives or (), source)
     correct = attempt(lambda: _correct(recipe, rewards, source)) if rewards else None
     problems += _hub_problems(recipe, source)
     if problems:
@@ -176,11 +190,26 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def _validate(source: Source) -> Recipe:
-    everywhere = [f"{section}.{name}" for section in Recipe.model_fields for name in names_at(Recipe, (section,))]
+    arguments = {
+        f"objective.{name}" for factory in OBJECTIVES.values() for name in inspect.signature(factory).parameters
+    }
     try:
         return Recipe.model_validate(source.data)
     except ValidationError as error:
-        raise ConfigError(explain(error, source, (), partial(names_at, Recipe), everywhere)) from error
+        known = replace(source, keys=[*source.keys, *sorted(arguments)])
+        raise ConfigError(explain(error, source.data, known, (), partial(names_at, Recipe))) from error
+
+
+def _valid_sections(source: Source) -> Recipe:
+    """What of a wrong recipe can still be checked: None stands for each section that is not valid by itself."""
+    sections = {}
+    for name, info in Recipe.model_fields.items():
+        value = source.data.get(name, info.get_default())
+        try:
+            sections[name] = TypeAdapter(info.annotation).validate_python(value)
+        except ValidationError:
+            sections[name] = None
+    return Recipe.model_construct(**sections)
 
 
 def build_objectives(source: Source) -> tuple[Objective, ...]:
@@ -192,7 +221,7 @@ def build_objectives(source: Source) -> tuple[Objective, ...]:
         return (build_objective(one, source, ("objective",)),)
     if not isinstance(several, list) or not several:
         raise ConfigError([source.problem(("objectives",), "takes a list such as [{gfpo: {k: 4}, weight: 1.0}]")])
-    return tuple(build_objective(spec, source, ("objectives", i)) for i, spec in enumerate(several))
+    return collect(enumerate(several), lambda entry: build_objective(entry[1], source, ("objectives", entry[0])))
 
 
 def build_objective(spec: Any, source: Source, key: Key) -> Objective:
@@ -205,7 +234,7 @@ def build_objective(spec: Any, source: Source, key: Key) -> Objective:
         raise ConfigError([source.problem(key, "takes a mapping such as {name: gfpo, k: 4}")])
     spec = dict(spec)
     weight, add = spec.pop("weight", 1.0), spec.pop("add", [])
-    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight <= 0:
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < math.inf:
         raise ConfigError([source.problem((*key, "weight"), f"must be a number above 0, but it is {weight!r}")])
     if "chain" in spec or "loss" in spec:
         objective = _spelled_out(spec, source, key)
@@ -235,8 +264,8 @@ def _spelled_out(spec: dict, source: Source, key: Key) -> Objective:
     problems += [source.problem(key, f"missing {name}") for name in ("chain", "loss") if not spec.get(name)]
     if problems:
         raise ConfigError(problems)
-    chain = _pieces(spec["chain"], TRANSFORMS, Transform, source, (*key, "chain"))
-    losses = _pieces(spec["loss"], LOSSES, Loss, source, (*key, "loss"))
+    parts = (("chain", TRANSFORMS, Transform), ("loss", LOSSES, Loss))
+    chain, losses = collect(parts, lambda part: _pieces(spec[part[0]], *part[1:], source, (*key, part[0])))
     return Objective("+".join(link.name for link in chain), chain, losses)
 
 
@@ -248,18 +277,20 @@ def _pieces(specs: Any, known: Mapping, kind: type | tuple, source: Source, key:
         entries = [((*key, i, *spec), *next(iter(spec.items()))) for i, spec in enumerate(specs)]
     else:
         raise ConfigError([source.problem(key, "takes a list such as [{keep_top: {k: 4}}, {group_advantage: {}}]")])
-    return tuple(_factory(name, known, kind, args, source, place, place) for place, name, args in entries)
+    return collect(entries, lambda entry: _factory(entry[1], known, kind, entry[2], source, entry[0], entry[0]))
 
 
 def _factory(name: Any, known: Mapping, kind: type | tuple, args: Any, source: Source, key: Key, name_key: Key):
     """What the factory `name` makes of `args`; `name` is one of `known` or a dotted path."""
-    if name in known:
+    if isinstance(name, str) and name in known:
         factory = known[name]
     elif isinstance(name, str) and ":" in name:
         try:
             factory = load_object(name)
         except ValueError as error:
             raise ConfigError([source.problem(name_key, str(error))]) from error
+        if not inspect.isfunction(factory):
+            raise ConfigError([source.problem(name_key, f"{name} is not a function")])
     else:
         raise ConfigError([source.problem(name_key, f"unknown name {name!r}; {nearest(name, known)}")])
     made = call(factory, args, source, key)
@@ -298,9 +329,9 @@ def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
         if not callable(fn):
             problems.append(source.problem(key, f"{reward.fn} is not a function"))
             continue
-        name = reward.fn.partition(":")[2]
-        taken = {other.name for other in out}
-        name = name if name not in taken else f"{name}_{i}"
+        name, taken = reward.fn.partition(":")[2], {other.name for other in out}
+        if name in taken:
+            name = next(numbered for n in count(1) if (numbered := f"{name}_{n}") not in taken)
         out.append(RewardFunction(name, partial(fn, **reward.args) if reward.args else fn, reward.weight))
     if problems:
         raise ConfigError(problems)
@@ -320,30 +351,36 @@ def _correct(recipe: Recipe, rewards: tuple[RewardFunction, ...], source: Source
 
 
 def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Source) -> list[str]:
-    """Rules between keys of different sections."""
+    """Rules between keys of different sections. A section that is None was found wrong before."""
     problems = []
+    model, data, sampling, evaluation, run = recipe.model, recipe.data, recipe.sampling, recipe.eval, recipe.run
     names = {link.name for objective in objectives for link in objective.chain}
-    if "importance_weight" in names and recipe.sampling.old_logprob == "sampler":
+    if "importance_weight" in names and sampling and sampling.old_logprob == "sampler":
         what = "importance_weight needs sampling.old_logprob: trainer; with the sampler's the ratio contains it already"
         problems.append(source.problem(("sampling", "old_logprob"), what))
-    for objective in objectives:
-        for link in objective.chain:
+    for i, objective in enumerate(objectives):
+        key = ("objective",) if source.data.get("objectives") is None else ("objectives", i)
+        for link in objective.chain if sampling else ():
             try:
-                link.check(recipe.sampling.group_size)
+                link.check(sampling.group_size)
             except ValueError as error:
-                problems.append(source.problem(("objective",), f"{link.name}: {error} (sampling.group_size)"))
-    if recipe.sampling.sync == "adapter" and recipe.model.adapter is None:
+                problems.append(source.problem(key, f"{link.name}: {error} (sampling.group_size)"))
+    if sampling and sampling.sync == "adapter" and model and model.adapter is None:
         problems.append(
             source.problem(("sampling", "sync"), "adapter needs model.adapter; write merged, or leave it out")
         )
-    if recipe.sampling.engine == "transformers" and recipe.sampling.sync:
+    if sampling and sampling.engine == "transformers" and sampling.sync:
         problems.append(
             source.problem(("sampling", "sync"), "the transformers engine shares the weights; leave it out")
         )
-    if recipe.data.holdout and recipe.data.eval_prompts:
+    for i, tracker in enumerate(run.trackers if run else ()):
+        if importlib.util.find_spec(tracker) is None:
+            what = f"{tracker} is not installed; pip install {tracker}"
+            problems.append(source.problem(("run", "trackers", i), what))
+    if data and data.holdout and data.eval_prompts:
         problems.append(source.problem(("data", "holdout"), "leave it out where eval_prompts are given"))
-    if max(recipe.eval.pass_at) > recipe.eval.samples:
-        what = f"pass@{max(recipe.eval.pass_at)} needs as many eval.samples; there are {recipe.eval.samples}"
+    if evaluation and max(evaluation.pass_at) > evaluation.samples:
+        what = f"pass@{max(evaluation.pass_at)} needs as many eval.samples; there are {evaluation.samples}"
         problems.append(source.problem(("eval", "pass_at"), what))
     return problems
 

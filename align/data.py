@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational, maybe_apply_chat_template
 
@@ -41,8 +42,8 @@ class Prompts:
     train: list[Prompt]
     held_out: list[Prompt]
 
-    def step(self, step: int, count: int, seed: int) -> list[tuple[int, Prompt]]:
-        """`count` training prompts with their numbers: a pure function of the step, so that a resume goes on in place.
+    def step(self, step: int, count: int, seed: int) -> list[Prompt]:
+        """`count` training prompts: a pure function of the step, so that a resume goes on in place.
 
         The data is gone through in a new order each epoch; a step takes prompts across the border of two.
         """
@@ -50,8 +51,7 @@ class Prompts:
         out = []
         for position in range(step * count, (step + 1) * count):
             epoch, offset = divmod(position, size)
-            number = _order(size, seed, epoch)[offset]
-            out.append((number, self.train[number]))
+            out.append(self.train[_order(size, seed, epoch)[offset]])
         return out
 
 
@@ -62,16 +62,16 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
 
 def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prompts:
     """Read, tokenise and split. Raises `DataError`."""
-    rows = _rows(data.prompts, data.args)
-    prompts = _prompts(rows, data.prompts, data, tokenizer)
+    prompts = _prompts(_rows("data.prompts", data.prompts, data.args), data.prompts, data, tokenizer)
     if data.eval_prompts:
-        held_out = _prompts(_rows(data.eval_prompts, data.eval_args), data.eval_prompts, data, tokenizer)
+        rows = _rows("data.eval_prompts", data.eval_prompts, data.eval_args)
+        held_out = _prompts(rows, data.eval_prompts, data, tokenizer)
     else:
         held_out = _hold_out(prompts, data.holdout, seed)
     texts = {prompt.text for prompt in held_out}
     train = [prompt for prompt in prompts if prompt.text not in texts]
     if not train:
-        raise DataError(f"data.prompts: {data.prompts}: all {len(prompts)} prompts are held out; lower data.holdout")
+        raise DataError(f"data.prompts: {data.prompts}: all {len(prompts)} stand in data.eval_prompts too")
     assert texts.isdisjoint(prompt.text for prompt in train)
     return Prompts(train, held_out)
 
@@ -84,28 +84,35 @@ def _hold_out(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
     return random.Random(seed).sample(distinct, count)
 
 
-def _rows(source: str, args: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
+    """The rows of a source; `key` is where the recipe names it."""
     path = Path(source)
     loaders = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+    if path.suffix in loaders and not path.is_file():
+        raise DataError(f"{key}: {source}: no such file")
+    if path.suffix in loaders and path.stat().st_size == 0:
+        raise DataError(f"{key}: {source}: no rows")
     try:
         if path.suffix in loaders:
-            if not path.is_file():
-                raise DataError(f"data.prompts: {source}: no such file")
-            rows = load_dataset(loaders[path.suffix], data_files=source, split="train", **args)
+            rows = list(load_dataset(loaders[path.suffix], data_files=source, **{"split": "train", **args}))
         elif ":" in source:
-            rows = load_object(source)(**args)
+            rows = list(load_object(source)(**args))
         else:
-            rows = load_dataset(source, **{"split": "train", **args})
+            rows = list(load_dataset(source, **{"split": "train", **args}))
+    except DatasetsError as error:
+        raise DataError(f"{key}: {source}: {error.__cause__ or error}") from error
     except (ValueError, TypeError, OSError) as error:
-        raise DataError(f"data.prompts: {source}: {error}") from error
-    if len(rows) == 0:
-        raise DataError(f"data.prompts: {source}: no rows")
-    return list(rows)
+        raise DataError(f"{key}: {source}: {error}") from error
+    if not rows:
+        raise DataError(f"{key}: {source}: no rows")
+    return rows
 
 
-def _prompts(rows: list[dict], source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def _prompts(rows: list[Any], source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     out = []
     for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{source}: row {i}: must be a dictionary with a 'prompt', but it is {row!r}")
         if not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
             raise DataError(
                 f"{source}: row {i}: 'prompt' must be text or a list of messages; there are: {', '.join(map(str, row))}"
@@ -119,7 +126,7 @@ def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTok
     if is_conversational({"prompt": prompt}):
         if tokenizer.chat_template is None:
             raise DataError(f"{source}: row {i}: the prompt is a conversation, but the tokenizer has no chat template")
-        if data.system:
+        if data.system and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": data.system}, *prompt]
         text = maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

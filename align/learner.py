@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_scheduler
+from trl.models import prepare_deepspeed
 
 from align.batch import Batch
 from align.config import Optim
@@ -35,7 +36,7 @@ class Learner:
         reference: Policy | None = None,
     ):
         """`reference`: a frozen copy, where the policy has no adapter that could be switched off."""
-        self.accelerator, self.layout, self.optim, self.reference = accelerator, layout, optim, reference
+        self.accelerator, self.layout, self.optim = accelerator, layout, optim
         parameters = [p for p in policy.parameters() if p.requires_grad]
         kinds = {
             "adamw": lambda: torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay),
@@ -46,6 +47,7 @@ class Learner:
         self.lr_factor = schedule.lr_lambdas[0]  # a pure function of the step, so a resume has nothing to restore
         _configure(accelerator, policy, optim)
         self.engine, _ = accelerator.prepare(policy, optimizer)
+        self.reference = prepare_deepspeed(reference, accelerator) if reference is not None else None
 
     @property
     def model(self):

@@ -64,9 +64,8 @@ class Loop:
 
     def _sample(self, step: int) -> list[tuple]:
         recipe = self.experiment.recipe
-        numbered = self.prompts.step(step, recipe.data.prompts_per_step, recipe.run.seed)
         return rollouts.sample(
-            [prompt for _, prompt in numbered],
+            self.prompts.step(step, recipe.data.prompts_per_step, recipe.run.seed),
             self.generator,
             self.rank,
             n=recipe.sampling.group_size,

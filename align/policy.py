@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from align.layouts import Inputs
 
@@ -14,6 +15,11 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's; accelerate and TRL size ZeRO's buckets by it."""
+        return self.model.config
 
     def forward(self, inputs: Inputs, quantities: tuple[str, ...] = ("logprob",)) -> dict[str, Tensor]:
         """{quantity: [R,N] nats} for `logprob` and `entropy`. Softmax and sums run in float32."""

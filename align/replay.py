@@ -49,7 +49,9 @@ class ReplayError(ValueError):
 def read(path: str | Path) -> list[Rollout]:
     """The rollouts of a JSON-lines file. Raises `ReplayError` for the first line that is wrong."""
     rollouts = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    with open(path, encoding="utf-8") as file:  # not splitlines, which also splits within a text, at U+2028
+        lines = list(file)
+    for number, line in enumerate(lines, 1):
         place = f"{path}:{number}"
         if not line.strip():
             raise ReplayError(f"{place}: empty line; write one JSON object a line")

@@ -33,6 +33,7 @@ class Source:
     data: dict[str, Any]
     places: dict[Key, str] = field(default_factory=dict)
     name: str = "recipe"
+    keys: list[str] = field(default_factory=list)  # every valid `section.key`, to say where a misplaced one belongs
 
     def problem(self, key: Key, what: str) -> str:
         """`file:line: key: what is wrong`, at the nearest enclosing key that has a line."""
@@ -44,19 +45,31 @@ class Source:
 def read(path: str | Path, overrides: Iterable[str] = ()) -> Source:
     """A YAML recipe with `key=value` overrides applied. Raises `ConfigError`, `FileNotFoundError`."""
     path = Path(path)
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not valid YAML: {error}"]) from error
     if not isinstance(data, dict):
         raise ConfigError([f"{path}: a recipe is a mapping with keys such as model, data, objective"])
     source = Source(data, name=str(path))
     _mark(node, (), source)
-    for override in overrides:
-        _override(source, override)
+    collect(overrides, lambda override: _override(source, override))
     return source
+
+
+def collect(items: Iterable, step: Callable) -> tuple:
+    """step(item) of each item; one `ConfigError` with the problems of all."""
+    problems, out = [], []
+    for item in items:
+        try:
+            out.append(step(item))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return tuple(out)
 
 
 def _mark(node: yaml.Node, key: Key, source: Source) -> None:
@@ -91,10 +104,11 @@ def _override(source: Source, override: str) -> None:
         here[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError([f"command line: {name}: not a YAML value: {text!r}"]) from error
-    for n in range(1, len(parents) + 2):
-        key = tuple(name.split(".")[:n])
-        if n == len(parents) + 1 or key not in source.places:
-            source.places[key] = "command line"
+    whole = (*parents, last)
+    for key in [key for key in source.places if key[: len(whole)] == whole]:
+        del source.places[key]  # what stood there before is gone
+    for n in range(1, len(whole) + 1):
+        source.places.setdefault(whole[:n], "command line")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -121,22 +135,34 @@ def names_at(hint: Any, path: Key) -> list[str]:
     return [name for model in models for name in model.model_fields]
 
 
-def explain(
-    error: ValidationError, source: Source, key: Key, names: Callable[[Key], list[str]], everywhere: Iterable[str] = ()
-) -> list[str]:
-    """One line for each problem that pydantic found below `key`.
+def paths_in(hint: Any, prefix: str = "") -> list[str]:
+    """`section.key` of every key below a type."""
+    fields = [(prefix + name, field) for model in models_in(hint) for name, field in model.model_fields.items()]
+    return [path for name, field in fields for path in (name, *paths_in(field.annotation, f"{name}."))]
 
-    `names` gives the valid keys at a place below `key`; `everywhere` lists `section.key` of the whole recipe,
-    to say where a misplaced key belongs.
+
+MISSING = ("missing", "missing_keyword_only_argument")
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "finite_number")
+
+
+def explain(
+    error: ValidationError, data: Any, source: Source, key: Key, names: Callable[[Key], list[str]]
+) -> list[str]:
+    """One line for each problem that pydantic found in `data`, which stands at `key`.
+
+    `names` gives the valid keys at a place below `key`.
     """
     problems: dict[Key, list[str]] = {}
-    for item in error.errors(include_url=False):
-        place = tuple(part for part in item["loc"] if _is_key(part))
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            belongs = [name for name in everywhere if name.endswith(f".{place[-1]}")]
+    for place, item in _meant(error, data):
+        if item["type"] in UNKNOWN and place[-1] in names(place[:-1]):
+            what = "does not go with the keys beside it; leave one out"
+        elif item["type"] in UNKNOWN:
+            belongs = [path for path in source.keys if path.rpartition(".")[2] == place[-1]]
+            belongs = [path if "." in path else "the top level" for path in belongs]
             fix = f"it belongs at {' or '.join(belongs)}" if belongs else nearest(place[-1], names(place[:-1]))
             what = f"unknown key; {fix}"
-        elif item["type"] in ("missing", "missing_keyword_only_argument"):
+        elif item["type"] in MISSING:
             what = "missing; this key is needed"
         else:
             what = f"{item['msg']}, but it is {item['input']!r}"
@@ -144,9 +170,43 @@ def explain(
     return [source.problem((*key, *place), "; or ".join(dict.fromkeys(whats))) for place, whats in problems.items()]
 
 
-def _is_key(part: str | int) -> bool:
-    """False for the names of union members, which pydantic mixes into the place of a problem."""
-    return not re.match(r"([A-Z]|constrained-|literal\[|list\[|dict\[|function-|(int|float|str|bool|none)$)", str(part))
+def _meant(error: ValidationError, data: Any) -> list[tuple[Key, dict]]:
+    """(place, error) of pydantic's errors; of a union, those of the member that was most likely meant.
+
+    That is a member that looked inside the value before one that refused it whole, then the one with the
+    fewest problems beyond a number out of range.
+    """
+    out, unions = [], {}
+    for item in error.errors(include_url=False):
+        place, union = _place(item, data)
+        if union is None:
+            out.append((place, item))
+        else:
+            at, member = union
+            unions.setdefault(at, {}).setdefault(member, []).append((place, item))
+    for at, members in unions.items():
+
+        def distance(found: list[tuple[Key, dict]], at: Key = at) -> tuple[bool, int]:
+            outside = all(place == at for place, _ in found)
+            return outside, sum(item["type"] not in OUTSIDE for _, item in found)
+
+        least = min(map(distance, members.values()))
+        out += [entry for found in members.values() if distance(found) == least for entry in found]
+    return out
+
+
+def _place(item: dict, data: Any) -> tuple[Key, tuple[Key, str] | None]:
+    """Where a problem stands in `data`, and the first union above it with its member: pydantic mixes them."""
+    place, union = [], None
+    for part in item["loc"]:
+        if isinstance(data, Mapping) and part in data or isinstance(data, list) and part in range(len(data)):
+            data = data[part]
+            place.append(part)
+        elif item["type"] in MISSING and part == item["loc"][-1]:
+            place.append(part)
+        else:
+            union = union or (tuple(place), str(part))
+    return tuple(place), union
 
 
 def load_object(path: str) -> Any:
@@ -154,8 +214,7 @@ def load_object(path: str) -> Any:
 
     Raises `ValueError` that says which part is wrong. Importing runs the module's code: name only your own.
     """
-    module, colon, attribute = path.partition(":")
-    if not colon or not attribute:
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", path):
         raise ValueError(f"{path!r} is not a dotted path; write package.module:name")
     try:
         return pkgutil.resolve_name(path)
@@ -163,6 +222,8 @@ def load_object(path: str) -> Any:
         raise ValueError(f"cannot import {error.name!r} for {path!r}; is it installed or on PYTHONPATH?") from error
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{path!r}: {error}") from error
+    except Exception as error:  # the module is the user's: whatever it raises belongs to this path
+        raise ValueError(f"{path!r}: importing it raised {type(error).__name__}: {error}") from error
 
 
 def call(factory: Callable, args: Mapping[str, Any] | None, source: Source, key: Key) -> Any:
@@ -177,6 +238,6 @@ def call(factory: Callable, args: Mapping[str, Any] | None, source: Source, key:
     try:
         return validate_call(factory)(**(args or {}))
     except ValidationError as error:
-        raise ConfigError(explain(error, source, key, names)) from error
+        raise ConfigError(explain(error, args or {}, source, key, names)) from error
     except ValueError as error:
         raise ConfigError([source.problem(key, str(error))]) from error

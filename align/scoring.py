@@ -44,7 +44,7 @@ async def _all(rewards, arguments: dict[str, list], rows: int) -> dict[str, list
     """Plain functions one after another, async ones side by side."""
     pending, out = {}, {}
     for reward in rewards:
-        value = _call(reward, arguments)
+        value = await _call(reward, arguments)
         if inspect.isawaitable(value):
             pending[reward.name] = (reward, value)
         else:
@@ -52,19 +52,19 @@ async def _all(rewards, arguments: dict[str, list], rows: int) -> dict[str, list
     results = await asyncio.gather(*(value for _, value in pending.values()), return_exceptions=True)
     for (reward, _), result in zip(pending.values(), results, strict=True):
         if isinstance(result, BaseException):
-            raise _failure(reward, arguments, result) from result
+            raise await _failure(reward, arguments, result) from result
         out[reward.name] = _checked(reward, result, rows)
     return {reward.name: out[reward.name] for reward in rewards}
 
 
-def _call(reward: RewardFunction, arguments: dict[str, list]) -> Any:
+async def _call(reward: RewardFunction, arguments: dict[str, list]) -> Any:
     try:
         return reward.fn(**arguments)
     except Exception as error:  # whatever user code raises is reported with its place, never swallowed
-        raise _failure(reward, arguments, error) from error
+        raise await _failure(reward, arguments, error) from error
 
 
-def _failure(reward: RewardFunction, arguments: dict[str, list], error: BaseException) -> RewardError:
+async def _failure(reward: RewardFunction, arguments: dict[str, list], error: BaseException) -> RewardError:
     """Names the first row on which the function fails alone."""
     where = "on the batch as a whole"
     for i in range(len(arguments["prompts"])):
@@ -72,7 +72,7 @@ def _failure(reward: RewardFunction, arguments: dict[str, list], error: BaseExce
         try:
             value = reward.fn(**one)
             if inspect.isawaitable(value):
-                asyncio.new_event_loop().run_until_complete(value)
+                await value
         except Exception:  # only to find the row; the error of the real call is the one reported
             where = f"on row {i}: {str(arguments['completions'][i])[:200]!r}"
             break

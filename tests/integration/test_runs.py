@@ -1,0 +1,87 @@
+"""Whole runs of the shipped recipe on a tiny model: real vLLM, real DeepSpeed, through `accelerate launch`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from launch import ROOT, launch
+
+pytestmark = pytest.mark.engine
+SMALL = [
+    "data.args.size=24",
+    "data.holdout=4",
+    "data.prompts_per_step=4",
+    "sampling.group_size=4",
+    "objective.k=3",
+    "sampling.max_response_tokens=10",
+    "sampling.compile=false",
+    "sampling.cache_gib=0.25",
+    "eval.samples=2",
+    "eval.pass_at=[1,2]",
+    "optim.lr=0.02",
+    "optim.micro_batch_tokens=400",
+]
+# the reward of a random model is 0 everywhere: short answers are something that it can learn
+REWARDS = 'rewards=[{fn: "rewards.gym:correct"}, {fn: "rewards.length:length_penalty", args: {per_token: 0.1}}]'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.save_model(folder)
+    return folder
+
+
+def train(machine: str, recipe: str, folder: Path, out: Path, *overrides: str) -> list[dict]:
+    """The metrics of a run of a shipped recipe."""
+    arguments = [f"model.policy={folder}", f"run.out={out}", *SMALL, REWARDS, *overrides]
+    launch(machine, ROOT / "recipes/train.py", ROOT / "recipes" / f"{recipe}.yaml", *arguments)
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(metrics: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in metrics]
+
+
+@pytest.mark.parametrize("machine", ["cpu_zero2", "cpu_zero3"])
+def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
+    metrics = train(machine, "gfpo_chain_sum", folder, tmp_path / "run", "run.steps=2", "run.trackers=[tensorboard]")
+    steps = [row for row in metrics if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    for row in steps:
+        assert row["signal/carrying"] > 0 and row["grad_norm"] > 0
+        assert row["signal/generated"] == row["signal/carrying"] + sum(
+            value for name, value in row.items() if name.startswith("signal/taken/")
+        )
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    probe = torch.arange(3, 40)[None]
+    before = base(probe).logits
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run/adapter")
+    assert (adapted(probe).logits - before).abs().max() > 1e-3
+    assert (tmp_path / "run/curve.png").stat().st_size > 1000
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_four_steps_are_two_and_two_resumed_bit_for_bit(folder, tmp_path):
+    adaptive = "objective.k={very_hard: 4, hard: 4, medium: 3, easy: 2, warmup_prompts: 3}"
+    whole = train("cpu", "gfpo_chain_sum", folder, tmp_path / "whole", adaptive, "run.steps=4", "run.eval_every=1")
+    parts = tmp_path / "parts"
+    train("cpu", "gfpo_chain_sum", folder, parts, adaptive, "run.steps=2", "run.eval_every=1")
+    resumed = train(
+        "cpu", "gfpo_chain_sum", folder, parts, adaptive, "run.steps=4", "run.eval_every=1", f"run.resume={parts}"
+    )
+    assert timeless(resumed) == timeless(whole)
+    assert len([row for row in whole if "loss" in row]) == 4
+    one, two = (load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one | two)
+    assert max(float(value.abs().max()) for name, value in one.items() if "lora_B" in name) > 0.01
+    states = [json.loads((tmp_path / run / "checkpoints/step_4/state.json").read_text()) for run in ("whole", "parts")]
+    assert states[0] == states[1] and len(states[0]["links"][0]["seen"]) == 16
+    samples = [(tmp_path / run / "samples.jsonl").read_text() for run in ("whole", "parts")]
+    assert samples[0] == samples[1]

@@ -1,0 +1,46 @@
+"""The real sampler has the trainer's weights after a sync, and visibly not before."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_task
+
+from launch import launch
+
+pytestmark = pytest.mark.engine
+ADAPTER = ", adapter: {rank: 4, alpha: 8}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.save_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "machine, adapter, sync",
+    [
+        ("cpu", ADAPTER, "sampling.sync=merged"),
+        ("cpu", ADAPTER, "sampling.sync=adapter"),
+        ("cpu", "", "sampling.sync=merged"),
+        ("cpu_zero3", ADAPTER, "sampling.sync=merged"),
+        ("cpu", ADAPTER, "sampling.engine=transformers"),
+    ],
+)
+def test_sampler_follows_trainer(machine, adapter, sync, folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=adapter, out=tmp_path / "run"))
+    script = Path(__file__).parent / "drive_sync.py"
+    launch(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync)
+    found = json.loads((tmp_path / "out.json").read_text())
+    gaps = found["gaps"]
+    for moment in ("start", "after four steps", "synced"):
+        assert gaps[moment] < 1e-4, gaps
+    if "transformers" not in sync:  # that engine shares the trainer's weights
+        assert gaps["updated, not synced"] > 1e-3, gaps
+    ranks = 1 if machine == "cpu" else 2
+    assert found["threads"] == max(1, len(os.sched_getaffinity(0)) // ranks)
+    assert found["metrics"]["ratio"] == pytest.approx(1.0, abs=1e-4)

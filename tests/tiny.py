@@ -1,0 +1,62 @@
+"""A character-level chat tokenizer and a random Llama of 0.3M parameters, made in the process."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+START, END = "<|im_start|>", "<|im_end|>"
+CHARACTERS = ["\n", *map(chr, range(32, 127))]  # printable ASCII, and the line break of the template
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; ChatML; pad == eos == <|im_end|>. Characters beyond printable ASCII are dropped."""
+    vocabulary = {character: i for i, character in enumerate(CHARACTERS)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(START, special=True), AddedToken(END, special=True)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END,
+        pad_token=END,
+        extra_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=256,
+    )
+
+
+def save_model(folder: str | Path) -> Path:
+    """Save a tiny Llama with this tokenizer to `folder`: always the same weights, and no flat logits.
+
+    The configuration names no pad token: torch would keep that row of the embedding at 0, and it is the end token's.
+    """
+    tokens = tokenizer()
+    config = LlamaConfig(
+        vocab_size=-(-len(tokens) // 64) * 64,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=tokens.eos_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id)
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return Path(folder)
