@@ -23,9 +23,10 @@ def save(folder: Path, step: int, learner: Learner, objectives: tuple[Objective,
     final, work = folder / f"step_{step}", folder / f".step_{step}"
     if accelerator.is_main_process:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        (work / "engine").mkdir(parents=True)
     accelerator.wait_for_everyone()
     learner.save(work / "engine")
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         state = {"step": step, "links": _states(objectives), "processes": accelerator.num_processes}
         (work / "state.json").write_text(json.dumps(state))

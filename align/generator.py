@@ -73,6 +73,7 @@ class VLLM:
             enforce_eager=not recipe.sampling.compile,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             seed=recipe.run.seed,
             **lora,
         )

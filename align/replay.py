@@ -156,14 +156,14 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
     signal = credited.signal
     taken = {**signal.taken, first.loss.name: signal.carrying - carrying}
     summary: dict[str, Any] = {
-        "loss": float(sum(shares)),
+        "loss": float(sum(shares).detach()),
         "count": first.weighted.count,
         "unit": first.loss.unit,
         "signal": {"generated": signal.generated, "carrying": carrying, "taken": taken},
     }
     if len(shares) > 1:
         summary["terms"] = {
-            term.loss.name: {"loss": float(share), "count": term.weighted.count, "unit": term.loss.unit}
+            term.loss.name: {"loss": float(share.detach()), "count": term.weighted.count, "unit": term.loss.unit}
             for term, share in zip(credited.terms, shares, strict=True)
         }
     return credited, summary

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -265,5 +266,6 @@ def command() -> str:
 def quiet() -> None:
     """Leave the terminal to the progress bar; warnings and errors still come through."""
     disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # vLLM and torch talking to each other
     for name in ("DeepSpeed", "deepspeed", "vllm", "transformers", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
