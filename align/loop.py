@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from align.learner import Learner
 from align.rollouts import Rank, Rollout
 
 TRAIN, SAMPLED, GREEDY = range(3)  # purposes, each with random numbers of its own
+PHASES = ("generate", "score", "credit", "update", "sync")  # together they are a step
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Loop:
                 update = self.learner.update(credits, step)
         with clock("sync"):
             self.generator.sync(self.learner.model)
-        return {**describe(scored), **signal(credits), **update, **clock.seconds(passes)}, scored, credits
+        spent = {**clock.seconds(passes), "memory/peak_gib": peak_memory()}
+        return {**describe(scored), **signal(credits), **update, **spent}, scored, credits
 
     def _sample(self, step: int) -> list[tuple]:
         recipe = self.experiment.recipe
@@ -155,6 +158,13 @@ class Clock:
     def seconds(self, passes: Passes) -> dict[str, float]:
         spent = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
         return {**spent, **{f"pass_rows/{name}": rows for name, rows in passes.rows.items()}}
+
+
+def peak_memory() -> float:
+    """GiB: most that this process ever held, of the GPU's memory where it has one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def describe(scored: Sequence[Rollout]) -> dict[str, float]:

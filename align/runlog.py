@@ -10,6 +10,7 @@ import yaml
 from accelerate import Accelerator
 
 from align.credit import Credited
+from align.loop import PHASES
 from align.rollouts import Rollout
 
 
@@ -53,6 +54,10 @@ class RunLog:
         """The evaluation before training, where this run is a resumed one that has it."""
         rows = [row for row in _read(self._metrics) if row["step"] == 0]
         return {name: value for name, value in rows[0].items() if name != "step"} if rows else None
+
+    def training_seconds(self) -> float:
+        """Seconds of all steps so far."""
+        return sum(row.get(f"seconds/{phase}", 0.0) for row in _read(self._metrics) for phase in PHASES)
 
     def greedy_samples(self) -> tuple[list[dict], list[dict]]:
         """(before, after): greedy responses to the held-out prompts at the first and the last evaluation."""

@@ -228,7 +228,7 @@ def load_object(path: str) -> Any:
 
 def call(factory: Callable, args: Mapping[str, Any] | None, source: Source, key: Key) -> Any:
     """factory(**args) with types and ranges checked against its signature; problems name the place."""
-    if args is not None and not isinstance(args, Mapping):
+    if args is not None and not (isinstance(args, Mapping) and all(isinstance(name, str) for name in args)):
         raise ConfigError([source.problem(key, f"takes a mapping of its arguments, but it is {args!r}")])
     hints = typing.get_type_hints(factory, include_extras=True)
 

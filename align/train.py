@@ -122,6 +122,7 @@ def finish(loop: Loop, log: RunLog, before: dict[str, float], after: dict[str, f
         if rows:
             console.print(report.table(rows))
             console.print(report.samples(*log.greedy_samples()))
+        console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
         console.print(f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}")
         if recipe.hub:
             target = recipe.hub if isinstance(recipe.hub, Hub) else Hub(repo=recipe.hub)

@@ -177,6 +177,7 @@ BAD = [
     (run("trackers: wandb"), 12, "run.trackers", "valid list, but it is 'wandb'"),
     (objective("{name: gfpo, k: four}"), 9, "objective.k", "valid integer, unable to parse string"),
     (objective("{gfpo: [4]}"), 9, "objective.gfpo", "takes a mapping of its arguments, but it is [4]"),
+    (objective("{gfpo: {4: 4}}"), 9, "objective.gfpo", "takes a mapping of its arguments, but it is {4: 4}"),
     (objective("{name: gfpo, k: 4, weight: x}"), 9, "objective.weight", "must be a number above 0"),
     (objective("{name: grpo, std: smple}"), 9, "objective.std", "'population', 'sample' or 'none', but it is 'smple'"),
     (objective("{name: grpo, aggregation: mean}"), 9, "objective.aggregation", "'seq-mean-token-sum', but"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from hub_stub import client_environment, hub_stub
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -13,20 +14,11 @@ from transformers import AutoModelForCausalLM
 from launch import ROOT, launch
 
 pytestmark = pytest.mark.engine
-SMALL = [
-    "data.args.size=24",
-    "data.holdout=4",
-    "data.prompts_per_step=4",
-    "sampling.group_size=4",
-    "objective.k=3",
-    "sampling.max_response_tokens=10",
-    "sampling.compile=false",
-    "sampling.cache_gib=0.25",
-    "eval.samples=2",
-    "eval.pass_at=[1,2]",
-    "optim.lr=0.02",
-    "optim.micro_batch_tokens=400",
-]
+SMALL = """
+data.args.size=24 data.holdout=4 data.prompts_per_step=4 sampling.group_size=4 objective.k=3
+sampling.max_response_tokens=10 sampling.compile=false sampling.cache_gib=0.25 eval.samples=2 eval.pass_at=[1,2]
+optim.lr=0.02 optim.micro_batch_tokens=400
+"""
 # the reward of a random model is 0 everywhere: short answers are something that it can learn
 REWARDS = 'rewards=[{fn: "rewards.gym:correct"}, {fn: "rewards.length:length_penalty", args: {per_token: 0.1}}]'
 
@@ -38,10 +30,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(machine: str, recipe: str, folder: Path, out: Path, *overrides: str) -> list[dict]:
+def train(machine: str, recipe: str, folder: Path, out: Path, *overrides: str, **variables: str) -> list[dict]:
     """The metrics of a run of a shipped recipe."""
-    arguments = [f"model.policy={folder}", f"run.out={out}", *SMALL, REWARDS, *overrides]
-    launch(machine, ROOT / "recipes/train.py", ROOT / "recipes" / f"{recipe}.yaml", *arguments)
+    arguments = [f"model.policy={folder}", f"run.out={out}", *SMALL.split(), REWARDS, *overrides]
+    launch(machine, ROOT / "recipes/train.py", ROOT / "recipes" / f"{recipe}.yaml", *arguments, **variables)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -51,7 +43,11 @@ def timeless(metrics: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("machine", ["cpu_zero2", "cpu_zero3"])
 def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
-    metrics = train(machine, "gfpo_chain_sum", folder, tmp_path / "run", "run.steps=2", "run.trackers=[tensorboard]")
+    overrides = ("run.steps=2", "run.trackers=[tensorboard]", "hub=user/tiny")
+    with hub_stub() as hub:
+        client = {name: value for name, value in client_environment(hub, tmp_path).items() if name[:2] in ("HF", "NO")}
+        metrics = train(machine, "gfpo_chain_sum", folder, tmp_path / "run", *overrides, **client)
+        pushed = hub.files("user/tiny")
     steps = [row for row in metrics if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:
@@ -64,6 +60,10 @@ def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
     before = base(probe).logits
     adapted = PeftModel.from_pretrained(base, tmp_path / "run/adapter")
     assert (adapted(probe).logits - before).abs().max() > 1e-3
+    assert pushed["adapter_model.safetensors"] == (tmp_path / "run/adapter/adapter_model.safetensors").read_bytes()
+    card = pushed["README.md"].decode()
+    assert f"accelerate launch --config_file {machine}.yaml" in card  # of local paths the last name only
+    assert "gfpo" in card and str(tmp_path) not in card
     assert (tmp_path / "run/curve.png").stat().st_size > 1000
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
