@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -15,15 +14,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
+from align.compose import build_objectives
 from align.hub import check_repo_name
-from align.losses import LOSSES, Loss
 from align.objectives import OBJECTIVES, Objective
 from align.schema import (
     ConfigError,
     Key,
     Source,
-    call,
-    collect,
     explain,
     load_object,
     names_at,
@@ -31,7 +28,6 @@ from align.schema import (
     paths_in,
     read,
 )
-from align.transforms import TRANSFORMS, Transform
 
 
 class Section(BaseModel):
@@ -212,109 +208,6 @@ def _valid_sections(source: Source) -> Recipe:
     return Recipe.model_construct(**sections)
 
 
-def build_objectives(source: Source) -> tuple[Objective, ...]:
-    """The objectives of a recipe, from its key `objective` or from the list `objectives`."""
-    one, several = source.data.get("objective"), source.data.get("objectives")
-    if (one is None) == (several is None):
-        raise ConfigError([source.problem(("objective",), "write one of objective and objectives")])
-    if one is not None:
-        return (build_objective(one, source, ("objective",)),)
-    if not isinstance(several, list) or not several:
-        raise ConfigError([source.problem(("objectives",), "takes a list such as [{gfpo: {k: 4}, weight: 1.0}]")])
-    return collect(enumerate(several), lambda entry: build_objective(entry[1], source, ("objectives", entry[0])))
-
-
-def build_objective(spec: Any, source: Source, key: Key) -> Objective:
-    """One objective, in any of three forms.
-
-    `{name: gfpo, k: 4}`, `{gfpo: {k: 4}}`, or spelled out as `{chain: [{keep_top: {k: 4}}, ...], loss:
-    {clipped_surrogate: {...}}}`. Each may have `add`, a list of further links and losses, and `weight`.
-    """
-    if not isinstance(spec, Mapping):
-        raise ConfigError([source.problem(key, "takes a mapping such as {name: gfpo, k: 4}")])
-    spec = dict(spec)
-    weight, add = spec.pop("weight", 1.0), spec.pop("add", [])
-    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < math.inf:
-        raise ConfigError([source.problem((*key, "weight"), f"must be a number above 0, but it is {weight!r}")])
-    if "chain" in spec or "loss" in spec:
-        objective = _spelled_out(spec, source, key)
-    elif "name" in spec:
-        name = spec.pop("name")
-        objective = _factory(name, OBJECTIVES, Objective, spec, source, key, (*key, "name"))
-    elif len(spec) == 1:
-        name, args = next(iter(spec.items()))
-        objective = _factory(name, OBJECTIVES, Objective, args, source, (*key, name), (*key, name))
-    else:
-        raise ConfigError([source.problem(key, "needs a name, or a chain with a loss")])
-    for piece in _pieces(add, {**TRANSFORMS, **LOSSES}, (Transform, Loss), source, (*key, "add")):
-        if isinstance(piece, Transform):
-            objective = replace(objective, chain=(*objective.chain, piece))
-        else:
-            objective = replace(objective, losses=(*objective.losses, piece))
-    _check_order(objective, source, key)
-    return replace(objective, weight=float(weight))
-
-
-def _spelled_out(spec: dict, source: Source, key: Key) -> Objective:
-    problems = [
-        source.problem((*key, name), f"unknown key; {nearest(name, ['chain', 'loss', 'add', 'weight'])}")
-        for name in spec
-        if name not in ("chain", "loss")
-    ]
-    problems += [source.problem(key, f"missing {name}") for name in ("chain", "loss") if not spec.get(name)]
-    if problems:
-        raise ConfigError(problems)
-    parts = (("chain", TRANSFORMS, Transform), ("loss", LOSSES, Loss))
-    chain, losses = collect(parts, lambda part: _pieces(spec[part[0]], *part[1:], source, (*key, part[0])))
-    return Objective("+".join(link.name for link in chain), chain, losses)
-
-
-def _pieces(specs: Any, known: Mapping, kind: type | tuple, source: Source, key: Key) -> tuple:
-    """Links or losses from a list of `{name: {args}}` (or one mapping with several names)."""
-    if isinstance(specs, Mapping):
-        entries = [((*key, name), name, args) for name, args in specs.items()]
-    elif isinstance(specs, list) and all(isinstance(spec, Mapping) and len(spec) == 1 for spec in specs):
-        entries = [((*key, i, *spec), *next(iter(spec.items()))) for i, spec in enumerate(specs)]
-    else:
-        raise ConfigError([source.problem(key, "takes a list such as [{keep_top: {k: 4}}, {group_advantage: {}}]")])
-    return collect(entries, lambda entry: _factory(entry[1], known, kind, entry[2], source, entry[0], entry[0]))
-
-
-def _factory(name: Any, known: Mapping, kind: type | tuple, args: Any, source: Source, key: Key, name_key: Key):
-    """What the factory `name` makes of `args`; `name` is one of `known` or a dotted path."""
-    if isinstance(name, str) and name in known:
-        factory = known[name]
-    elif isinstance(name, str) and ":" in name:
-        try:
-            factory = load_object(name)
-        except ValueError as error:
-            raise ConfigError([source.problem(name_key, str(error))]) from error
-        if not inspect.isfunction(factory):
-            raise ConfigError([source.problem(name_key, f"{name} is not a function")])
-    else:
-        raise ConfigError([source.problem(name_key, f"unknown name {name!r}; {nearest(name, known)}")])
-    made = call(factory, args, source, key)
-    if not isinstance(made, kind):
-        raise ConfigError(
-            [source.problem(name_key, f"{name} returned a {type(made).__name__}, which cannot stand here")]
-        )
-    return made
-
-
-def _check_order(objective: Objective, source: Source, key: Key) -> None:
-    """Credit must exist before it is read; what the loop can compute by itself may be asked for anywhere."""
-    given: set[str] = set()
-    makers = {quantity: link.name for link in objective.chain for quantity in link.gives} | {
-        "advantage": "group_advantage"
-    }
-    for piece in (*objective.chain, *objective.losses):
-        for name in piece.needs:
-            if name in makers and name not in given:
-                what = f"{piece.name} reads {name}, which no link before it gives; put {makers[name]} before it"
-                raise ConfigError([source.problem(key, what)])
-        given.update(getattr(piece, "gives", ()))
-
-
 def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
     problems, out = [], []
     if not recipe.reward_list():
@@ -354,13 +247,14 @@ def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Sour
     """Rules between keys of different sections. A section that is None was found wrong before."""
     problems = []
     model, data, sampling, evaluation, run = recipe.model, recipe.data, recipe.sampling, recipe.eval, recipe.run
-    names = {link.name for objective in objectives for link in objective.chain}
-    if "importance_weight" in names and sampling and sampling.old_logprob == "sampler":
-        what = "importance_weight needs sampling.old_logprob: trainer; with the sampler's the ratio contains it already"
-        problems.append(source.problem(("sampling", "old_logprob"), what))
     for i, objective in enumerate(objectives):
         key = ("objective",) if source.data.get("objectives") is None else ("objectives", i)
         for link in objective.chain if sampling else ():
+            if {"old_logprob", "sampler_logprob"} <= set(link.needs) and sampling.old_logprob == "sampler":
+                what = (
+                    f"{link.name} needs sampling.old_logprob: trainer; with the sampler's the ratio contains it already"
+                )
+                problems.append(source.problem(("sampling", "old_logprob"), what))
             try:
                 link.check(sampling.group_size)
             except ValueError as error:
