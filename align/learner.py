@@ -100,7 +100,7 @@ class Learner:
         batch = credits[0].batch
         live = torch.stack([credited.live for credited in credits]).any(0)
         if not live.any():
-            return {"loss": 0.0, "update/rows": 0, "update/tokens": 0}
+            return {"loss": 0.0, "rows/trained": 0, "tokens/trained": 0}
         quantities = ("logprob", *{q for c in credits for term in c.terms for q in term.loss.differentiates})
         plan = divide(batch, live.any(1), ranks, self.optim.micro_batch_tokens)[accelerator.process_index]
         lr = self.optim.lr * self.lr_factor(step)
@@ -119,8 +119,8 @@ class Learner:
             "loss": sum(gather_object(losses)),
             "grad_norm": grad_norm,
             "lr": lr,
-            "update/rows": int(live.any(1).sum()),
-            "update/tokens": int(live.sum()),
+            "rows/trained": int(live.any(1).sum()),
+            "tokens/trained": int(live.sum()),
             **_summary(gather_object(measured)),
         }
 

@@ -37,7 +37,7 @@ def with_links(objective, aggregation, rows):
     bonus = entropy_bonus(coef=0.2, rows=rows, aggregation=aggregation)
     return replace(
         objective,
-        chain=(*objective.chain, importance_weight(high=1.1)),
+        chain=(*objective.chain, importance_weight(high=1.1, level="token" if rows == "kept" else "sequence")),
         losses=(*objective.losses, kl, bonus),
         weight=0.7,
     )
@@ -324,6 +324,23 @@ def test_links_over_all_rows_pull_on_dropped_ones(seed):
     dropped = batch.mask & ~credited.batch.kept[:, None]
     assert (gradient[dropped] != 0).all() and (slope[dropped] != 0).all()
     assert credited.live[dropped].all()
+
+
+def test_empty_responses_count_as_sequences_unless_only_what_is_selected_counts():
+    batch = batch_of([0] * 4, [0, 2, 0, 4], rewards=[1.0, 0, 0, 1])
+    batch = replace(batch, old_logprob=torch.zeros_like(batch.weight))
+    for aggregation in ("seq-mean-token-mean", "seq-mean-token-sum"):
+        for denominator, rows in (("full", 4), ("selected", 2)):
+            (term,) = assign(grpo(aggregation=aggregation, denominator=denominator), batch, no_model).terms
+            assert term.weighted.count == rows
+
+
+def test_an_empty_response_is_as_efficient_as_one_token():
+    batch = batch_of([0] * 3, [0, 4, 4], rewards=[0.0, -1.0, 1.0])
+    link = gfpo(k=2, metric="token_efficiency").chain[0]
+    assert link.apply(batch).kept.tolist() == [True, False, True]
+    batch = batch_of([0] * 3, [0, 1, 4], rewards=[-1.0, -2.0, -8.0])
+    assert link.apply(batch).kept.tolist() == [True, True, False]
 
 
 def test_a_term_without_a_count_sends_a_gradient_of_zero():

@@ -103,6 +103,13 @@ def test_a2_rows(replay):
     assert summary["signal"] == {"generated": 1090, "carrying": 320, "taken": taken}
 
 
+def test_a2_ties_go_to_the_first_line(replay):
+    """Rows 1 and 3 have 80 tokens; keeping row 3 would give -1 and +1."""
+    lines, summary = replay(a2(), "{name: gfpo, k: 2}")
+    assert [i for i, line in enumerate(lines) if line["kept"]] == [1, 5]
+    assert summary["loss"] == 0 and summary["signal"]["carrying"] == 0
+
+
 def test_a2_token_efficiency(replay):
     shaped = [0.9, -0.8, 0.7, 1, -0.5, -1, 0.6, 0.95]
     lines, _ = replay(a2(shaped), "{name: gfpo, k: 6, metric: token_efficiency, eps: 1.0e-6}")

@@ -12,6 +12,10 @@ from launch import launch
 
 pytestmark = pytest.mark.engine
 ADAPTER = ", adapter: {rank: 4, alpha: 8}"
+EVERY_PASS = [
+    "sampling.old_logprob=trainer",
+    "objective.add=[{importance_weight: {}}, {kl_policy_ref: {coef: 0.01}}, {entropy_bonus: {coef: 0.01}}]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +26,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "machine, adapter, sync",
+    "machine, adapter, sync, more",
     [
-        ("cpu", ADAPTER, "sampling.sync=merged"),
-        ("cpu", ADAPTER, "sampling.sync=adapter"),
-        ("cpu", "", "sampling.sync=merged"),
-        ("cpu_zero3", ADAPTER, "sampling.sync=merged"),
-        ("cpu", ADAPTER, "sampling.engine=transformers"),
+        ("cpu", ADAPTER, "sampling.sync=merged", []),
+        ("cpu", ADAPTER, "sampling.sync=adapter", EVERY_PASS),
+        ("cpu", "", "sampling.sync=merged", EVERY_PASS),
+        ("cpu_zero3", ADAPTER, "sampling.sync=merged", EVERY_PASS),
+        ("cpu", ADAPTER, "sampling.engine=transformers", []),
     ],
 )
-def test_sampler_follows_trainer(machine, adapter, sync, folder, tmp_path):
+def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=adapter, out=tmp_path / "run"))
     script = Path(__file__).parent / "drive_sync.py"
-    launch(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync)
+    launch(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync, *more)
     found = json.loads((tmp_path / "out.json").read_text())
     gaps = found["gaps"]
     for moment in ("start", "after four steps", "synced"):
