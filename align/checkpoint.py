@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -56,10 +57,21 @@ def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> i
             f" {accelerator.num_processes}; launch as many"
         )
     links = [link for objective in objectives for link in objective.chain if link.state]
+    if len(links) != len(state["links"]):
+        raise CheckpointError(f"run.resume: {folder} was written with another objective; resume with the same recipe")
     for link, saved in zip(links, state["links"], strict=True):
         link.state.load_state_dict(saved)
     learner.load(folder / "engine")
     return state["step"]
+
+
+def set_later_aside(folder: Path) -> None:
+    """Rename the checkpoints behind the one at `folder`: the run that goes on from it will write its own."""
+    step = int(folder.name.removeprefix("step_"))
+    for other in folder.parent.glob("step_*"):
+        if int(other.name.removeprefix("step_")) > step:
+            free = next(n for n in itertools.count(1) if not folder.with_name(f"replaced_{n}_{other.name}").exists())
+            other.rename(folder.with_name(f"replaced_{free}_{other.name}"))
 
 
 def _states(objectives: tuple[Objective, ...]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from align.losses import LOSSES, Loss
 from align.objectives import OBJECTIVES, Objective
-from align.schema import ConfigError, Key, Source, call, collect, load_object, nearest
+from align.schema import ConfigError, Key, Source, call, collect, distinct, load_object, nearest
 from align.transforms import TRANSFORMS, Transform
 
 
@@ -23,7 +23,9 @@ def build_objectives(source: Source) -> tuple[Objective, ...]:
         return (build_objective(one, source, ("objective",)),)
     if not isinstance(several, list) or not several:
         raise ConfigError([source.problem(("objectives",), "takes a list such as [{gfpo: {k: 4}, weight: 1.0}]")])
-    return collect(enumerate(several), lambda entry: build_objective(entry[1], source, ("objectives", entry[0])))
+    built = collect(enumerate(several), lambda entry: build_objective(entry[1], source, ("objectives", entry[0])))
+    names = distinct([objective.name for objective in built])  # metrics are told apart by name
+    return tuple(replace(objective, name=name) for objective, name in zip(built, names, strict=True))
 
 
 def build_objective(spec: Any, source: Source, key: Key) -> Objective:
@@ -115,3 +117,29 @@ def _check_order(objective: Objective, source: Source, key: Key) -> None:
                 what = f"{piece.name} reads {name}, which no link before it gives; put {makers[name]} before it"
                 raise ConfigError([source.problem(key, what)])
         given.update(getattr(piece, "gives", ()))
+
+
+def resolved(spec: Mapping) -> dict[str, Any]:
+    """An objective's valid YAML with the defaults of every factory in it filled in."""
+    out = {name: value for name, value in spec.items() if name in ("weight", "add")}
+    rest = {name: value for name, value in spec.items() if name not in out}
+    if "add" in out:
+        out["add"] = _filled_list(out["add"], {**TRANSFORMS, **LOSSES})
+    if "chain" in rest:
+        return {"chain": _filled_list(rest["chain"], TRANSFORMS), "loss": _filled_list(rest["loss"], LOSSES), **out}
+    if "name" not in rest:
+        ((name, args),) = rest.items()
+        rest = {"name": name, **(args or {})}
+    name = rest.pop("name")
+    return {"name": name, **_filled(name, OBJECTIVES, rest), **out}
+
+
+def _filled_list(specs: Mapping | list, known: Mapping) -> list[dict]:
+    entries = specs.items() if isinstance(specs, Mapping) else [next(iter(spec.items())) for spec in specs]
+    return [{name: _filled(name, known, args)} for name, args in entries]
+
+
+def _filled(name: str, known: Mapping, args: Mapping | None) -> dict[str, Any]:
+    parameters = inspect.signature(known[name] if name in known else load_object(name)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {**defaults, **(args or {})}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -41,7 +41,7 @@ Count = Annotated[int, Ge(1)]
 class Adapter(Section):
     """LoRA on the policy. Without this section all weights are trained."""
 
-    rank: Count = 16
+    rank: Annotated[int, Ge(1), Le(512)] = 16
     alpha: Positive = 32.0
     targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], MinLen(1)] = "all-linear"
 
@@ -144,11 +144,12 @@ class Recipe(Section):
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A reward with its arguments bound. `name` is the attribute's name, made distinct within the recipe."""
+    """A reward with its own arguments. `name` is the attribute's name, made distinct within the recipe."""
 
     name: str
     fn: Any
     weight: float
+    args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
         name, taken = reward.fn.partition(":")[2], {other.name for other in out}
         if name in taken:
             name = next(numbered for n in count(1) if (numbered := f"{name}_{n}") not in taken)
-        out.append(RewardFunction(name, partial(fn, **reward.args) if reward.args else fn, reward.weight))
+        out.append(RewardFunction(name, fn, reward.weight, reward.args))
     if problems:
         raise ConfigError(problems)
     return tuple(out)

@@ -50,6 +50,11 @@ class Credited:
     signal: Signal
 
     @property
+    def main(self) -> Term:
+        """The first term that reads the credit; the first of all where none does."""
+        return next((term for term in self.terms if "advantage" in term.loss.needs), self.terms[0])
+
+    @property
     def live(self) -> Tensor:
         """[B,T] bool: tokens whose log-probability some term differentiates."""
         return torch.stack([term.weighted.live for term in self.terms]).any(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,7 +94,9 @@ def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
     if path.suffix in loaders and path.stat().st_size == 0:
         raise DataError(f"{key}: {source}: no rows")
     try:
-        if path.suffix in loaders:
+        if path.suffix == ".jsonl" and not args:
+            rows = _json_lines(path)
+        elif path.suffix in loaders:
             rows = list(load_dataset(loaders[path.suffix], data_files=source, **{"split": "train", **args}))
         elif ":" in source:
             rows = list(load_object(source)(**args))
@@ -105,6 +108,18 @@ def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
         raise DataError(f"{key}: {source}: {error}") from error
     if not rows:
         raise DataError(f"{key}: {source}: no rows")
+    return rows
+
+
+def _json_lines(path: Path) -> list[Any]:
+    """The values of the file as they are written; a table would turn "2024-01-01" into a date and 1 into 1.0."""
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON: {error}") from error
     return rows
 
 

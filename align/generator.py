@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from align import weights
 from align.config import Recipe
@@ -51,8 +52,8 @@ class VLLM:
     keys its caches by name and path.
     """
 
-    def __init__(self, path: str, recipe: Recipe, context: int, sync: str):
-        threads = torch.get_num_threads()
+    def __init__(self, path: str, recipe: Recipe, context: int):
+        threads, sync = torch.get_num_threads(), recipe.sampling.sync
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that the torch seed decides
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM, SamplingParams
@@ -68,6 +69,7 @@ class VLLM:
             distributed_executor_backend="external_launcher",
             max_model_len=context,
             max_num_seqs=recipe.sampling.max_sequences,
+            gpu_memory_utilization=0.05,  # only asked for at the start; the next line sizes the cache
             kv_cache_memory_bytes=int(recipe.sampling.cache_gib * 2**30),
             enable_prefix_caching=True,
             enforce_eager=not recipe.sampling.compile,
@@ -123,6 +125,8 @@ class Transformers:
 
     def __init__(self, model: nn.Module, end_ids: Sequence[int], pad_id: int):
         self._model, self._end_ids, self._pad_id = model, list(end_ids), pad_id
+        # the model's own settings (top_k, repetition_penalty, ...) would sample from another distribution
+        self._plain = GenerationConfig(eos_token_id=list(end_ids), pad_token_id=pad_id, top_k=0)
 
     @torch.no_grad()
     def generate(self, prompts, *, n, temperature, max_tokens, seed):
@@ -137,19 +141,18 @@ class Transformers:
             if temperature
             else dict(do_sample=False)
         )
-        with weights.whole(self._model):
+        own, self._model.generation_config = self._model.generation_config, self._plain
+        try:
             out = self._model.generate(
                 input_ids=ids,
                 attention_mask=seen,
                 max_new_tokens=max_tokens,
-                eos_token_id=self._end_ids,
-                pad_token_id=self._pad_id,
-                top_k=0,
-                top_p=1.0,
                 return_dict_in_generate=True,
                 output_logits=True,
                 **choice,
             )
+        finally:
+            self._model.generation_config = own
         tokens = out.sequences[:, width:]
         logits = torch.stack(out.logits, 1).float() / (temperature or 1.0)
         logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]

@@ -35,10 +35,16 @@ class Inputs:
         return out.index_put((self.place,), wanted).view(shape)
 
 
-Layout = Callable[[Batch, Tensor], Inputs]
+@dataclass(frozen=True)
+class Layout:
+    """How rows become input, and how many positions that takes."""
+
+    name: str
+    inputs: Callable[[Batch, Tensor], Inputs]  # (rows, wanted [B,T]) -> input
+    positions: Callable[[Batch, list[int]], int]  # (batch, rows) -> positions of these rows in one micro-batch
 
 
-def padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
+def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
     """Prompts padded on the left, responses on the right; every response position predicts."""
     B, T = batch.mask.shape
     P = max(len(prompt) for prompt in batch.prompt_ids)
@@ -61,7 +67,12 @@ def padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
     )
 
 
-def shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
+def _padded_positions(batch: Batch, rows: list[int]) -> int:
+    longest = max(len(batch.prompt_ids[i]) for i in rows) + max(int(batch.mask[i].sum()) for i in rows)
+    return len(rows) * longest
+
+
+def _shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
     """One sequence: each group's prompt, then its responses, each seeing the prompt and itself only.
 
     Positions restart behind the prompt. A response's last token is no input: nothing is predicted from it.
@@ -108,6 +119,15 @@ def shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
     )
 
 
+def _shared_prefix_positions(batch: Batch, rows: list[int]) -> int:
+    prompts = {int(batch.group[i]): len(batch.prompt_ids[i]) for i in rows}
+    return sum(prompts.values()) + sum(int(batch.mask[i].sum()) for i in rows)
+
+
+padded = Layout("padded", _padded, _padded_positions)
+shared_prefix = Layout("shared_prefix", _shared_prefix, _shared_prefix_positions)
+
+
 def attends_by_mask(config: PretrainedConfig) -> bool:
     """Whether every layer is plain full attention, which a mask can confine; else the packed rows would mix."""
     text = config.get_text_config()
@@ -122,12 +142,13 @@ def attends_by_mask(config: PretrainedConfig) -> bool:
 FULL_ATTENTION = {"llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "phi3", "granite"}
 
 
-def choose(name: str | None, config: PretrainedConfig) -> Layout:
-    """The layout named, or the best one that this model can have. Raises `ValueError` where it cannot."""
+LAYOUTS = {layout.name: layout for layout in (padded, shared_prefix)}
+
+
+def choose(name: str | None, config: PretrainedConfig) -> str:
+    """The name given, or that of the best layout for this model. Raises `ValueError` where the model cannot have it."""
     capable = attends_by_mask(config)
     if name == "shared_prefix" and not capable:
         kind = config.get_text_config().model_type
-        raise ValueError(
-            f"optim.layout: shared_prefix is not known to hold for {kind!r}; write padded, or leave it out"
-        )
-    return padded if name == "padded" or not capable else shared_prefix
+        raise ValueError(f"shared_prefix is not known to hold for {kind!r}; write padded, or leave it out")
+    return name or ("shared_prefix" if capable else "padded")

@@ -60,7 +60,7 @@ class Learner:
         """{quantity: [rows,T] on the CPU}; no rows still runs a pass, over the batch's first row, for nothing."""
         part = batch.rows(torch.tensor(rows or [0]))
         wanted = wanted_BT[rows] if rows else torch.zeros_like(part.mask)
-        inputs = self.layout(part, wanted)
+        inputs = self.layout.inputs(part, wanted)
         values = module(inputs, quantities)
         return {name: inputs.scatter(value, part.mask.shape) for name, value in values.items()}
 
@@ -79,7 +79,7 @@ class Learner:
     def _score(self, batch: Batch, rows_B: Tensor, quantities: tuple[str, ...], module: nn.Module) -> dict[str, Tensor]:
         accelerator = self.accelerator
         out = {name: torch.zeros(batch.mask.shape) for name in quantities}
-        plan = divide(batch, rows_B, accelerator.num_processes, self.optim.micro_batch_tokens)
+        plan = divide(batch, rows_B, accelerator.num_processes, self.optim.micro_batch_tokens, self.layout.positions)
         found = []
         for rows in plan[accelerator.process_index]:
             values = self._forward(batch, rows, batch.mask, quantities, module)
@@ -102,10 +102,11 @@ class Learner:
         if not live.any():
             return {"loss": 0.0, "rows/trained": 0, "tokens/trained": 0}
         quantities = ("logprob", *{q for c in credits for term in c.terms for q in term.loss.differentiates})
-        plan = divide(batch, live.any(1), ranks, self.optim.micro_batch_tokens)[accelerator.process_index]
+        plan = divide(batch, live.any(1), ranks, self.optim.micro_batch_tokens, self.layout.positions)
         lr = self.optim.lr * self.lr_factor(step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        plan = plan[accelerator.process_index]
         losses, measured = [], []
         for i, rows in enumerate(plan):
             current = Current(**self._forward(batch, rows, live, quantities, self.engine))

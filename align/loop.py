@@ -22,6 +22,7 @@ from align.evaluation import summarise
 from align.generator import Generator
 from align.learner import Learner
 from align.rollouts import Rank, Rollout
+from align.scoring import RewardError
 
 TRAIN, SAMPLED, GREEDY = range(3)  # purposes, each with random numbers of its own
 PHASES = ("generate", "score", "credit", "update", "sync")  # together they are a step
@@ -51,7 +52,7 @@ class Loop:
             scored = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
         rated = [rollout for rollout in scored if rollout.reward is not None]
         if not rated:
-            raise RuntimeError(f"step {step + 1}: no reward function applied to any of {len(scored)} responses")
+            raise RewardError(f"step {step + 1}: no reward function applied to any of {len(scored)} responses")
         batch = rollouts.to_batch(rated)
         passes = Passes(self.learner, self.experiment.recipe.sampling.old_logprob, clock)
         with clock("credit"):
@@ -62,8 +63,8 @@ class Loop:
                 update = self.learner.update(credits, step)
         with clock("sync"):
             self.generator.sync(self.learner.model)
-        spent = {**clock.seconds(passes), "memory/peak_gib": peak_memory()}
-        return {**describe(scored), **signal(credits), **update, **spent}, scored, credits
+        spent = {**clock.seconds(), **passes.work, "memory/peak_gib": peak_memory()}
+        return {**describe(scored), **signal(scored, credits, update), **update, **spent}, scored, credits
 
     def _sample(self, step: int) -> list[tuple]:
         recipe = self.experiment.recipe
@@ -80,8 +81,7 @@ class Loop:
     def evaluate(self) -> tuple[dict[str, float], list[Rollout]]:
         """Metrics on the held-out prompts, and the greedy responses. The same random numbers every time."""
         recipe = self.experiment.recipe
-        temperature = recipe.eval.temperature or recipe.sampling.temperature
-        settings = {SAMPLED: (recipe.eval.samples, temperature), GREEDY: (1, 0.0)}
+        settings = {SAMPLED: (recipe.eval.samples, recipe.eval.temperature), GREEDY: (1, 0.0)}
         found = {}
         for purpose, (n, heat) in settings.items():
             sampled = rollouts.sample(
@@ -103,7 +103,7 @@ class Passes:
     def __init__(self, learner: Learner, old_from: str, clock: Clock):
         self._learner, self._old_from, self._clock = learner, old_from, clock
         self._done: dict[str, tuple[Tensor, Tensor]] = {}  # quantity -> (rows that have it, values)
-        self.rows: dict[str, int] = {}
+        self.work: dict[str, int] = {}  # rows and tokens that went through a model, for the log
 
     def __call__(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
         for name in names:
@@ -126,7 +126,9 @@ class Passes:
             for quantity, values in COMPUTED[name](self._learner, batch, missing).items():
                 done, old = self._done.get(quantity, (torch.zeros_like(rows_B), torch.zeros_like(batch.weight)))
                 self._done[quantity] = done | missing, torch.where(missing[:, None], values, old)
-        self.rows[name] = self.rows.get(name, 0) + int(missing.sum())
+        for unit, count in (("rows", missing.sum()), ("tokens", batch.mask[missing].sum())):
+            key = f"pass/{name}/{unit}"
+            self.work[key] = self.work.get(key, 0) + int(count)
 
 
 def _policy_pass(learner: Learner, batch: Batch, rows_B: Tensor) -> dict[str, Tensor]:
@@ -155,9 +157,8 @@ class Clock:
         yield
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
-    def seconds(self, passes: Passes) -> dict[str, float]:
-        spent = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
-        return {**spent, **{f"pass_rows/{name}": rows for name, rows in passes.rows.items()}}
+    def seconds(self) -> dict[str, float]:
+        return {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
 
 
 def peak_memory() -> float:
@@ -187,12 +188,17 @@ def describe(scored: Sequence[Rollout]) -> dict[str, float]:
     return out
 
 
-def signal(credits: Sequence[Credited]) -> dict[str, float]:
-    """Of the generated tokens, how many carry gradient and which link took the rest."""
+def signal(scored: Sequence[Rollout], credits: Sequence[Credited], update: dict[str, float]) -> dict[str, int]:
+    """Of the generated tokens, how many carry gradient and which link took the rest; clipping is the last."""
+    unrated = sum(len(r.response.ids) for r in scored if r.reward is None)
     out = {}
     for credited in credits:
-        prefix = "signal" if len(credits) == 1 else f"signal/{credited.objective.name}"
-        out[f"{prefix}/generated"] = credited.signal.generated
-        out[f"{prefix}/carrying"] = credited.signal.carrying
-        out |= {f"{prefix}/taken/{link}": count for link, count in credited.signal.taken.items()}
+        prefix, name = "signal", ""
+        if len(credits) > 1:
+            prefix, name = f"signal/{credited.objective.name}", f"{credited.objective.name}/"
+        clipped = round(update.get(f"{name}clipped", 0.0) * credited.signal.carrying)
+        out[f"{prefix}/generated"] = credited.signal.generated + unrated
+        out[f"{prefix}/carrying"] = credited.signal.carrying - clipped
+        taken = {"unrated": unrated, **credited.signal.taken, "clipped": clipped}
+        out |= {f"{prefix}/taken/{link}": count for link, count in taken.items()}
     return out

@@ -41,7 +41,7 @@ class Loss:
     """A term of the objective.
 
     `weigh` runs once on the whole batch; `token_loss` gives [B,T] values for a slice of it, which `total`
-    weighs and sums; `measure` gives further sums over tokens, for the log.
+    weighs and sums; `measure` gives further values of each token, whose means go to the log.
     """
 
     name: str
@@ -104,7 +104,7 @@ def normalise(taken_BT: Tensor, counted_BT: Tensor, rows: int, aggregation: Aggr
 def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominator) -> Weighted:
     """Weights of the policy-gradient term: the active tokens, times their importance weight.
 
-    `full` counts every response that was generated, dropped ones included (GFPO eq. 2); `selected` counts
+    `full` counts every response that has a reward, dropped ones included (GFPO eq. 2); `selected` counts
     the active tokens, and the rows that have one.
     """
     counted = batch.mask if denominator == "full" else batch.active
@@ -113,6 +113,9 @@ def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominat
     weight = torch.where(batch.active, weight * batch.weight, 0.0).to(batch.weight.dtype)
     live = (weight != 0) & (batch.need("advantage", "the loss") != 0)
     return Weighted(weight, live, count)
+
+
+LOG_RATIO = 20.0  # nats; exp of a larger one could overflow, and infinity times an advantage of 0 is no number
 
 
 def clipped_surrogate(
@@ -129,7 +132,7 @@ def clipped_surrogate(
 
     def ratio(current: Current, batch: Batch) -> Tensor:
         old = batch.need("old_logprob", "clipped_surrogate")
-        return torch.where(batch.mask, current.logprob - old, 0.0).exp()
+        return torch.where(batch.mask, current.logprob - old, 0.0).clamp(-LOG_RATIO, LOG_RATIO).exp()
 
     def token_loss(current: Current, batch: Batch) -> Tensor:
         r, advantage = ratio(current, batch), batch.advantage
@@ -137,12 +140,9 @@ def clipped_surrogate(
 
     def measure(current: Current, batch: Batch) -> dict[str, Tensor]:
         r, a = ratio(current, batch), batch.advantage
-        return {
-            "ratio": r,
-            "clip_low_fraction": (r < 1 - clip_low) & (a < 0),
-            "clip_high_fraction": (r > 1 + clip_high) & (a > 0),
-            "kl_k3_old_policy": r - 1 - r.log(),
-        }
+        low, high = (r < 1 - clip_low) & (a < 0), (r > 1 + clip_high) & (a > 0)
+        k3 = r - 1 - r.log()
+        return {"ratio": r, "clip_low": low, "clip_high": high, "clipped": low | high, "kl_k3_old_policy": k3}
 
     return Loss(
         "clipped_surrogate",

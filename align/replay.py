@@ -16,6 +16,7 @@ from align.batch import Batch, pad
 from align.config import Experiment
 from align.credit import Credited, assign
 from align.losses import Current
+from align.schema import distinct
 
 ROW_FIELDS = {"reward": torch.float64, "correct": torch.bool, "truncated": torch.bool}
 TOKEN_FIELDS = ("sampler_logprob", "old_logprob", "logprob", "ref_logprob", "guide_logprob", "entropy")
@@ -46,15 +47,12 @@ class ReplayError(ValueError):
     """A recorded rollout that cannot be used; the message names file, line and field."""
 
 
-def read(path: str | Path) -> list[Rollout]:
-    """The rollouts of a JSON-lines file. Raises `ReplayError` for the first line that is wrong."""
-    rollouts = []
+def read(path: str | Path) -> dict[str, Rollout]:
+    """{place: rollout} of a JSON-lines file. Raises `ReplayError` for the first line that is wrong."""
+    rollouts = {}
     with open(path, encoding="utf-8") as file:  # not splitlines, which also splits within a text, at U+2028
-        lines = list(file)
-    for number, line in enumerate(lines, 1):
-        place = f"{path}:{number}"
-        if not line.strip():
-            raise ReplayError(f"{place}: empty line; write one JSON object a line")
+        lines = [(f"{path}:{number}", line) for number, line in enumerate(file, 1) if line.strip()]
+    for place, line in lines:
         try:
             rollout = Rollout.model_validate_json(line)
         except ValidationError as error:
@@ -66,7 +64,7 @@ def read(path: str | Path) -> list[Rollout]:
             if values is not None and len(values) != len(rollout.response_ids):
                 wanted = f"there are {len(rollout.response_ids)} response_ids"
                 raise ReplayError(f"{place}: {name}: has {len(values)} values, but {wanted}")
-        rollouts.append(rollout)
+        rollouts[place] = rollout
     if not rollouts:
         raise ReplayError(f"{path}: no rollouts; write one JSON object a line")
     return rollouts
@@ -75,30 +73,29 @@ def read(path: str | Path) -> list[Rollout]:
 def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
     """The output lines of the command: one a response in input order, then the loss."""
     rollouts = read(path)
-    part = [i for i, r in enumerate(rollouts) if r.reward is not None or "reward" not in r.model_fields_set]
-    old_from = experiment.recipe.sampling.old_logprob
-    _check_groups(experiment, rollouts, path)
-    recorded = _Recorded(str(path), [rollouts[i] for i in part], part, old_from)
+    _check_groups(experiment, rollouts)
+    rated = {p: r for p, r in rollouts.items() if r.reward is not None or "reward" not in r.model_fields_set}
+    recorded = _Recorded(rated, experiment.recipe.sampling.old_logprob)
     results = [_replay(objective, recorded) for objective in experiment.objectives]
     lines = []
-    row_of = {i: row for row, i in enumerate(part)}
-    for i, rollout in enumerate(rollouts):
-        credits = [_row(credited, row_of.get(i), len(rollout.response_ids)) for credited, _ in results]
+    row_of = {place: row for row, place in enumerate(rated)}
+    for place, rollout in rollouts.items():
+        credits = [_row(credited, row_of.get(place), len(rollout.response_ids)) for credited, _ in results]
         lines.append({"group": rollout.group, **_one_or_many(credits, experiment)})
     summary = _one_or_many([summary for _, summary in results], experiment)
     return [*lines, {"loss": sum(summary["loss"] for _, summary in results), **summary}]
 
 
-def _check_groups(experiment: Experiment, rollouts: list[Rollout], path: str | Path) -> None:
-    sizes = Counter(rollout.group for rollout in rollouts)
+def _check_groups(experiment: Experiment, rollouts: dict[str, Rollout]) -> None:
+    sizes = Counter(rollout.group for rollout in rollouts.values())
     group, size = min(sizes.items(), key=lambda item: item[1])
     for objective in experiment.objectives:
         for link in objective.chain:
             try:
                 link.check(size)
             except ValueError as error:
-                line = next(i for i, rollout in enumerate(rollouts, 1) if rollout.group == group)
-                raise ReplayError(f"{path}:{line}: group {group!r}: {link.name}: {error}") from error
+                place = next(place for place, rollout in rollouts.items() if rollout.group == group)
+                raise ReplayError(f"{place}: group {group!r}: {link.name}: {error}") from error
 
 
 def _one_or_many(entries: list[dict], experiment: Experiment) -> dict[str, Any]:
@@ -110,11 +107,11 @@ def _one_or_many(entries: list[dict], experiment: Experiment) -> dict[str, Any]:
 class _Recorded:
     """The recorded rollouts as a batch, and an `annotate` that reads the file instead of running a model."""
 
-    def __init__(self, path: str, rollouts: list[Rollout], lines: list[int], old_from: str):
-        self.path, self.rollouts, self.lines, self.old_from = path, rollouts, lines, old_from
+    def __init__(self, rollouts: dict[str, Rollout], old_from: str):
+        self.rollouts, self.old_from = rollouts, old_from
         number: dict[str | int, int] = {}
-        groups = [number.setdefault(r.group, len(number)) for r in rollouts]
-        self.batch = Batch.of(groups, [r.response_ids for r in rollouts], dtype=torch.float64)
+        groups = [number.setdefault(r.group, len(number)) for r in rollouts.values()]
+        self.batch = Batch.of(groups, [r.response_ids for r in rollouts.values()], dtype=torch.float64)
 
     def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
         for name in names:
@@ -129,16 +126,16 @@ class _Recorded:
             # recomputed before the first update, the old log-probabilities are those of now
             fields = ["sampler_logprob"] if self.old_from == "sampler" else ["old_logprob", "logprob"]
         values = []
-        for i, rollout in enumerate(self.rollouts):
+        for i, (place, rollout) in enumerate(self.rollouts.items()):
             value = next((v for v in (getattr(rollout, f) for f in fields) if v is not None), None)
             if value is None and rows_B[i]:
-                place = f"{self.path}:{self.lines[i] + 1}"
                 raise ReplayError(f"{place}: {' or '.join(fields)}: missing, and {reader} needs it")
             values.append(value)
         if name in ROW_FIELDS:
             return torch.tensor([v if v is not None else 0 for v in values], dtype=ROW_FIELDS[name])
         ragged = [
-            v if v is not None else [0.0] * len(r.response_ids) for v, r in zip(values, self.rollouts, strict=True)
+            v if v is not None else [0.0] * len(r.response_ids)
+            for v, r in zip(values, self.rollouts.values(), strict=True)
         ]
         return pad(ragged, torch.float64)
 
@@ -150,21 +147,23 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
     wants_entropy = any("entropy" in term.loss.differentiates for term in credited.terms)
     entropy = recorded.quantity("entropy", rows, "the loss").requires_grad_() if wants_entropy else None
     shares = [term.share(Current(logprob, entropy), credited.batch) for term in credited.terms]
-    first = credited.terms[0]
-    (gradient,) = torch.autograd.grad(shares[0], logprob)
-    carrying = int((gradient != 0).sum())
-    signal = credited.signal
-    taken = {**signal.taken, first.loss.name: signal.carrying - carrying}
+    main = credited.main
+    (gradient,) = torch.autograd.grad(shares[credited.terms.index(main)], logprob, retain_graph=True)
+    signal, taken, carrying = credited.signal, credited.signal.taken, credited.signal.carrying
+    if "advantage" in main.loss.needs:  # what clipping took
+        carrying = int((gradient != 0).sum())
+        taken = {**taken, main.loss.name: signal.carrying - carrying}
     summary: dict[str, Any] = {
         "loss": float(sum(shares).detach()),
-        "count": first.weighted.count,
-        "unit": first.loss.unit,
+        "count": main.weighted.count,
+        "unit": main.loss.unit,
         "signal": {"generated": signal.generated, "carrying": carrying, "taken": taken},
     }
     if len(shares) > 1:
+        names = distinct([term.loss.name for term in credited.terms])
         summary["terms"] = {
-            term.loss.name: {"loss": float(share.detach()), "count": term.weighted.count, "unit": term.loss.unit}
-            for term, share in zip(credited.terms, shares, strict=True)
+            name: {"loss": float(share.detach()), "count": term.weighted.count, "unit": term.loss.unit}
+            for name, term, share in zip(names, credited.terms, shares, strict=True)
         }
     return credited, summary
 
@@ -175,6 +174,6 @@ def _row(credited: Credited, row: int | None, length: int) -> dict[str, Any]:
     batch = credited.batch
     return {
         "kept": bool(batch.kept[row]),
-        "advantage": batch.advantage[row, :length].tolist(),
-        "weight": credited.terms[0].weighted.weight[row, :length].tolist(),
+        "advantage": [0.0] * length if batch.advantage is None else batch.advantage[row, :length].tolist(),
+        "weight": credited.main.weighted.weight[row, :length].tolist(),
     }

@@ -25,7 +25,9 @@ class RunLog:
             out.mkdir(parents=True, exist_ok=True)
             for path in (self._metrics, self._samples, self._greedy):
                 kept = [row for row in _read(path) if row["step"] <= start] if start else []
-                path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+                work = path.with_name(f".{path.name}")
+                work.write_text("".join(json.dumps(row) + "\n" for row in kept))
+                work.rename(path)
         accelerator.wait_for_everyone()
 
     def describe(self, config: dict, versions: dict[str, str]) -> None:
@@ -42,18 +44,16 @@ class RunLog:
         self._append(self._samples, _sample_rows(step, rollouts, credits))
         self.accelerator.log(metrics, step=step)
 
-    def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> dict[str, float]:
-        """Write an evaluation down and give its metrics back."""
+    def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
         self._append(self._metrics, [{"step": step, **metrics}])
         rows = [{"step": step, "prompt": _question(r), "response": r.text, "reward": r.reward} for r in greedy]
         self._append(self._greedy, rows)
         self.accelerator.log(metrics, step=step)
-        return metrics
 
-    def first_evaluation(self) -> dict[str, float] | None:
-        """The evaluation before training, where this run is a resumed one that has it."""
-        rows = [row for row in _read(self._metrics) if row["step"] == 0]
-        return {name: value for name, value in rows[0].items() if name != "step"} if rows else None
+    def evaluations(self) -> list[dict[str, float]]:
+        """All evaluations of this run so far; a resumed one has those before its start."""
+        rows = [row for row in _read(self._metrics) if any(name.startswith("eval/") for name in row)]
+        return [{name: value for name, value in row.items() if name != "step"} for row in rows]
 
     def training_seconds(self) -> float:
         """Seconds of all steps so far."""
@@ -90,7 +90,9 @@ def _sample_rows(step: int, rollouts: Sequence[Rollout], credits: Sequence[Credi
         if rollout.reward is not None:
             length = len(rollout.response.ids)
             row["kept"] = [bool(c.batch.kept[position]) for c in credits]
-            row["advantage"] = [c.batch.advantage[position, :length].tolist() for c in credits]
+            row["advantage"] = [
+                None if c.batch.advantage is None else c.batch.advantage[position, :length].tolist() for c in credits
+            ]
             position += 1
         rows.append(row)
     return rows
@@ -103,7 +105,11 @@ def _question(rollout: Rollout) -> str:
 
 
 def _read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a file; a last line without its end was cut when the run was killed and is left out."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, str | int | float | bool]:

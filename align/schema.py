@@ -18,6 +18,15 @@ from pydantic import BaseModel, ValidationError, validate_call
 Key = tuple[str | int, ...]  # where a value stands: ("objective", "k")
 
 
+class Loader(yaml.SafeLoader):
+    """YAML with the numbers of version 1.2: 1e-4 is one."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 class ConfigError(ValueError):
     """Something in a recipe that would not run; `problems` has one line for each."""
 
@@ -47,8 +56,8 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Source:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=Loader)
+        data = yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not valid YAML: {error}"]) from error
     if not isinstance(data, dict):
@@ -92,23 +101,38 @@ def _override(source: Source, override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise ConfigError([f"command line: {override!r}: write key=value, for example run.steps=10"])
-    *parents, last = name.split(".")
-    here = source.data
-    for parent in parents:
-        if parent not in here or here[parent] is None:
-            here[parent] = {}
-        here = here[parent]
-        if not isinstance(here, dict):
-            raise ConfigError([f"command line: {name}: {parent!r} is not a section"])
+    here, rest, whole = source.data, name, ()
+    while True:
+        part, rest = _next_key(here, rest, name)
+        whole = (*whole, part)
+        if not rest:
+            break
+        if isinstance(here, dict) and here.get(part) is None:
+            here[part] = {}
+        here = here[part]
+        if not isinstance(here, (dict, list)):
+            raise ConfigError([f"command line: {name}: {part!r} is not a section"])
     try:
-        here[last] = yaml.safe_load(text)
+        here[part] = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise ConfigError([f"command line: {name}: not a YAML value: {text!r}"]) from error
-    whole = (*parents, last)
     for key in [key for key in source.places if key[: len(whole)] == whole]:
         del source.places[key]  # what stood there before is gone
     for n in range(1, len(whole) + 1):
         source.places.setdefault(whole[:n], "command line")
+
+
+def _next_key(here: dict | list, rest: str, name: str) -> tuple[str | int, str]:
+    """The first key of the dotted `rest` below `here`, and what is left. Keys may hold dots: the longest one there
+    wins. In a list it is a number."""
+    first, _, left = rest.partition(".")
+    if isinstance(here, list):
+        if not first.isdecimal() or int(first) >= len(here):
+            raise ConfigError([f"command line: {name}: {first!r} must be a place in the list, below {len(here)}"])
+        return int(first), left
+    there = [key for key in here if isinstance(key, str) and f"{rest}.".startswith(f"{key}.")]
+    key = max(there, key=len, default=first)
+    return key, rest[len(key) + 1 :]
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -116,6 +140,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     close = difflib.get_close_matches(str(word), words, n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(words)}"
+
+
+def distinct(names: list[str]) -> list[str]:
+    """The names, numbered by their place where one stands twice."""
+    return [f"{name}_{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def models_in(hint: Any) -> list[type[BaseModel]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -37,49 +37,44 @@ def score(
         "completion_ids": [response.ids for response in responses],
         "truncated": [response.truncated for response in responses],
     }
-    return asyncio.run(_all(rewards, arguments, len(prompts)))
-
-
-async def _all(rewards, arguments: dict[str, list], rows: int) -> dict[str, list[float | None]]:
-    """Plain functions one after another, async ones side by side."""
-    pending, out = {}, {}
+    values = {reward.name: _call(reward, arguments) for reward in rewards}
+    pending = {name: value for name, value in values.items() if inspect.isawaitable(value)}
+    results = asyncio.run(_gathered(pending.values())) if pending else []
+    values |= dict(zip(pending, results, strict=True))
     for reward in rewards:
-        value = await _call(reward, arguments)
-        if inspect.isawaitable(value):
-            pending[reward.name] = (reward, value)
-        else:
-            out[reward.name] = _checked(reward, value, rows)
-    results = await asyncio.gather(*(value for _, value in pending.values()), return_exceptions=True)
-    for (reward, _), result in zip(pending.values(), results, strict=True):
-        if isinstance(result, BaseException):
-            raise await _failure(reward, arguments, result) from result
-        out[reward.name] = _checked(reward, result, rows)
-    return {reward.name: out[reward.name] for reward in rewards}
+        if isinstance(values[reward.name], BaseException):
+            raise _failure(reward, arguments, values[reward.name]) from values[reward.name]
+    return {reward.name: _checked(reward, values[reward.name], len(prompts)) for reward in rewards}
 
 
-async def _call(reward: RewardFunction, arguments: dict[str, list]) -> Any:
+async def _gathered(pending: Iterable[Awaitable]) -> list[Any]:
+    """Async rewards side by side; an exception stands where its result would."""
+    return await asyncio.gather(*pending, return_exceptions=True)
+
+
+def _call(reward: RewardFunction, arguments: dict[str, list]) -> Any:
+    """What the function returns or raises. Its own arguments win over a column of the same name."""
     try:
-        return reward.fn(**arguments)
+        return reward.fn(**{**arguments, **reward.args})
     except Exception as error:  # whatever user code raises is reported with its place, never swallowed
-        raise await _failure(reward, arguments, error) from error
+        return error
 
 
-async def _failure(reward: RewardFunction, arguments: dict[str, list], error: BaseException) -> RewardError:
-    """Names the first row on which the function fails alone."""
+def _failure(reward: RewardFunction, arguments: dict[str, list], error: BaseException) -> RewardError:
+    """Names the first row on which the function fails alone in the same way."""
     where = "on the batch as a whole"
     for i in range(len(arguments["prompts"])):
-        one = {name: [values[i]] for name, values in arguments.items()}
-        try:
-            value = reward.fn(**one)
-            if inspect.isawaitable(value):
-                await value
-        except Exception:  # only to find the row; the error of the real call is the one reported
+        value = _call(reward, {name: [values[i]] for name, values in arguments.items()})
+        if inspect.isawaitable(value):
+            (value,) = asyncio.run(_gathered([value]))
+        if type(value) is type(error) and str(value) == str(error):
             where = f"on row {i}: {str(arguments['completions'][i])[:200]!r}"
             break
     return RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error} ({where})")
 
 
 def _checked(reward: RewardFunction, values: Any, rows: int) -> list[float | None]:
+    values = values.tolist() if hasattr(values, "tolist") else values  # arrays and tensors
     if not isinstance(values, (list, tuple)) or len(values) != rows:
         got = f"{len(values)} values" if isinstance(values, (list, tuple)) else f"a {type(values).__name__}"
         raise RewardError(f"reward {reward.name!r} returned {got} for {rows} rows; return a list with one value a row")

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from accelerate.utils import InitProcessGroupKwargs
 from huggingface_hub import get_token
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
-from align import checkpoint, config, data, hub, layouts, models, report, weights
+from align import checkpoint, compose, config, data, hub, layouts, models, report, weights
 from align.checkpoint import CheckpointError
 from align.config import Experiment, Hub
 from align.data import DataError
@@ -47,8 +49,8 @@ def main(arguments: list[str]) -> int:
     try:
         run(config.load(arguments[0], arguments[1:]))
     except (ConfigError, DataError, ModelError, CheckpointError, RewardError, FileNotFoundError) as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print(error, file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, RewardError):
+            print(error, file=sys.stderr)  # rewards are scored on each rank, the rest fails on all alike
         return 1
     return 0
 
@@ -69,25 +71,26 @@ def run(experiment: Experiment) -> None:
         start = checkpoint.load(checkpoint.find(recipe.run.resume), loop.learner, experiment.objectives)
         loop.generator.sync(loop.learner.model)
     log = RunLog(out, accelerator, start)
-    log.describe(resolved(experiment), versions())
-    before = log.first_evaluation()
-    if before is None:
-        before = log.evaluation(start, *loop.evaluate()) if loop.prompts.held_out else {}
-    after = steps(loop, log, start, before)
-    finish(loop, log, before, after)
+    log.describe(resolved(loop.experiment), versions())
+    if loop.prompts.held_out and not log.evaluations():
+        log.evaluation(start, *loop.evaluate())
+    steps(loop, log, start)
+    finish(loop, log)
 
 
 def set_aside(out: Path, resume: str | None) -> None:
-    """Rename an earlier run that stands where this one goes, unless this one goes on with it."""
+    """Rename what stands where this run will write: an earlier run, or checkpoints behind the one to go on from."""
     goes_on = resume is not None and checkpoint.find(resume).resolve().is_relative_to(out.resolve())
-    if (out / "metrics.jsonl").exists() and not goes_on:
+    if goes_on:
+        checkpoint.set_later_aside(checkpoint.find(resume))
+    elif (out / "metrics.jsonl").exists():
         free = next(n for n in itertools.count(1) if not out.with_name(f"{out.name}.{n}").exists())
         out.rename(out.with_name(f"{out.name}.{free}"))
 
 
-def steps(loop: Loop, log: RunLog, start: int, before: dict[str, float]) -> dict[str, float]:
-    """All steps with their evaluations and checkpoints; returns the last evaluation."""
-    recipe, last = loop.experiment.recipe, before
+def steps(loop: Loop, log: RunLog, start: int) -> None:
+    """All steps with their evaluations and checkpoints."""
+    recipe = loop.experiment.recipe
     with progress(loop.learner.accelerator) as bar:
         task = bar.add_task("training", total=recipe.run.steps, completed=start, reward=0.0, length=0.0)
         for step in range(start, recipe.run.steps):
@@ -97,18 +100,17 @@ def steps(loop: Loop, log: RunLog, start: int, before: dict[str, float]) -> dict
             bar.update(task, completed=done, reward=metrics["reward/mean"], length=metrics["response/length"])
             final = done == recipe.run.steps
             if loop.prompts.held_out and (final or due(done, recipe.run.eval_every)):
-                last = log.evaluation(done, *loop.evaluate())
+                log.evaluation(done, *loop.evaluate())
             if final or due(done, recipe.run.save_every):
                 folder = Path(recipe.run.out) / "checkpoints"
                 checkpoint.save(folder, done, loop.learner, loop.experiment.objectives)
-    return last
 
 
 def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def finish(loop: Loop, log: RunLog, before: dict[str, float], after: dict[str, float]) -> None:
+def finish(loop: Loop, log: RunLog) -> None:
     """Save what was learned, show what it is worth, push it where the recipe says so."""
     experiment, accelerator = loop.experiment, loop.learner.accelerator
     recipe, out = experiment.recipe, Path(experiment.recipe.run.out)
@@ -117,7 +119,8 @@ def finish(loop: Loop, log: RunLog, before: dict[str, float], after: dict[str, f
     if accelerator.is_main_process:
         loop.tokenizer.save_pretrained(out / kind)
         console = Console()
-        rows = comparison(before, after)
+        found = log.evaluations()
+        rows = comparison(found[0], found[-1]) if found else []
         report.plot(out / "metrics.jsonl", out / "curve.png")
         if rows:
             console.print(report.table(rows))
@@ -151,17 +154,14 @@ def summary(loop: Loop, rows: list[dict]) -> hub.RunSummary:
 
 def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     """Check the data against the model, then load: policy, reference if something needs it, engine."""
-    recipe = experiment.recipe
     with accelerator.local_main_process_first():
-        path = models.locate(recipe.model.policy)
+        path = models.locate(experiment.recipe.model.policy)
     tokenizer = models.load_tokenizer(path)
     model_config = models.load_config(path)
+    experiment = settle(experiment, model_config, accelerator)
+    recipe = experiment.recipe
     prompts = data.load(recipe.data, tokenizer, recipe.run.seed)
     context = needed_context(prompts, recipe, models.context_length(model_config))
-    try:
-        layout = layouts.choose(recipe.optim.layout, model_config)
-    except ValueError as error:
-        raise ConfigError([experiment.source.problem(("optim", "layout"), str(error))]) from error
     if recipe.run.resume:
         checkpoint.find(recipe.run.resume)
     model = models.load_model(path, recipe.model.dtype)
@@ -173,18 +173,39 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
         frozen = models.load_model(path, recipe.model.dtype).requires_grad_(False)
         reference = Policy(frozen, recipe.sampling.temperature)
     policy = Policy(model, recipe.sampling.temperature)
+    layout = layouts.LAYOUTS[recipe.optim.layout]
     learner = Learner(accelerator, policy, layout, recipe.optim, recipe.run.steps, reference)
-    return Loop(experiment, prompts, tokenizer, make_generator(path, experiment, learner, tokenizer, context), learner)
+    return Loop(experiment, prompts, tokenizer, make_generator(path, recipe, learner, tokenizer, context), learner)
 
 
-def make_generator(path: str, experiment: Experiment, learner: Learner, tokenizer, context: int) -> Generator:
-    recipe = experiment.recipe
+def settle(experiment: Experiment, model_config: PretrainedConfig, accelerator: Accelerator) -> Experiment:
+    """Fill in the keys whose default depends on the model or the machine. Raises `ConfigError`."""
+    recipe, source = experiment.recipe, experiment.source
+    try:
+        layout = layouts.choose(recipe.optim.layout, model_config)
+    except ValueError as error:
+        raise ConfigError([source.problem(("optim", "layout"), str(error))]) from error
+    if recipe.sampling.engine == "transformers" and accelerator.state.deepspeed_plugin.zero_stage == 3:
+        problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
+        raise ConfigError([source.problem(("sampling", "engine"), problem)])
+    sync = recipe.sampling.sync
+    if recipe.sampling.engine == "vllm" and sync is None:
+        sync = "adapter" if recipe.model.adapter and accelerator.device.type == "cuda" else "merged"
+    temperature = recipe.eval.temperature or recipe.sampling.temperature
+    settled = {
+        "optim": recipe.optim.model_copy(update={"layout": layout}),
+        "sampling": recipe.sampling.model_copy(update={"sync": sync}),
+        "eval": recipe.eval.model_copy(update={"temperature": temperature}),
+        "correct": experiment.correct,
+    }
+    return replace(experiment, recipe=recipe.model_copy(update=settled))
+
+
+def make_generator(path: str, recipe: config.Recipe, learner: Learner, tokenizer, context: int) -> Generator:
     if recipe.sampling.engine == "transformers":
         ends = learner.model.generation_config.eos_token_id or tokenizer.eos_token_id
         return Transformers(learner.model, ends if isinstance(ends, list) else [ends], tokenizer.pad_token_id or 0)
-    on_gpu = learner.accelerator.device.type == "cuda"
-    default = "adapter" if on_gpu and recipe.model.adapter else "merged"
-    return VLLM(path, recipe, context, recipe.sampling.sync or default)
+    return VLLM(path, recipe, context)
 
 
 def needs(experiment: Experiment) -> set[str]:
@@ -240,8 +261,11 @@ def progress(accelerator: Accelerator) -> Progress:
 
 
 def resolved(experiment: Experiment) -> dict:
-    """The recipe with every default filled in."""
-    return experiment.recipe.model_dump(mode="json", exclude_none=True)
+    """The recipe with every default filled in, those of the objective's factories too."""
+    plain = experiment.recipe.model_dump(mode="json", exclude_none=True)
+    if "objective" in plain:
+        return plain | {"objective": compose.resolved(plain["objective"])}
+    return plain | {"objectives": [compose.resolved(spec) for spec in plain["objectives"]]}
 
 
 def versions() -> dict[str, str]:

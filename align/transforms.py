@@ -18,6 +18,7 @@ from torch import Tensor
 from align import ops
 from align.adaptive import AdaptiveK, DifficultyTracker
 from align.batch import Batch
+from align.losses import LOG_RATIO
 
 
 class State(Protocol):
@@ -109,13 +110,16 @@ def importance_weight(
     log-probabilities already are the old ones, the ratio contains w and it would count twice.
     """
 
+    if low > high:
+        raise ValueError(f"low ({low}) must not be above high ({high})")
+
     def apply(batch: Batch) -> Batch:
         old = batch.need("old_logprob", "importance_weight")
         sampler = batch.need("sampler_logprob", "importance_weight")
         log_w: Tensor = torch.where(batch.mask, old - sampler, 0.0)
         if level == "sequence":
             log_w = log_w.sum(1, keepdim=True).expand_as(log_w)
-        w = log_w.exp()
+        w = log_w.clamp(-LOG_RATIO, LOG_RATIO).exp()
         inside = (w >= low) & (w <= high)
         w = w.clamp(low, high) if mode == "truncate" else torch.where(inside, w, 0.0)
         return replace(batch, weight=batch.weight * torch.where(batch.mask, w, 0.0))

@@ -61,8 +61,3 @@ def save(model: nn.Module, folder: Path, write: bool) -> None:
         # the embeddings are never trained here, and looking for them would ask the hub for the base model
         kind = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
         model.save_pretrained(folder, state_dict=state, **kind)
-
-
-def whole(model: nn.Module):
-    """All parameters whole inside the context; the same as now where they are not partitioned."""
-    return _gathered(list(model.parameters()))

@@ -552,7 +552,7 @@ def test_own_links_and_objectives_by_dotted_path(recipe):
 def test_objectives_with_weights(recipe):
     several = "objectives: [{gfpo: {k: 4}, weight: 0.25}, {name: grpo, weight: 2}, {grpo: {std: none}}]"
     built = recipe(("objective: {name: gfpo, k: 4}", several)).objectives
-    assert [(o.name, o.weight) for o in built] == [("gfpo", 0.25), ("grpo", 2.0), ("grpo", 1.0)]
+    assert [(o.name, o.weight) for o in built] == [("gfpo", 0.25), ("grpo_1", 2.0), ("grpo_2", 1.0)]
     batch, logprob = random_batch(0, size=8)
     weighted, plain = loss_of(built[0], batch, logprob), loss_of(gfpo(k=4), batch, logprob)
     for a, b in zip(weighted, plain, strict=True):
@@ -581,7 +581,7 @@ def test_rewards_get_arguments_weights_and_distinct_names(recipe):
     names = [reward.name for reward in experiment.rewards]
     assert names[:2] == ["correct", "correct_2"] and names[4] == "biggest" and len(set(names)) == 5
     assert [reward.weight for reward in experiment.rewards] == [1.0, -0.5, 1.0, 1.0, 1.0]
-    assert experiment.rewards[4].fn(prompts=["x"], completions=["y"]) == [7.0]
+    assert experiment.rewards[4].args == {"floor": 7}
 
 
 def test_names_stay_distinct_where_a_function_has_the_name_of_another_with_its_number(recipe):
@@ -707,3 +707,52 @@ def test_every_recipe_loads_or_names_its_problems(folder, changes):
         assert len(set(error.problems)) == len(error.problems)
     else:
         assert experiment.objectives and experiment.rewards
+
+
+# ---- overrides of keys that hold dots, places in lists, numbers
+
+
+def test_overrides_reach_rewards_and_list_items(recipe):
+    weight = recipe(overrides=["rewards.rewards.length:length_penalty=0.5"]).rewards[0].weight
+    assert weight == 0.5
+    added = ("objective: {name: gfpo, k: 4}", "objective: {name: grpo, add: [{kl_policy_ref: {coef: 1}}]}")
+    (objective,) = recipe(added, overrides=["objective.add.0.kl_policy_ref.coef=1e-4"]).objectives
+    assert objective.losses[1].coef == 1e-4
+    with pytest.raises(ConfigError, match="'3' must be a place in the list, below 1"):
+        recipe(added, overrides=["objective.add.3.kl_policy_ref.coef=1"])
+
+
+def test_numbers_without_a_point_are_numbers(recipe):
+    args = ("rewards.length:length_penalty: 1.0", "rewards.length:length_penalty: 1e-1")
+    assert recipe(args, overrides=["objective.weight=5e-1"]).rewards[0].weight == 0.1
+
+
+def test_the_resolved_objective_has_every_default():
+    from align.compose import resolved
+
+    assert resolved({"gfpo": {"k": 4}, "weight": 2}) == {
+        "name": "gfpo",
+        "k": 4,
+        "metric": "shortest",
+        "std": "population",
+        "eps": 0.0,
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "aggregation": "token-mean",
+        "denominator": "full",
+        "weight": 2,
+    }
+    spelled = {"chain": [{"group_advantage": None}], "loss": {"clipped_surrogate": {"clip_high": 0.3}}}
+    assert resolved(spelled) == {
+        "chain": [{"group_advantage": {"std": "population", "eps": 0.0}}],
+        "loss": [
+            {
+                "clipped_surrogate": {
+                    "clip_low": 0.2,
+                    "clip_high": 0.3,
+                    "aggregation": "token-mean",
+                    "denominator": "full",
+                }
+            }
+        ],
+    }

@@ -87,6 +87,12 @@ def test_arguments_reach_load_dataset(file):
     assert len(read(file(numbered(5)), args={"split": "train[:2]"}).train) == 2
 
 
+def test_json_lines_keep_their_values(file):
+    """A table would make a date of the text and 1.0 of the 1."""
+    rows = [{"prompt": "a", "answer": "2024-01-01", "n": 1}, {"prompt": "b", "answer": ["x"], "n": 2.5}]
+    assert [prompt.columns for prompt in read(file(rows)).train] == [{k: r[k] for k in ("answer", "n")} for r in rows]
+
+
 def test_a_reasoning_gym_task(file):
     args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1, "size": 12, "seed": 3}
     prompts = read("rewards.gym:chain_sum", args=args, holdout=4)
@@ -256,7 +262,7 @@ def test_an_empty_data_set(file, name, content):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "JSON parse error"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "line 2 is not JSON"),
         ("a.json", "{", "JSON parse error"),
         ("a.parquet", "PAR", "Parquet file size is 3 bytes"),
         ("a.csv", "prompt\nx,y,z\nx,y\n1,2,3,4\n", "Expected 3 fields in line 4, saw 4"),

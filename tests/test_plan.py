@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.batch import Batch
+from align.layouts import padded, shared_prefix
 from align.plan import divide
 
 
@@ -11,22 +12,30 @@ from align.plan import divide
     groups=st.integers(1, 4),
     ranks=st.integers(1, 3),
     tokens=st.integers(1, 80),
+    layout=st.sampled_from([padded, shared_prefix]),
     data=st.data(),
 )
-def test_every_row_once_within_the_budget_and_as_often_on_every_rank(lengths, groups, ranks, tokens, data):
+def test_every_row_once_within_the_budget_and_as_often_on_every_rank(lengths, groups, ranks, tokens, layout, data):
     group = [i % groups for i in range(len(lengths))]
     prompts = [[5] * (3 + 4 * g) for g in group]
     batch = Batch.of(group, [[1] * n for n in lengths], prompt_ids=prompts)
     rows = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
-    plan = divide(batch, rows, ranks, tokens)
+    plan = divide(batch, rows, ranks, tokens, layout.positions)
     assert sorted(i for rank in plan for micro in rank for i in micro) == rows.nonzero()[:, 0].tolist()
     assert len({len(rank) for rank in plan}) == 1
     for micro in (micro for rank in plan for micro in rank if len(micro) > 1):
-        cost = sum(lengths[i] for i in micro) + sum(3 + 4 * g for g in {group[i] for i in micro})
-        assert cost <= tokens
+        part = batch.rows(torch.tensor(micro))
+        assert layout.inputs(part, part.mask).input_ids.numel() <= tokens
 
 
 def test_ranks_share_evenly_and_groups_stay_together():
     batch = Batch.of([i // 4 for i in range(16)], [[1] * 10] * 16, prompt_ids=[[2] * 5] * 16)
-    plan = divide(batch, torch.ones(16, dtype=torch.bool), 2, 1000)
+    plan = divide(batch, torch.ones(16, dtype=torch.bool), 2, 1000, shared_prefix.positions)
     assert plan == [[list(range(8))], [list(range(8, 16))]]
+
+
+def test_the_padded_layout_pays_for_every_prompt():
+    batch = Batch.of([0] * 8, [[1] * 50] * 8, prompt_ids=[[2] * 500] * 8)
+    rows = torch.ones(8, dtype=torch.bool)
+    assert [len(micro) for micro in divide(batch, rows, 1, 1100, padded.positions)[0]] == [2, 2, 2, 2]
+    assert [len(micro) for micro in divide(batch, rows, 1, 1100, shared_prefix.positions)[0]] == [8]

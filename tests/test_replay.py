@@ -401,7 +401,6 @@ FIRST = json.dumps(a1()[0]) + "\n"
         (FIRST + '{"response_ids": [1]}\n', ":2: group: Field required"),
         (FIRST + '{"group": 0, \n', ":2: line: Invalid JSON"),
         (FIRST + "[1]\n", ":2: line: "),
-        (FIRST + "\n" + FIRST, ":2: empty line; write one JSON object a line"),
         ("", ": no rollouts; write one JSON object a line"),
     ],
 )

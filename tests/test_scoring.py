@@ -240,7 +240,7 @@ def test_stopping_the_run_is_no_failure_of_the_reward():
         (None, "returned a NoneType for 4 rows"),
         ("1234", "returned a str for 4 rows"),
         ({0: 1, 1: 1, 2: 1, 3: 1}, "returned a dict for 4 rows"),
-        (torch.ones(4), "returned a Tensor for 4 rows; return a list"),
+        (torch.tensor(1.0), "returned a float for 4 rows; return a list"),
         ([1.0, math.nan, 1.0, 1.0], "returned nan for row 1; return a finite number or None"),
         ([1.0, 1.0, -math.inf, 1.0], "returned -inf for row 2; return a finite number or None"),
         ([1.0, 1.0, 1.0, "1"], "returned '1' for row 3; return a finite number or None"),
@@ -255,3 +255,41 @@ def test_wrong_values_name_reward_and_row(values, message, kind):
 
     reward = named(Recorder(values) if kind == "plain" else later, "odd")
     assert error_of(named(Recorder([0.0] * 4), "fine"), reward).startswith(f"reward 'odd' {message}")
+
+
+def test_plain_rewards_may_run_an_event_loop_of_their_own():
+    """LLM judges do: TRL calls them outside of any loop."""
+
+    async def judge(text):
+        return float(len(text))
+
+    def reward(completions, **columns):
+        return [asyncio.run(judge(text)) for text in completions]
+
+    async def other(completions, **columns):
+        return [0.0] * len(completions)
+
+    assert scored(named(reward, "judge"), named(other, "other"))["judge"] == [5.0, 1.0, 7.0, 0.0]
+
+
+def test_arguments_of_the_recipe_win_over_columns_of_the_same_name():
+    def reward(completions, *, level, **columns):
+        return [float(level)] * len(completions)
+
+    assert score([RewardFunction("own", reward, 1.0, {"level": 9})], PLAIN, RESPONSES, TEXTS) == {"own": [9.0] * 4}
+
+
+def test_only_a_row_that_fails_in_the_same_way_is_blamed():
+    def spread(completions, **columns):
+        if len(completions) == 1:
+            raise ValueError("needs two")
+        if "7" in completions:
+            raise ValueError("no seven")
+        return [0.0] * len(completions)
+
+    assert error_of(named(spread)).endswith("no seven (on the batch as a whole)")
+
+
+@pytest.mark.parametrize("values", [np.ones(4), torch.ones(4)])
+def test_arrays_are_lists(values):
+    assert scored(named(lambda **_: values)) == {"own": [1.0] * 4}

@@ -10,7 +10,7 @@ from align.transforms import Transform
 
 @dataclass(frozen=True)
 class Objective:
-    """Links applied in order, then a weighted sum of losses; the first loss is the one that uses the credit."""
+    """Links applied in order, then a sum of losses."""
 
     name: str
     chain: tuple[Transform, ...]

@@ -40,10 +40,11 @@ def ours(out: Path) -> dict:
     subprocess.run(command, check=True, cwd=ROOT)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
-    phases = ("generate", "score", "credit", "update", "sync")
+    from align.loop import PHASES
+
     return {
-        "seconds": [sum(row[f"seconds/{phase}"] for phase in phases) for row in rows],
-        "phases": {phase: statistics.median(row[f"seconds/{phase}"] for row in rows[1:]) for phase in phases},
+        "seconds": [sum(row[f"seconds/{phase}"] for phase in PHASES) for row in rows],
+        "phases": {phase: statistics.median(row[f"seconds/{phase}"] for row in rows[1:]) for phase in PHASES},
         "reward": [row["reward/mean"] for row in rows],
     }
 

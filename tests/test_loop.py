@@ -1,0 +1,180 @@
+"""What the loop does around the engines: passes only for live rows, the log, evaluation, reports of signal."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import batch_of
+
+from align import rollouts
+from align.credit import assign
+from align.data import DataError, Prompt, Prompts
+from align.evaluation import comparison, pass_at, summarise
+from align.generator import Response
+from align.loop import Clock, Passes, describe, signal
+from align.losses import kl_policy_ref
+from align.objectives import gfpo, grpo
+from align.rollouts import Rollout
+from align.runlog import RunLog
+from align.train import needed_context
+from align.transforms import Transform
+
+
+class CountingLearner:
+    """Stands in for the engine to see which rows it is asked for; the engine itself has tests of its own."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, batch, rows_B, quantities=("logprob",)):
+        self.asked.append(("policy", rows_B.nonzero()[:, 0].tolist()))
+        return {name: torch.full(batch.mask.shape, -1.0).double() for name in quantities}
+
+    def score_reference(self, batch, rows_B):
+        self.asked.append(("reference", rows_B.nonzero()[:, 0].tolist()))
+        return torch.full(batch.mask.shape, -2.0).double()
+
+
+def two_groups():
+    """Group 0 is mixed, group 1 constant."""
+    batch = batch_of([0] * 4 + [1] * 4, [4, 3, 2, 1] * 2, rewards=[1, 0, 1, 0, 1, 1, 1, 1])
+    return replace(batch, sampler_logprob=torch.full(batch.mask.shape, -1.0).double())
+
+
+def with_kl(objective, rows):
+    return replace(objective, losses=(*objective.losses, kl_policy_ref(coef=0.1, rows=rows)))
+
+
+def test_dropped_and_constant_rows_reach_no_pass():
+    learner = CountingLearner()
+    passes = Passes(learner, "trainer", Clock())
+    assign(gfpo(k=2), two_groups(), passes)
+    assert learner.asked == [("policy", [2, 3])]
+    assert passes.work == {"pass/old_logprob/rows": 2, "pass/old_logprob/tokens": 3}
+
+
+def test_old_logprob_of_the_sampler_costs_no_pass():
+    learner = CountingLearner()
+    assign(gfpo(k=2), two_groups(), Passes(learner, "sampler", Clock()))
+    assert learner.asked == []
+
+
+@pytest.mark.parametrize("rows, scored", [("kept", [2, 3, 6, 7]), ("all", list(range(8)))])
+def test_the_reference_scores_the_rows_that_the_kl_term_acts_on(rows, scored):
+    learner = CountingLearner()
+    assign(with_kl(gfpo(k=2), rows), two_groups(), Passes(learner, "sampler", Clock()))
+    assert learner.asked == [("reference", scored)]
+
+
+def test_two_objectives_share_their_passes():
+    learner = CountingLearner()
+    passes = Passes(learner, "trainer", Clock())
+    assign(with_kl(gfpo(k=2), "kept"), two_groups(), passes)
+    assign(with_kl(grpo(), "all"), two_groups(), passes)
+    assert learner.asked == [
+        ("policy", [2, 3]),
+        ("reference", [2, 3, 6, 7]),
+        ("policy", [0, 1]),
+        ("reference", [0, 1, 4, 5]),
+    ]
+
+
+def test_a_link_that_reads_entropy_gets_it_with_the_old_logprob_in_one_pass():
+    learner = CountingLearner()
+    link = Transform("reads", lambda batch: replace(batch, kept=batch.entropy[:, 0] < 0), needs=("entropy",))
+    objective = replace(grpo(), chain=(link, *grpo().chain))
+    assign(objective, two_groups(), Passes(learner, "trainer", Clock()))
+    assert learner.asked == [("policy", list(range(8)))]
+
+
+# ---- what is reported
+
+
+def rollout(group, index, reward, length=3, correct=False, truncated=False):
+    prompt = Prompt([1], f"p{group}", f"p{group}", {})
+    response = Response([5] * length, [-1.0] * length, truncated)
+    return Rollout(group, index, prompt, response, "x", {"r": reward}, reward, correct)
+
+
+def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
+    scored = [rollout(0, i, r, length=i + 1) for i, r in enumerate([1.0, 0.0, 1.0, None])]
+    batch = rollouts.to_batch([r for r in scored if r.reward is not None])
+    credited = assign(gfpo(k=2), batch, Passes(CountingLearner(), "sampler", Clock()))
+    found = signal(scored, [credited], {"clipped": 1 / 3})
+    assert found == {
+        "signal/generated": 10,
+        "signal/carrying": 2,
+        "signal/taken/unrated": 4,
+        "signal/taken/keep_top": 3,
+        "signal/taken/group_advantage": 0,
+        "signal/taken/clipped": 1,
+    }
+    assert describe(scored)["response/unrated"] == 1 and describe(scored)["reward/mean"] == pytest.approx(2 / 3)
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_correct_one():
+    from itertools import combinations
+
+    correct = [True, False, False, True, False]
+    for k in range(1, 6):
+        draws = list(combinations(correct, k))
+        assert pass_at(k, correct) == pytest.approx(sum(map(any, draws)) / len(draws))
+    assert pass_at(3, [False] * 4) == 0.0 and pass_at(1, [True] * 4) == 1.0
+
+
+def test_summary_is_over_prompts_and_its_interval_holds_the_mean():
+    sampled = [
+        rollout(g, i, float(g == 0), length=2 + g, correct=g == 0, truncated=i == 1) for g in (0, 1) for i in (0, 1)
+    ]
+    greedy = [rollout(0, 0, 1.0, correct=True), rollout(1, 0, None)]
+    found = summarise(sampled, greedy, [1, 2])
+    assert found["eval/reward"] == 0.5 and found["eval/length"] == 2.5 and found["eval/truncated"] == 0.5
+    assert found["eval/pass@1"] == found["eval/pass@2"] == 0.5
+    assert found["eval/greedy_reward"] == 1.0 and found["eval/greedy_pass@1"] == 0.5
+    assert found["eval/rewards/r"] == 0.5
+    assert found["eval/reward_low"] <= found["eval/reward"] <= found["eval/reward_high"]
+    (row,) = [row for row in comparison(found, found | {"eval/reward": 0.6}) if row["name"] == "reward"]
+    assert (row["before"], row["after"], row["before_interval"]) == (
+        0.5,
+        0.6,
+        [found["eval/reward_low"], found["eval/reward_high"]],
+    )
+
+
+# ---- the log
+
+
+@pytest.fixture
+def main_process():
+    nothing = {"wait_for_everyone": lambda: None, "log": lambda *_, **__: None}
+    return SimpleNamespace(is_main_process=True, **nothing)
+
+
+def test_a_killed_run_s_half_line_does_not_stop_a_resume(tmp_path, main_process):
+    rows = [{"step": 0, "eval/reward": 0.1}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "lo')
+    (tmp_path / "samples.jsonl").write_text('{"step": 1}\n{"step": 2, "response')
+    log = RunLog(tmp_path, main_process, start=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
+    assert (tmp_path / "samples.jsonl").read_text() == '{"step": 1}\n'
+    assert log.evaluations() == [{"eval/reward": 0.1}]
+
+
+def test_a_fresh_run_starts_an_empty_log(tmp_path, main_process):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n')
+    assert RunLog(tmp_path, main_process, start=0).evaluations() == []
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+# ---- before a model is loaded
+
+
+def test_a_prompt_and_response_longer_than_the_context():
+    prompts = Prompts([Prompt([1] * 9, "short", "short", {})], [Prompt([1] * 30, "the long one", "x", {})])
+    recipe = SimpleNamespace(sampling=SimpleNamespace(max_response_tokens=35))
+    assert needed_context(prompts, recipe, None) == needed_context(prompts, recipe, 65) == 65
+    with pytest.raises(DataError, match=r"30 tokens.*\(35\) need 65 tokens.*context has 64.*the long one"):
+        needed_context(prompts, recipe, 64)

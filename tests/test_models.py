@@ -1,0 +1,103 @@
+"""Adapters and the transformers engine on a tiny model; pypi: packages."""
+
+import pytest
+import tiny
+import torch
+
+from align import models, weights
+from align.config import Adapter
+from align.generator import Transformers
+from align.models import ModelError, add_adapter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.save_model(folder)
+    return str(folder)
+
+
+def adapted(folder, targets):
+    return add_adapter(models.load_model(folder, "float32"), Adapter(rank=2, targets=targets), "tiny")
+
+
+@pytest.mark.parametrize(
+    "targets, layers",
+    [
+        ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("mlp", {"gate_proj", "up_proj", "down_proj"}),
+        (["q_proj"], {"q_proj"}),
+    ],
+)
+def test_adapter_targets(folder, targets, layers):
+    trained = {name for name, p in adapted(folder, targets).named_parameters() if p.requires_grad}
+    assert {name.split(".")[-4] for name in trained if "lora_A" in name} == layers
+    assert all("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [(["lm_head"], "lm_head cannot"), (["embed_tokens"], "embed_tokens cannot"), (["nope"], "nope")],
+)
+def test_targets_that_cannot_be(folder, targets, message):
+    with pytest.raises(ModelError, match=f"^model.adapter.targets: .*{message}"):
+        adapted(folder, targets)
+
+
+def test_merged_weights_are_those_of_a_merged_model_and_leave_the_trainer_alone(folder):
+    model = adapted(folder, "all-linear")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=generator)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    got = dict(weights.merged(model))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    right = dict(model.merge_and_unload().named_parameters(remove_duplicate=False))
+    assert set(got) == set(right) and "lm_head.weight" in got  # a tied head is given too
+    for name, value in right.items():
+        torch.testing.assert_close(got[name], value)
+
+
+def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder):
+    """Whatever the model's own generation settings say."""
+    model = models.load_model(folder, "float32")
+    model.generation_config.update(repetition_penalty=3.0, top_k=2, temperature=0.3, do_sample=True)
+    own = model.generation_config
+    engine = Transformers(model, [own.eos_token_id], own.pad_token_id)
+    prompt = list(range(5, 15))
+    responses = [
+        r for rows in engine.generate([prompt, prompt[:4]], n=3, temperature=0.8, max_tokens=9, seed=1) for r in rows
+    ]
+    assert len(responses) == 6 and model.generation_config is own
+    for response, given in zip(responses, [prompt] * 3 + [prompt[:4]] * 3, strict=True):
+        logits = model(torch.tensor([[*given, *response.ids]])).logits[0] / 0.8
+        steps = logits.log_softmax(-1)[len(given) - 1 : -1]
+        expected = steps.gather(-1, torch.tensor(response.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=1e-4, rtol=1e-4)
+        assert response.truncated == (response.ids[-1] != own.eos_token_id)
+    again = engine.generate([prompt, prompt[:4]], n=3, temperature=0.8, max_tokens=9, seed=1)
+    assert [r for rows in again for r in rows] == responses
+
+
+def test_greedy_is_one_response_the_likeliest_token_each_time(folder):
+    model = models.load_model(folder, "float32")
+    engine = Transformers(model, [model.generation_config.eos_token_id], 0)
+    ((response,),) = engine.generate([[5, 6, 7]], n=1, temperature=0.0, max_tokens=6, seed=0)
+    logits = model(torch.tensor([[5, 6, 7, *response.ids]])).logits[0, 2:-1]
+    assert response.ids == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("name", ["pypi:-r/etc", "pypi:", "pypi:a b", "pypi:a==1;b"])
+def test_a_pypi_name_is_a_package(name):
+    with pytest.raises(ModelError, match="write pypi:PACKAGE"):
+        models.locate(name)
+
+
+def test_no_tokenizer_and_no_config(tmp_path):
+    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+        models.load_tokenizer(str(tmp_path))
+    with pytest.raises(ModelError, match="no model configuration"):
+        models.load_config(str(tmp_path))
