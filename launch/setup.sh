@@ -13,7 +13,7 @@ stamp=$(cksum <pyproject.toml)
 if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
     pip install --quiet --upgrade pip
     pip install --quiet --editable ".[$machine,dev]" || {
-        echo "Did pip miss torch ...+cpu? Set PIP_EXTRA_INDEX_URL to the CPU index that PyTorch's installation page names, and run this again."
+        echo "If pip found no torch with +cpu: set PIP_EXTRA_INDEX_URL to the CPU index that PyTorch's installation page names, and run this again."
         exit 1
     }
     if [ "$machine" = cpu ]; then

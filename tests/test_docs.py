@@ -51,3 +51,9 @@ def test_files_named_in_the_architecture_exist_and_all_are_named():
     named = set(re.findall(r"`(\w+\.py)`", (ROOT / "align/README.md").read_text()))
     there = {path.name for path in (ROOT / "align").glob("*.py")} - {"__init__.py"}
     assert there <= named
+
+
+@pytest.mark.parametrize("path", ["README.md", "align/README.md", "recipes/README.md", "rewards/README.md"])
+def test_links_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / path).read_text()):
+        assert ((ROOT / path).parent / link).exists(), link

@@ -68,9 +68,8 @@ def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder
     own = model.generation_config
     engine = Transformers(model, [own.eos_token_id], own.pad_token_id)
     prompt = list(range(5, 15))
-    responses = [
-        r for rows in engine.generate([prompt, prompt[:4]], n=3, temperature=0.8, max_tokens=9, seed=1) for r in rows
-    ]
+    settings = {"n": 3, "temperature": 0.8, "max_tokens": 9, "seed": 1}
+    responses = [r for rows in engine.generate([prompt, prompt[:4]], **settings) for r in rows]
     assert len(responses) == 6 and model.generation_config is own
     for response, given in zip(responses, [prompt] * 3 + [prompt[:4]] * 3, strict=True):
         logits = model(torch.tensor([[*given, *response.ids]])).logits[0] / 0.8
@@ -78,7 +77,7 @@ def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder
         expected = steps.gather(-1, torch.tensor(response.ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=1e-4, rtol=1e-4)
         assert response.truncated == (response.ids[-1] != own.eos_token_id)
-    again = engine.generate([prompt, prompt[:4]], n=3, temperature=0.8, max_tokens=9, seed=1)
+    again = engine.generate([prompt, prompt[:4]], **settings)
     assert [r for rows in again for r in rows] == responses
 
 
