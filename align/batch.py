@@ -34,6 +34,8 @@ class Batch:
     kept: Tensor  # [B] bool, rows that take part; a link that drops rows clears it and leaves the row where it is
     selected: Tensor  # [B,T] bool, tokens that take part
     weight: Tensor  # [B,T] float, what a token counts for (importance weights); no gradient
+    special: Tensor  # [B,T] bool, special tokens of the tokenizer; nowhere where no tokenizer is involved
+    progress: float = 0.0  # share of the run's steps that are done, in [0, 1)
     prompt_ids: Sequence[Sequence[int]] = ()  # B prompts, unpadded; empty where no model is involved
 
     reward: Tensor | None = None  # [B] float
@@ -57,7 +59,7 @@ class Batch:
             kept=torch.ones(len(response_ids), dtype=torch.bool),
             selected=mask.clone(),
             weight=mask.to(dtype),
-            **rest,
+            **{"special": torch.zeros_like(mask), **rest},
         )
 
     @property

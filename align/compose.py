@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 from align.losses import LOSSES, Loss
 from align.objectives import OBJECTIVES, Objective
 from align.schema import ConfigError, Key, Source, call, collect, distinct, load_object, nearest
-from align.transforms import TRANSFORMS, Transform
+from align.transforms import TRANSFORMS, Stage, Transform
 
 
 def build_objectives(source: Source) -> tuple[Objective, ...]:
@@ -52,7 +53,7 @@ def build_objective(spec: Any, source: Source, key: Key) -> Objective:
         raise ConfigError([source.problem(key, "needs a name, or a chain with a loss")])
     for piece in _pieces(add, {**TRANSFORMS, **LOSSES}, (Transform, Loss), source, (*key, "add")):
         if isinstance(piece, Transform):
-            objective = replace(objective, chain=(*objective.chain, piece))
+            objective = replace(objective, chain=_inserted(objective.chain, piece))
         else:
             objective = replace(objective, losses=(*objective.losses, piece))
     _check_order(objective, source, key)
@@ -105,18 +106,29 @@ def _factory(name: Any, known: Mapping, kind: type | tuple, args: Any, source: S
     return made
 
 
+def _inserted(chain: tuple[Transform, ...], link: Transform) -> tuple[Transform, ...]:
+    """The chain with a link at its stage, behind those of the same one; at the end where it has none."""
+    behind = [i for i, other in enumerate(chain) if None not in (link.stage, other.stage) and other.stage > link.stage]
+    place = min(behind, default=len(chain))
+    return (*chain[:place], link, *chain[place:])
+
+
 def _check_order(objective: Objective, source: Source, key: Key) -> None:
-    """Credit must exist before it is read; what the loop can compute by itself may be asked for anywhere."""
+    """Links stand in the order of their stages, and credit exists before it is read; what the loop can compute by
+    itself may be asked for anywhere."""
     given: set[str] = set()
-    makers = {quantity: link.name for link in objective.chain for quantity in link.gives} | {
-        "advantage": "group_advantage"
-    }
     for piece in (*objective.chain, *objective.losses):
-        for name in piece.needs:
-            if name in makers and name not in given:
-                what = f"{piece.name} reads {name}, which no link before it gives; put {makers[name]} before it"
-                raise ConfigError([source.problem(key, what)])
+        if "advantage" in piece.needs and "advantage" not in given:
+            what = f"{piece.name} reads advantage, which no link before it gives; put group_advantage before it"
+            raise ConfigError([source.problem(key, what)])
         given.update(getattr(piece, "gives", ()))
+    staged = [link for link in objective.chain if link.stage is not None]
+    for before, link in itertools.pairwise(staged):
+        if before.stage > link.stage or before.stage == link.stage == Stage.ADVANTAGE:
+            order = ", ".join(stage.name.lower() for stage in Stage)
+            what = f"{link.name} ({link.stage.name.lower()}) cannot stand behind {before.name}"
+            why = f"({before.stage.name.lower()}); the order is {order}, with one advantage"
+            raise ConfigError([source.problem(key, f"{what} {why}")])
 
 
 def resolved(spec: Mapping) -> dict[str, Any]:

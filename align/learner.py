@@ -32,7 +32,6 @@ class Learner:
         policy: Policy,
         layout: Layout,
         optim: Optim,
-        steps: int,
         reference: Policy | None = None,
     ):
         """`reference`: a frozen copy, where the policy has no adapter that could be switched off."""
@@ -43,7 +42,7 @@ class Learner:
             "sgd": lambda: torch.optim.SGD(parameters, lr=optim.lr, weight_decay=optim.weight_decay),
         }
         optimizer = kinds[optim.optimizer]()
-        schedule = get_scheduler(SCHEDULES[optim.schedule], optimizer, optim.warmup_steps, steps)
+        schedule = get_scheduler(SCHEDULES[optim.schedule], optimizer, optim.warmup_steps, optim.schedule_steps)
         self.lr_factor = schedule.lr_lambdas[0]  # a pure function of the step, so a resume has nothing to restore
         _configure(accelerator, policy, optim)
         self.engine, _ = accelerator.prepare(policy, optimizer)

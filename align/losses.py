@@ -6,6 +6,7 @@ number of processes never change the gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -115,37 +116,113 @@ def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominat
     return Weighted(weight, live, count)
 
 
-LOG_RATIO = 20.0  # nats; exp of a larger one could overflow, and infinity times an advantage of 0 is no number
-
-
 def clipped_surrogate(
     *,
     clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
     clip_high: Annotated[float, Ge(0)] = 0.2,
+    dual_clip: Annotated[float, Gt(1)] = math.inf,
     aggregation: Aggregation = "token-mean",
     denominator: Denominator = "full",
 ) -> Loss:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) for each token, r = exp(logprob - old_logprob).
 
     PPO (arXiv 1707.06347 eq. 7); clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476 eq. 8).
+    `dual_clip` c bounds the loss of a negative advantage by -c A (arXiv 1912.09729); verl has 3.
     """
 
-    def ratio(current: Current, batch: Batch) -> Tensor:
-        old = batch.need("old_logprob", "clipped_surrogate")
-        return torch.where(batch.mask, current.logprob - old, 0.0).clamp(-LOG_RATIO, LOG_RATIO).exp()
+    def token_loss(current: Current, batch: Batch) -> Tensor:
+        return _clipped(_ratio(current, batch), batch.advantage, clip_low, clip_high, dual_clip)
+
+    return _surrogate(
+        "clipped_surrogate", token_loss, _ratio, (clip_low, clip_high, dual_clip), aggregation, denominator
+    )
+
+
+def sequence_surrogate(
+    *,
+    ratio: Literal["mean", "product"] = "mean",
+    form: Literal["sequence", "token"] = "sequence",
+    clip_low: Annotated[float, Ge(0), Lt(1)] = 3e-4,
+    clip_high: Annotated[float, Ge(0)] = 4e-4,
+    aggregation: Aggregation = "seq-mean-token-mean",
+    denominator: Denominator = "full",
+) -> Loss:
+    """The clipped surrogate with one ratio a response: GSPO (arXiv 2507.18071).
+
+    `ratio`: `mean` is exp of the mean log-ratio over the response (GSPO), `product` exp of their sum (RLOO in
+    TRL). `form`: `token` has the same value, but each token's gradient carries its own advantage (GSPO-token,
+    eq. 14), which is what a selection of tokens needs. All tokens of the response are in the ratio.
+    """
+
+    def of_response(current: Current, batch: Batch) -> Tensor:
+        log_ratio = torch.where(batch.mask, current.logprob - batch.need("old_logprob", "sequence_surrogate"), 0.0)
+        total = log_ratio.sum(1, keepdim=True)
+        if ratio == "mean":
+            total = total / batch.length.clamp(min=1)[:, None]
+        s = total.clamp(-ops.LOG_RATIO, ops.LOG_RATIO).exp().expand_as(log_ratio)
+        return s if form == "sequence" else s.detach() * (log_ratio - log_ratio.detach()).exp()
 
     def token_loss(current: Current, batch: Batch) -> Tensor:
-        r, advantage = ratio(current, batch), batch.advantage
-        return -torch.minimum(r * advantage, r.clamp(1 - clip_low, 1 + clip_high) * advantage)
+        return _clipped(of_response(current, batch), batch.advantage, clip_low, clip_high, math.inf)
+
+    return _surrogate(
+        "sequence_surrogate", token_loss, of_response, (clip_low, clip_high, math.inf), aggregation, denominator
+    )
+
+
+def weighted_logprob(
+    *,
+    ratio_low: Annotated[float, Ge(0)] = 0.0,
+    ratio_high: Annotated[float, Gt(0)] = 5.0,
+    aggregation: Aggregation = "token-mean",
+    denominator: Denominator = "full",
+) -> Loss:
+    """-sg(clip(r, ratio_low, ratio_high)) A logprob for each token: CISPO (arXiv 2506.13585 eq. 4).
+
+    The bounds are those of the ratio itself, as in TRL; verl's clip 0.2 / 0.2 is 0.8 and 1.2. No token's
+    gradient is ever clipped away.
+    """
+    if ratio_low > ratio_high:
+        raise ValueError(f"ratio_low ({ratio_low}) must not be above ratio_high ({ratio_high})")
+
+    def token_loss(current: Current, batch: Batch) -> Tensor:
+        bounded = _ratio(current, batch).detach().clamp(ratio_low, ratio_high)
+        return -bounded * batch.advantage * torch.where(batch.mask, current.logprob, 0.0)
+
+    return _surrogate("weighted_logprob", token_loss, _ratio, (math.inf, math.inf, math.inf), aggregation, denominator)
+
+
+def _ratio(current: Current, batch: Batch) -> Tensor:
+    """[B,T] exp(logprob - old_logprob), 1 outside the responses."""
+    old = batch.need("old_logprob", "the ratio")
+    return torch.where(batch.mask, current.logprob - old, 0.0).clamp(-ops.LOG_RATIO, ops.LOG_RATIO).exp()
+
+
+def _clipped(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: float) -> Tensor:
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)
+
+
+def _surrogate(
+    name: str,
+    token_loss: Callable[[Current, Batch], Tensor],
+    ratio: Callable[[Current, Batch], Tensor],
+    bounds: tuple[float, float, float],
+    aggregation: Aggregation,
+    denominator: Denominator,
+) -> Loss:
+    """A loss that reads the credit; `bounds` (clip_low, clip_high, dual_clip) tell the log where it is flat."""
+    clip_low, clip_high, dual_clip = bounds
 
     def measure(current: Current, batch: Batch) -> dict[str, Tensor]:
         r, a = ratio(current, batch), batch.advantage
         low, high = (r < 1 - clip_low) & (a < 0), (r > 1 + clip_high) & (a > 0)
+        far = (r > dual_clip) & (a < 0)
         k3 = r - 1 - r.log()
-        return {"ratio": r, "clip_low": low, "clip_high": high, "clipped": low | high, "kl_k3_old_policy": k3}
+        return {"ratio": r, "clip_low": low, "clip_high": high, "clipped": low | high | far, "kl_k3_old_policy": k3}
 
     return Loss(
-        "clipped_surrogate",
+        name,
         unit=unit_of(aggregation),
         weigh=lambda batch: policy_weight(batch, aggregation, denominator),
         token_loss=token_loss,
@@ -209,4 +286,5 @@ def entropy_bonus(
     )
 
 
-LOSSES = {"clipped_surrogate": clipped_surrogate, "kl_policy_ref": kl_policy_ref, "entropy_bonus": entropy_bonus}
+TERMS = (clipped_surrogate, sequence_surrogate, weighted_logprob, kl_policy_ref, entropy_bonus)
+LOSSES = {loss.__name__: loss for loss in TERMS}

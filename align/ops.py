@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+LOG_RATIO = 20.0  # nats; exp of a larger one could overflow, and infinity times an advantage of 0 is no number
 Std = Literal["population", "sample", "none"]
 
 
@@ -59,6 +60,27 @@ def rank_within_group(score_B: Tensor, group_B: Tensor) -> Tensor:
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order)) - start[index[order]]
     return place
+
+
+def max_variance_subset(value_B: Tensor, number: int) -> Tensor:
+    """[number] int64 places of the subset of largest population variance; all places where there are fewer.
+
+    The subset is i from the top and number - i from the bottom of one descending order, so none twice. Equal
+    variances: the i nearest to number / 2, then the smaller.
+    """
+    order = (-value_B).argsort(stable=True)
+    n = len(order)
+    if number >= n:
+        return order
+    x = value_B[order].double()
+    p = torch.cat([x.new_zeros(1), x.cumsum(0)])
+    q = torch.cat([x.new_zeros(1), (x * x).cumsum(0)])
+    top = torch.arange(number + 1)
+    bottom = n - (number - top)
+    variance = (q[top] + q[n] - q[bottom]) / number - ((p[top] + p[n] - p[bottom]) / number) ** 2
+    near = ((variance >= variance.max() - 1e-12).nonzero()[:, 0]).tolist()
+    i = min(near, key=lambda i: (abs(2 * i - number), i))
+    return torch.cat([order[:i], order[n - (number - i) :]])
 
 
 def kl_k1_policy_ref(logprob: Tensor, ref_logprob: Tensor) -> Tensor:

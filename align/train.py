@@ -174,7 +174,7 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
         reference = Policy(frozen, recipe.sampling.temperature)
     policy = Policy(model, recipe.sampling.temperature)
     layout = layouts.LAYOUTS[recipe.optim.layout]
-    learner = Learner(accelerator, policy, layout, recipe.optim, recipe.run.steps, reference)
+    learner = Learner(accelerator, policy, layout, recipe.optim, reference)
     return Loop(experiment, prompts, tokenizer, make_generator(path, recipe, learner, tokenizer, context), learner)
 
 
@@ -193,7 +193,9 @@ def settle(experiment: Experiment, model_config: PretrainedConfig, accelerator: 
         sync = "adapter" if recipe.model.adapter and accelerator.device.type == "cuda" else "merged"
     temperature = recipe.eval.temperature or recipe.sampling.temperature
     settled = {
-        "optim": recipe.optim.model_copy(update={"layout": layout}),
+        "optim": recipe.optim.model_copy(
+            update={"layout": layout, "schedule_steps": recipe.optim.schedule_steps or recipe.run.steps}
+        ),
         "sampling": recipe.sampling.model_copy(update={"sync": sync}),
         "eval": recipe.eval.model_copy(update={"temperature": temperature}),
         "correct": experiment.correct,

@@ -1,6 +1,7 @@
 """align.config: every mistake in a recipe is reported with its place and its fix, all of them at once."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -216,7 +217,7 @@ BAD = [
     # objectives
     ("objectives: [{grpo: {}}]\n", 9, "objective", "write one of objective and objectives"),
     (objective(""), 9, "objective", "write one of objective and objectives"),
-    (objective("{name: gppo}"), 9, "objective.name", "unknown name 'gppo'; did you mean 'grpo'?"),
+    (objective("{name: grpoo}"), 9, "objective.name", "unknown name 'grpoo'; did you mean 'grpo'?"),
     (objective("{gfpoo: {}}"), 9, "objective.gfpoo", "unknown name 'gfpoo'; did you mean 'gfpo'?"),
     (objective("{name: [gfpo]}"), 9, "objective.name", "unknown name ['gfpo']; did you mean 'gfpo'?"),
     (objective("{gfpo: {k: 4}, grpo: {}}"), 9, "objective", "needs a name, or a chain with a loss"),
@@ -236,7 +237,7 @@ BAD = [
         objective(f"{{chain: [{{entropy_bonus: {{coef: 1}}}}], {LOSS}}}"),
         9,
         "objective.chain.0.entropy_bonus",
-        "unknown name 'entropy_bonus'; there are: group_advantage, importance_weight, keep_top",
+        "unknown name 'entropy_bonus'; there are: group_advantage, importance_weight, keep_outcome, ",
     ),
     (
         objective("{name: grpo, add: [{kl_policy: {coef: 1}}]}"),
@@ -537,7 +538,7 @@ def test_aggregation_with_a_number(recipe):
 def test_add_appends_links_and_losses(recipe):
     text = "{name: gfpo, k: 4, add: [{entropy_bonus: {coef: 0.1}}, {keep_top: {k: 3}}, {kl_policy_ref: {coef: 1}}]}"
     (built,) = recipe(objective(text)).objectives
-    assert [link.name for link in built.chain] == ["keep_top", "group_advantage", "keep_top"]
+    assert [link.name for link in built.chain] == ["keep_top", "keep_top", "group_advantage"]  # at its stage
     assert [loss.name for loss in built.losses] == ["clipped_surrogate", "entropy_bonus", "kl_policy_ref"]
     assert [loss.coef for loss in built.losses] == [1.0, 0.1, 1.0]
 
@@ -750,6 +751,7 @@ def test_the_resolved_objective_has_every_default():
                 "clipped_surrogate": {
                     "clip_low": 0.2,
                     "clip_high": 0.3,
+                    "dual_clip": math.inf,
                     "aggregation": "token-mean",
                     "denominator": "full",
                 }

@@ -9,11 +9,11 @@ from helpers import batch_of, loss_of, no_model, random_batch, widen, widened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.adaptive import AdaptiveK
 from align.credit import assign
 from align.losses import Constant, Current, TokensPerRow, entropy_bonus, kl_policy_ref
 from align.objectives import Objective, gfpo, grpo
 from align.transforms import importance_weight
+from align.transforms.adaptive import AdaptiveK
 
 AGGREGATIONS = {
     "token-mean": "token-mean",

@@ -8,11 +8,11 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 
 from align import ops
-from align.adaptive import AdaptiveK
 from align.losses import Aggregation, Denominator
 from align.objectives.grpo import grpo
 from align.objectives.objective import Objective
-from align.transforms import Metric, Rank, keep_top
+from align.transforms.adaptive import AdaptiveK
+from align.transforms.keep import Metric, Rank, keep_top
 
 
 def gfpo(

@@ -25,9 +25,9 @@ def fresh():
     return models.add_adapter(model, Adapter(rank=4, alpha=8), "tiny")
 
 
-optim = Optim(lr=0.1, optimizer="sgd", max_grad_norm=float("inf"), micro_batch_tokens=48)
+optim = Optim(lr=0.1, optimizer="sgd", max_grad_norm=float("inf"), micro_batch_tokens=48, schedule_steps=2)
 reference = Policy(fresh().requires_grad_(False), 0.7) if kind == "full" else None
-learner = Learner(accelerator, Policy(fresh(), 0.7), getattr(layouts, layout), optim, 2, reference)
+learner = Learner(accelerator, Policy(fresh(), 0.7), getattr(layouts, layout), optim, reference)
 metrics = [learner.update(ragged.credits(learner), 0)]
 learner.optim = optim.model_copy(update={"micro_batch_tokens": 1000})
 metrics.append(learner.update(ragged.credits(learner), 1))

@@ -10,11 +10,11 @@ from helpers import batch_of, loss_of, no_model, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.adaptive import AdaptiveK, DifficultyTracker
 from align.credit import assign
 from align.losses import Constant
 from align.objectives import gfpo, grpo
 from align.transforms import keep_top
+from align.transforms.adaptive import AdaptiveK, DifficultyTracker
 
 LENGTH = [120, 80, 200, 80, 150, 60, 300, 100]
 REWARD = [1.0, 0, 1, 1, 0, 0, 1, 1]

@@ -1,0 +1,75 @@
+"""Links that give every token of a response the response's credit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from pydantic import FiniteFloat
+from torch import Tensor
+
+from align import ops
+from align.batch import Batch
+from align.transforms.transform import Stage, Transform
+
+
+def _row_advantage(name: str, needs: str, of: Callable[[Tensor, Tensor], Tensor]) -> Transform:
+    """A link that gives each kept row the advantage `of(quantity, group)` computes over the kept rows."""
+
+    def apply(batch: Batch) -> Batch:
+        rows = batch.kept.nonzero()[:, 0]
+        value = batch.need(needs, name)
+        advantage = torch.zeros(len(value), dtype=batch.weight.dtype)
+        advantage[rows] = of(value[rows], batch.group[rows]).to(advantage.dtype)
+        return replace(batch, advantage=torch.where(batch.mask, advantage[:, None], 0.0))
+
+    return Transform(name, apply, needs=(needs,), gives=("advantage",), stage=Stage.ADVANTAGE)
+
+
+def group_advantage(*, std: ops.Std = "population", eps: Annotated[float, Ge(0)] = 0.0) -> Transform:
+    """A = (R - mean) / (std + eps) over the kept rows of each group, the same for every token of a row.
+
+    DeepSeekMath (arXiv 2402.03300) and GFPO eq. 2 with `population`, eps 0; TRL and verl use `sample` with
+    eps 1e-4 and 1e-6; Dr.GRPO (arXiv 2503.20783) does not divide: `none`. A constant group, and a group of
+    one, gets exactly 0.
+    """
+    return _row_advantage("group_advantage", "reward", lambda r, group: ops.group_norm(r, group, std, eps))
+
+
+def leave_one_out_advantage() -> Transform:
+    """A_i = R_i - mean of the others' rewards = G / (G - 1) (R_i - mean) (RLOO, arXiv 2402.14740); 0 for one row."""
+
+    def advantage(reward: Tensor, group: Tensor) -> Tensor:
+        index, groups = ops.group_index(group)
+        n = torch.bincount(index, minlength=groups)[index].to(reward.dtype)
+        return ops.group_norm(reward, group, "none", 0.0) * n / (n - 1).clamp(min=1)
+
+    return _row_advantage("leave_one_out_advantage", "reward", advantage)
+
+
+def reward_advantage() -> Transform:
+    """A = R, without a baseline: REINFORCE."""
+    return _row_advantage("reward_advantage", "reward", lambda reward, group: reward)
+
+
+def outcome_advantage(*, correct: FiniteFloat = 1.0, wrong: FiniteFloat = -1.0) -> Transform:
+    """A constant for correct and one for wrong responses, without mean and std (arXiv 2506.01347).
+
+    Correctness is its own quantity, not reward > 0: a correct but overlong answer may have reward 0.
+    """
+    return _row_advantage(
+        "outcome_advantage", "correct", lambda right, group: torch.where(right, float(correct), float(wrong))
+    )
+
+
+def sign_filter(*, sign: Literal["negative", "positive"]) -> Transform:
+    """min(A, 0) or max(A, 0): GRPO-N keeps the relative negative gradients (arXiv 2510.04028; reconstructed)."""
+
+    def apply(batch: Batch) -> Batch:
+        advantage = batch.need("advantage", "sign_filter")
+        return replace(batch, advantage=advantage.clamp(max=0) if sign == "negative" else advantage.clamp(min=0))
+
+    return Transform("sign_filter", apply, stage=Stage.SIGN, needs=("advantage",))
