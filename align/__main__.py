@@ -36,5 +36,32 @@ def credit(
         typer.echo(json.dumps(line))
 
 
+@app.command()
+def objectives(name: Annotated[str | None, typer.Argument()] = None) -> None:
+    """List the objectives, or show one: its paper, its keys with defaults and ranges, its baseline."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from align.catalogue import entry
+    from align.objectives import OBJECTIVES
+    from align.schema import nearest
+
+    console = Console()
+    if name is None:
+        shown = Table("objective", "what it is", "paper", "where it is its baseline")
+        for found in map(entry, OBJECTIVES):
+            shown.add_row(*map(Text, (found.name, found.summary, found.paper, found.limit)))
+        console.print(shown)
+        return
+    if name not in OBJECTIVES:
+        typer.echo(f"no objective {name!r}; {nearest(name, OBJECTIVES)}", err=True)
+        raise typer.Exit(1)
+    shown = Table("key", "type and range", "default")
+    for key in entry(name).keys:
+        shown.add_row(*map(Text, (key.name, key.kind, key.default)))
+    console.print(Text(entry(name).text), shown)
+
+
 if __name__ == "__main__":
     app()

@@ -63,12 +63,19 @@ class Data(Section):
     max_prompt_tokens: Count = 512
 
 
+class DynamicSampling(Section):
+    """Drop groups whose responses are all correct or all wrong, and sample further prompts for them (DAPO)."""
+
+    rounds: Annotated[int, Ge(2)] = Field(4, description="most times that a step samples; then it takes what there is")
+
+
 class Sampling(Section):
     group_size: Annotated[int, Ge(2)] = 8
     temperature: Positive = 1.0
     max_response_tokens: Count = 256
     engine: Literal["vllm", "transformers"] = "vllm"
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
+    dynamic_sampling: DynamicSampling | None = None
     old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
     cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
     compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")

@@ -44,38 +44,57 @@ class Loop:
         return Rank(accelerator.process_index, accelerator.num_processes)
 
     def step(self, step: int) -> tuple[dict[str, float], list[Rollout], list[Credited]]:
-        """One step, counted from 0: metrics, the rollouts of all ranks, and the credit that they earned."""
-        clock = Clock()
-        with clock("generate"):
-            sampled = self._sample(step)
-        with clock("score"):
-            scored = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
-        rated = [rollout for rollout in scored if rollout.reward is not None]
+        """One step, counted from 0: metrics, the rollouts of all ranks in the batch, and the credit they earned."""
+        clock, recipe = Clock(), self.experiment.recipe
+        scored, taken = self._rollouts(step, clock)
+        rated = [rollout for rollout in taken if rollout.reward is not None]
         if not rated:
             raise RewardError(f"step {step + 1}: no reward function applied to any of {len(scored)} responses")
-        batch = rollouts.to_batch(rated)
-        passes = Passes(self.learner, self.experiment.recipe.sampling.old_logprob, clock)
+        batch = rollouts.to_batch(rated, self.tokenizer.all_special_ids, step / recipe.run.steps)
+        passes = Passes(self.learner, recipe.sampling.old_logprob, clock)
         with clock("credit"):
             credits = [assign(objective, batch, passes) for objective in self.experiment.objectives]
         update = {}
         with clock("update"):
-            for _ in range(self.experiment.recipe.optim.updates_per_step):
+            for _ in range(recipe.optim.updates_per_step):
                 update = self.learner.update(credits, step)
         with clock("sync"):
             self.generator.sync(self.learner.model)
         spent = {**clock.seconds(), **passes.work, "memory/peak_gib": peak_memory()}
-        return {**describe(scored), **signal(scored, credits, update), **update, **spent}, scored, credits
+        return {**describe(scored), **signal(scored, taken, credits, update), **update, **spent}, taken, credits
 
-    def _sample(self, step: int) -> list[tuple]:
+    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
+        """(all that were sampled, those for the batch). Dynamic sampling goes on until the batch is full of mixed
+        groups or its rounds are over; where none was mixed there is nothing to learn and the last round stands."""
+        recipe = self.experiment.recipe
+        dynamic, size = recipe.sampling.dynamic_sampling, recipe.data.prompts_per_step
+        rounds = dynamic.rounds if dynamic else 1
+        everything, full = [], []
+        for number in range(rounds):
+            with clock("generate"):
+                sampled = self._sample(step * rounds + number)
+            with clock("score"):
+                scored = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
+            scored = [replace(rollout, group=rollout.group + number * size) for rollout in scored]
+            everything += scored
+            full += rollouts.mixed(scored) if dynamic else scored
+            groups = sorted({rollout.group for rollout in full})
+            if len(groups) >= size:
+                break
+        taken = [rollout for rollout in full if rollout.group in groups[:size]]
+        return everything, taken or scored
+
+    def _sample(self, position: int) -> list[tuple]:
+        """This rank's responses to the prompts at a position of the data; a step is one, or a few."""
         recipe = self.experiment.recipe
         return rollouts.sample(
-            self.prompts.step(step, recipe.data.prompts_per_step, recipe.run.seed),
+            self.prompts.step(position, recipe.data.prompts_per_step, recipe.run.seed),
             self.generator,
             self.rank,
             n=recipe.sampling.group_size,
             temperature=recipe.sampling.temperature,
             max_tokens=recipe.sampling.max_response_tokens,
-            seed=rollouts.seed_of(recipe.run.seed, step, self.rank.index, TRAIN),
+            seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN),
         )
 
     def evaluate(self) -> tuple[dict[str, float], list[Rollout]]:
@@ -188,17 +207,21 @@ def describe(scored: Sequence[Rollout]) -> dict[str, float]:
     return out
 
 
-def signal(scored: Sequence[Rollout], credits: Sequence[Credited], update: dict[str, float]) -> dict[str, int]:
-    """Of the generated tokens, how many carry gradient and which link took the rest; clipping is the last."""
-    unrated = sum(len(r.response.ids) for r in scored if r.reward is None)
+def signal(
+    scored: Sequence[Rollout], taken: Sequence[Rollout], credits: Sequence[Credited], update: dict[str, float]
+) -> dict[str, int]:
+    """Of the generated tokens, how many carry gradient and what took the rest; clipping is the last."""
+    generated = sum(len(r.response.ids) for r in scored)
+    unrated = sum(len(r.response.ids) for r in taken if r.reward is None)
+    left_out = generated - sum(len(r.response.ids) for r in taken)
     out = {}
     for credited in credits:
         prefix, name = "signal", ""
         if len(credits) > 1:
             prefix, name = f"signal/{credited.objective.name}", f"{credited.objective.name}/"
         clipped = round(update.get(f"{name}clipped", 0.0) * credited.signal.carrying)
-        out[f"{prefix}/generated"] = credited.signal.generated + unrated
+        out[f"{prefix}/generated"] = generated
         out[f"{prefix}/carrying"] = credited.signal.carrying - clipped
-        taken = {"unrated": unrated, **credited.signal.taken, "clipped": clipped}
-        out |= {f"{prefix}/taken/{link}": count for link, count in taken.items()}
+        losses = {"dynamic_sampling": left_out, "unrated": unrated, **credited.signal.taken, "clipped": clipped}
+        out |= {f"{prefix}/taken/{link}": count for link, count in losses.items()}
     return out

@@ -41,6 +41,7 @@ class Rollout(BaseModel):
     ref_logprob: list[FiniteFloat] | None = None
     guide_logprob: list[FiniteFloat] | None = None
     entropy: list[FiniteFloat] | None = None
+    special: list[bool] | None = None
 
 
 class ReplayError(ValueError):
@@ -59,7 +60,7 @@ def read(path: str | Path) -> dict[str, Rollout]:
             first = error.errors(include_url=False)[0]
             name = ".".join(map(str, first["loc"])) or "line"
             raise ReplayError(f"{place}: {name}: {first['msg']}") from error
-        for name in TOKEN_FIELDS:
+        for name in (*TOKEN_FIELDS, "special"):
             values = getattr(rollout, name)
             if values is not None and len(values) != len(rollout.response_ids):
                 wanted = f"there are {len(rollout.response_ids)} response_ids"
@@ -111,7 +112,9 @@ class _Recorded:
         self.rollouts, self.old_from = rollouts, old_from
         number: dict[str | int, int] = {}
         groups = [number.setdefault(r.group, len(number)) for r in rollouts.values()]
-        self.batch = Batch.of(groups, [r.response_ids for r in rollouts.values()], dtype=torch.float64)
+        special = [r.special or [False] * len(r.response_ids) for r in rollouts.values()]
+        ids = [r.response_ids for r in rollouts.values()]
+        self.batch = Batch.of(groups, ids, dtype=torch.float64, special=pad(special, torch.bool))
 
     def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
         for name in names:

@@ -81,12 +81,23 @@ def gather(rollouts: list[Rollout]) -> list[Rollout]:
     return sorted(gather_object(rollouts), key=lambda r: (r.group, r.index))
 
 
-def to_batch(rollouts: Sequence[Rollout]) -> Batch:
-    """The rollouts that have a reward, as tensors; a response that no reward applied to takes no part."""
+def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts of groups that have both correct and wrong responses."""
+    outcomes: dict[int, set[bool]] = {}
+    for rollout in rollouts:
+        outcomes.setdefault(rollout.group, set()).add(rollout.correct)
+    return [rollout for rollout in rollouts if len(outcomes[rollout.group]) == 2]
+
+
+def to_batch(rollouts: Sequence[Rollout], special_ids: Sequence[int] = (), progress: float = 0.0) -> Batch:
+    """Rollouts that have a reward, as tensors; `progress` is the share of the run's steps that are done."""
+    special = set(special_ids)
     return Batch.of(
         [r.group for r in rollouts],
         [r.response.ids for r in rollouts],
         prompt_ids=[r.prompt.ids for r in rollouts],
+        special=pad([[token in special for token in r.response.ids] for r in rollouts], torch.bool),
+        progress=progress,
         reward=torch.tensor([r.reward for r in rollouts]),
         correct=torch.tensor([r.correct for r in rollouts]),
         truncated=torch.tensor([r.response.truncated for r in rollouts]),

@@ -9,11 +9,12 @@ import torch
 from helpers import batch_of
 
 from align import rollouts
+from align.config import RewardFunction
 from align.credit import assign
 from align.data import DataError, Prompt, Prompts
 from align.evaluation import comparison, pass_at, summarise
 from align.generator import Response
-from align.loop import Clock, Passes, describe, signal
+from align.loop import Clock, Loop, Passes, describe, signal
 from align.losses import kl_policy_ref
 from align.objectives import gfpo, grpo
 from align.rollouts import Rollout
@@ -102,10 +103,11 @@ def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
     scored = [rollout(0, i, r, length=i + 1) for i, r in enumerate([1.0, 0.0, 1.0, None])]
     batch = rollouts.to_batch([r for r in scored if r.reward is not None])
     credited = assign(gfpo(k=2), batch, Passes(CountingLearner(), "sampler", Clock()))
-    found = signal(scored, [credited], {"clipped": 1 / 3})
+    found = signal([*scored, rollout(1, 0, 1.0, length=5)], scored, [credited], {"clipped": 1 / 3})
     assert found == {
-        "signal/generated": 10,
+        "signal/generated": 15,
         "signal/carrying": 2,
+        "signal/taken/dynamic_sampling": 5,
         "signal/taken/unrated": 4,
         "signal/taken/keep_top": 3,
         "signal/taken/group_advantage": 0,
@@ -178,3 +180,77 @@ def test_a_prompt_and_response_longer_than_the_context():
     assert needed_context(prompts, recipe, None) == needed_context(prompts, recipe, 65) == 65
     with pytest.raises(DataError, match=r"30 tokens.*\(35\) need 65 tokens.*context has 64.*the long one"):
         needed_context(prompts, recipe, 64)
+
+
+# ---- dynamic sampling
+
+
+class Sampler:
+    """An engine whose responses to prompt [n] are right with the outcomes that `plan` gives to n."""
+
+    def __init__(self, plan):
+        self.plan, self.asked = plan, []
+
+    def generate(self, prompts, *, n, temperature, max_tokens, seed):
+        self.asked.append([prompt[0] for prompt in prompts])
+        return [[Response([int(right)], [-1.0], False) for right in self.plan[prompt[0]]] for prompt in prompts]
+
+
+def looped(plan, rounds):
+    recipe = SimpleNamespace(
+        data=SimpleNamespace(prompts_per_step=2),
+        run=SimpleNamespace(seed=0, steps=1),
+        sampling=SimpleNamespace(
+            group_size=2,
+            temperature=1.0,
+            max_response_tokens=1,
+            dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
+        ),
+    )
+    right = RewardFunction("right", lambda completion_ids, **_: [float(ids[0]) for ids in completion_ids], 1.0)
+    experiment = SimpleNamespace(recipe=recipe, rewards=(right,), correct=SimpleNamespace(reward="right", at_least=1))
+    prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
+    words = SimpleNamespace(batch_decode=lambda ids, **_: [str(i) for i in ids])
+    learner = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1))
+    sampler = Sampler(plan)
+    return Loop(experiment, prompts, words, sampler, learner), sampler
+
+
+def outcome(found):
+    return sorted((rollout.prompt.ids[0], rollout.index, rollout.correct) for rollout in found)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    monkeypatch.setattr(rollouts, "gather_object", lambda found: found)
+
+
+def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_process):
+    constant, both = (True, True), (True, False)
+    plan = [constant] * 6
+    loop, _ = looped(plan, 3)
+    order = [prompt.ids[0] for position in range(3) for prompt in loop.prompts.step(position, 2, 0)]
+    plan = dict.fromkeys(order, constant) | {order[1]: both, order[3]: both}
+    loop, sampler = looped([plan[n] for n in range(6)], 3)
+    everything, taken = loop._rollouts(0, Clock())
+    assert sampler.asked == [order[0:2], order[2:4]]  # the third round was not needed
+    assert {rollout.prompt.ids[0] for rollout in taken} == {order[1], order[3]}
+    assert len(everything) == 8 and len({rollout.group for rollout in taken}) == 2
+
+
+def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process):
+    constant, both = (False, False), (True, False)
+    loop, _ = looped([constant] * 8, 3)
+    order = [prompt.ids[0] for position in range(3) for prompt in loop.prompts.step(position, 2, 0)]
+    loop, sampler = looped([both if n == order[0] else constant for n in range(8)], 3)
+    _, taken = loop._rollouts(0, Clock())
+    assert len(sampler.asked) == 3 and {rollout.prompt.ids[0] for rollout in taken} == {order[0]}
+    loop, _ = looped([constant] * 8, 2)
+    everything, taken = loop._rollouts(0, Clock())
+    assert len(everything) == 8 and outcome(taken) == outcome(everything[4:])  # nothing to learn from: the last round
+
+
+def test_without_it_every_group_is_taken(one_process):
+    loop, sampler = looped([(False, False), (True, True), (True, False)], None)
+    everything, taken = loop._rollouts(0, Clock())
+    assert len(sampler.asked) == 1 and taken == everything and len(taken) == 4

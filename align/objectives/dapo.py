@@ -23,7 +23,8 @@ def dapo(
 ) -> Objective:
     """GRPO with a higher upper clip, a mean over tokens, and truncated responses masked.
 
-    Its overlong penalty is the reward `rewards.length:soft_overlong`.
+    Its dynamic sampling is `sampling: {dynamic_sampling: {rounds: 4}}`, its overlong penalty the reward
+    `rewards.length:soft_overlong`.
 
     Paper: DAPO, arXiv 2503.14476.
     Limit: clip_high = clip_low and nothing truncated is GRPO.

@@ -28,9 +28,12 @@ def gfpo(
 ) -> Objective:
     """Sample more, learn only from the k best of a group by length or reward a token: GRPO on what was kept.
 
-    At k = group_size it is GRPO. The paper's denominator counts all responses (`full`); TRL's removed trainer
+    The paper's denominator counts all responses (`full`); TRL's removed trainer
     counted the kept ones (`selected`), a larger step. The paper adds `kl_policy_ref` and `entropy_bonus` with
     coef 0.001 over all rows; here one adds them by name.
+
+    Paper: GFPO, arXiv 2508.09726.
+    Limit: k = group_size is GRPO, bit for bit.
     """
     base = grpo(
         std=std, eps=eps, clip_low=clip_low, clip_high=clip_high, aggregation=aggregation, denominator=denominator

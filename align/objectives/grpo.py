@@ -25,6 +25,9 @@ def grpo(
 
     The paper averages within a response first: `aggregation: seq-mean-token-mean`. It adds a KL term to the
     reference: `add: [{kl_policy_ref: {coef: 0.04}}]`.
+
+    Paper: GRPO, arXiv 2402.03300.
+    Limit: it is the baseline that most others here have as their limit.
     """
     return Objective(
         "grpo",
