@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import batch_of, loss_of, no_model, random_batch
+from helpers import batch_of, loss_of, no_model, random_batch, widen, widened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import fisher_exact
@@ -16,12 +16,14 @@ from scipy.stats import fisher_exact
 from align import objectives, ops
 from align.batch import Batch
 from align.credit import assign
-from align.losses import clipped_surrogate, sequence_surrogate, weighted_logprob
+from align.losses import Current, TokensPerRow, clipped_surrogate, sequence_surrogate, weighted_logprob
 from align.objectives import Objective, grpo
 from align.transforms import (
     group_advantage,
+    keep_top,
     key_tokens,
     leave_one_out_advantage,
+    mask_truncated,
     max_variance_rows,
     outcome_advantage,
     sign_filter,
@@ -303,8 +305,6 @@ def test_more_limits():
             torch.testing.assert_close(a, b)
 
     same(objectives.dapo(clip_high=0.2), grpo())
-    from align.losses import TokensPerRow
-
     same(objectives.dr_grpo(tokens_per_row=6), grpo(std="none", aggregation=TokensPerRow(tokens_per_row=6)))
     gradients = [loss_of(o, batch, batch.old_logprob)[1] for o in (objectives.cispo(), grpo())]
     torch.testing.assert_close(*gradients)
@@ -324,3 +324,170 @@ def test_truncated_rows_are_masked_but_stay_in_the_statistics():
     assert credited.batch.advantage[:, 0].tolist() == [1, -1, -1, 1]
     assert not credited.terms[0].weighted.weight[0].any() and credited.terms[0].weighted.count == 6
     assert oracle.group_norm([1.0, 0, 0, 1]) == [1, -1, -1, 1]
+
+
+# ---- invariants of all of them, composed ones too
+
+
+def composed():
+    """GFPO x KTAE x D3S x DAPO in one chain."""
+    return Objective(
+        "composed",
+        chain=(
+            keep_top(k=3),
+            group_advantage(),
+            max_variance_rows(rows=2),
+            key_tokens(weight=0.5),
+            mask_truncated(),
+            top_tokens(share=0.6),
+        ),
+        losses=(clipped_surrogate(clip_high=0.28, denominator="selected"),),
+    )
+
+
+FAMILY = {
+    "ktae": objectives.ktae,
+    "d3s": lambda: objectives.d3s(rows=2, share=0.5),
+    "d3s_group_response": lambda: objectives.d3s(rows=2, share=0.5, row_scope="group", token_scope="response"),
+    "dapo": lambda: objectives.dapo(dual_clip=1.2),
+    "dr_grpo": lambda: objectives.dr_grpo(tokens_per_row=6),
+    "gspo": objectives.gspo,
+    "gspo_token": lambda: objectives.gspo(form="token"),
+    "cispo": objectives.cispo,
+    "rloo": objectives.rloo,
+    "reinforce": objectives.reinforce,
+    "nsr": objectives.nsr,
+    "psr": objectives.psr,
+    "w_reinforce": objectives.w_reinforce,
+    "grpo_n": objectives.grpo_n,
+    "composed": composed,
+}
+every_one = pytest.mark.parametrize("name", FAMILY)
+few = settings(max_examples=10)
+
+
+def family_batch(seed):
+    """Rewards without ties, so that the order of rows decides nothing."""
+    batch, logprob = random_batch(seed)
+    generator = torch.Generator().manual_seed(seed)
+    reward = torch.rand(12, generator=generator, dtype=torch.float64)
+    lengths_differ = torch.arange(12) * 1e-3  # nor does a tie in length
+    return (
+        replace(
+            batch,
+            reward=reward + lengths_differ,
+            correct=reward > 0.5,
+            truncated=torch.rand(12, generator=generator) > 0.8,
+            entropy=torch.rand(batch.mask.shape, generator=generator, dtype=torch.float64),
+            response_ids=torch.randint(3, 9, batch.mask.shape, generator=generator),
+        ),
+        logprob,
+    )
+
+
+@every_one
+@few
+@given(seed=st.integers(0, 10_000))
+def test_padding_and_masked_slots_change_nothing(name, seed):
+    batch, logprob = family_batch(seed)
+    loss, gradient = loss_of(FAMILY[name](), batch, logprob)
+    wide = widened(batch, 3, math.nan)
+    wide_loss, wide_gradient = loss_of(FAMILY[name](), wide, widen(logprob, batch.mask, 3, math.nan))
+    torch.testing.assert_close(wide_loss, loss)
+    torch.testing.assert_close(wide_gradient[:, : logprob.shape[1]], gradient)
+    assert not wide_gradient[~wide.mask].any()
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if name != "composed"])  # shortest-k has ties in length
+@few
+@given(seed=st.integers(0, 10_000), order=st.permutations(range(12)))
+def test_the_order_of_rows_changes_nothing(name, seed, order):
+    batch, logprob = family_batch(seed)
+    loss, gradient = loss_of(FAMILY[name](), batch, logprob)
+    index = torch.tensor(order)
+    moved_loss, moved = loss_of(FAMILY[name](), batch.rows(index), logprob[index])
+    torch.testing.assert_close(moved_loss, loss)
+    torch.testing.assert_close(moved, gradient[index])
+
+
+@every_one
+@few
+@given(seed=st.integers(0, 10_000), cut=st.integers(1, 11))
+def test_micro_batches_add_up(name, seed, cut):
+    batch, logprob = family_batch(seed)
+    loss, gradient = loss_of(FAMILY[name](), batch, logprob)
+    credited = assign(FAMILY[name](), batch, no_model)
+    parts, slopes = [], []
+    for rows in (torch.arange(cut), torch.arange(cut, 12)):
+        part = logprob[rows].clone().requires_grad_()
+        share = sum(term.share(Current(part), credited.batch.rows(rows), rows) for term in credited.terms)
+        parts.append(share.detach())
+        slopes.append(torch.autograd.grad(share, part)[0])
+    torch.testing.assert_close(sum(parts), loss)
+    torch.testing.assert_close(torch.cat(slopes), gradient)
+
+
+@every_one
+@pytest.mark.parametrize("rewards", [[1.0] * 4, [0.0] * 4, [1.0, 0, 0, 0]])
+@pytest.mark.parametrize("lengths", [[0, 0, 0, 0], [1, 1, 1, 1], [3, 0, 1, 2]])
+def test_degenerate_groups_are_finite(name, rewards, lengths):
+    batch = batch_of([0] * 4, lengths, rewards=rewards)
+    shape = batch.mask.shape
+    batch = replace(
+        batch,
+        correct=batch.reward > 0,
+        truncated=torch.zeros(4, dtype=torch.bool),
+        entropy=torch.zeros(shape, dtype=torch.float64),
+        old_logprob=torch.full(shape, -1.0, dtype=torch.float64),
+    )
+    loss, gradient = loss_of(FAMILY[name](), batch, torch.full(shape, -0.5, dtype=torch.float64))
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+@few
+@given(seed=st.integers(0, 10_000))
+def test_composition_keeps_the_parts(seed):
+    """No credit on rejected rows; rows chosen by the row's own advantage; tokens by all of their credit."""
+    batch, _ = family_batch(seed)
+    credited = assign(composed(), batch, no_model).batch
+    first = assign(Objective("f", composed().chain[:3], composed().losses), batch, no_model).batch
+    assert torch.equal(credited.kept, first.kept) and credited.kept.sum() == 6
+    assert not credited.advantage[~keep_top(k=3).apply(batch).kept].any()
+    assert not (credited.selected & batch.truncated[:, None]).any() and credited.active.any() != batch.truncated.all()
+
+
+def test_the_composed_chain_in_yaml(tmp_path):
+    from align import config
+
+    text = """
+model: {policy: some/model}
+data: {prompts: prompts.jsonl}
+rewards: {"rewards.length:length_penalty": 1.0}
+run: {steps: 2, out: runs/test}
+objective:
+  chain:
+    - keep_top: {k: 3}
+    - group_advantage: {}
+    - max_variance_rows: {rows: 2}
+    - key_tokens: {weight: 0.5}
+    - mask_truncated: {}
+    - top_tokens: {share: 0.6}
+  loss: {clipped_surrogate: {clip_high: 0.28, denominator: selected}}
+"""
+    (tmp_path / "recipe.yaml").write_text(text)
+    (built,) = config.load(tmp_path / "recipe.yaml").objectives
+    batch, logprob = family_batch(1)
+    for a, b in zip(loss_of(built, batch, logprob), loss_of(composed(), batch, logprob), strict=True):
+        assert torch.equal(a, b)
+    rows, keep, share = "    - max_variance_rows: {rows: 2}\n", "    - keep_top: {k: 3}\n", "{share: 0.6}"
+    wrongs = {
+        text.replace("    - group_advantage: {}\n", ""): "max_variance_rows reads advantage, which no link before it",
+        text.replace(keep, "").replace(
+            share, f"{share}\n{keep}"
+        ): r"keep_top \(filter\) cannot stand behind top_tokens",
+        text.replace(rows, "").replace("    - mask", f"{rows}    - mask"): r"max_variance_rows \(rows\) cannot stand",
+    }
+    for wrong, why in wrongs.items():
+        (tmp_path / "wrong.yaml").write_text(wrong)
+        with pytest.raises(config.ConfigError, match=why):
+            config.load(tmp_path / "wrong.yaml")
