@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -33,7 +33,7 @@ class Weighted:
     """What a loss sums over: a weight for each token, and the divisor of the sum."""
 
     weight: Tensor  # [B,T] float, 0 where a token counts for nothing
-    live: Tensor  # [B,T] bool, tokens that can send gradient; rows without one are never computed
+    live: Tensor  # [B,T] bool, tokens whose log-probability the loss reads; others are never computed
     count: float
 
 
@@ -165,9 +165,14 @@ def sequence_surrogate(
     def token_loss(current: Current, batch: Batch) -> Tensor:
         return _clipped(of_response(current, batch), batch.advantage, clip_low, clip_high, math.inf)
 
-    return _surrogate(
-        "sequence_surrogate", token_loss, of_response, (clip_low, clip_high, math.inf), aggregation, denominator
-    )
+    def weigh(batch: Batch) -> Weighted:
+        """The ratio reads every token of a response, those without weight of their own too."""
+        weighted = policy_weight(batch, aggregation, denominator)
+        return replace(weighted, live=weighted.live.any(1, keepdim=True) & batch.mask)
+
+    bounds = (clip_low, clip_high, math.inf)
+    loss = _surrogate("sequence_surrogate", token_loss, of_response, bounds, aggregation, denominator)
+    return replace(loss, weigh=weigh)
 
 
 def weighted_logprob(

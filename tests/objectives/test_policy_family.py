@@ -345,6 +345,12 @@ def composed():
     )
 
 
+def gspo_of_tokens():
+    """D3S on GSPO: the ratio is of the whole response, the loss of the chosen tokens."""
+    base = objectives.gspo(form="token", denominator="selected")
+    return replace(base, chain=(*base.chain, max_variance_rows(rows=2), top_tokens(share=0.4)))
+
+
 FAMILY = {
     "ktae": objectives.ktae,
     "d3s": lambda: objectives.d3s(rows=2, share=0.5),
@@ -353,6 +359,7 @@ FAMILY = {
     "dr_grpo": lambda: objectives.dr_grpo(tokens_per_row=6),
     "gspo": objectives.gspo,
     "gspo_token": lambda: objectives.gspo(form="token"),
+    "gspo_d3s": lambda: gspo_of_tokens(),
     "cispo": objectives.cispo,
     "rloo": objectives.rloo,
     "reinforce": objectives.reinforce,
@@ -425,6 +432,21 @@ def test_micro_batches_add_up(name, seed, cut):
         slopes.append(torch.autograd.grad(share, part)[0])
     torch.testing.assert_close(sum(parts), loss)
     torch.testing.assert_close(torch.cat(slopes), gradient)
+
+
+@every_one
+@few
+@given(seed=st.integers(0, 10_000))
+def test_tokens_that_are_not_live_need_no_log_probability(name, seed):
+    """The learner computes live tokens only and leaves 0 elsewhere."""
+    batch, logprob = family_batch(seed)
+    live = assign(FAMILY[name](), batch, no_model).live
+    for a, b in zip(
+        loss_of(FAMILY[name](), batch, logprob),
+        loss_of(FAMILY[name](), batch, torch.where(live, logprob, 0.0)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
 
 
 @every_one
