@@ -100,7 +100,7 @@ class Optim(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[FiniteFloat, Ge(0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    schedule_steps: Count | None = Field(None, description="steps that the schedule spans; default: run.steps")
+    schedule_steps: Count | None = Field(None, description="steps that schedules span; default: run.steps")
     warmup_steps: Annotated[int, Ge(0)] = 0
     max_grad_norm: Annotated[float, Gt(0)] = Field(1.0, description=".inf does not clip")
     micro_batch_tokens: Count = Field(4096, description="most tokens in one forward and backward pass")

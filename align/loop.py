@@ -50,7 +50,8 @@ class Loop:
         rated = [rollout for rollout in taken if rollout.reward is not None]
         if not rated:
             raise RewardError(f"step {step + 1}: no reward function applied to any of {len(scored)} responses")
-        batch = rollouts.to_batch(rated, self.tokenizer.all_special_ids, step / recipe.run.steps)
+        progress = min(1.0, step / recipe.optim.schedule_steps)
+        batch = rollouts.to_batch(rated, self.tokenizer.all_special_ids, progress)
         passes = Passes(self.learner, recipe.sampling.old_logprob, clock)
         with clock("credit"):
             credits = [assign(objective, batch, passes) for objective in self.experiment.objectives]

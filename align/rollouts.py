@@ -90,7 +90,7 @@ def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def to_batch(rollouts: Sequence[Rollout], special_ids: Sequence[int] = (), progress: float = 0.0) -> Batch:
-    """Rollouts that have a reward, as tensors; `progress` is the share of the run's steps that are done."""
+    """Rollouts that have a reward, as tensors; `progress` is the share of the schedules' steps that are done."""
     special = set(special_ids)
     return Batch.of(
         [r.group for r in rollouts],
