@@ -45,30 +45,30 @@ class Layout:
 
 
 def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
-    """Prompts padded on the left, responses on the right; every response position predicts."""
-    B, T = batch.mask.shape
+    """Prompts padded on the left, responses on the right, to the longest of these rows; every position of the
+    responses predicts."""
+    B, T = len(batch.mask), max(1, int(batch.length.max()))
     P = max(len(prompt) for prompt in batch.prompt_ids)
     input_ids = torch.zeros(B, P + T, dtype=torch.int64)
     seen = torch.zeros(B, P + T, dtype=torch.int64)
     for i, prompt in enumerate(batch.prompt_ids):
         input_ids[i, P - len(prompt) : P] = torch.tensor(prompt)
         seen[i, P - len(prompt) : P] = 1
-    input_ids[:, P:] = torch.where(batch.mask, batch.response_ids, 0)
-    seen[:, P:] = batch.mask
-    place = wanted_BT.flatten().nonzero()[:, 0]
+    input_ids[:, P:] = torch.where(batch.mask, batch.response_ids, 0)[:, :T]
+    seen[:, P:] = batch.mask[:, :T]
     return Inputs(
         input_ids=input_ids,
         attention_mask=seen,
         position_ids=(seen.cumsum(1) - 1).clamp(min=0),
         predict_at=torch.arange(P - 1, P + T - 1),
-        targets=batch.response_ids,
-        source=place,
-        place=place,
+        targets=batch.response_ids[:, :T],
+        source=wanted_BT[:, :T].flatten().nonzero()[:, 0],
+        place=wanted_BT.flatten().nonzero()[:, 0],
     )
 
 
 def _padded_positions(batch: Batch, rows: list[int]) -> int:
-    longest = max(len(batch.prompt_ids[i]) for i in rows) + max(int(batch.mask[i].sum()) for i in rows)
+    longest = max(len(batch.prompt_ids[i]) for i in rows) + max(1, *(int(batch.mask[i].sum()) for i in rows))
     return len(rows) * longest
 
 

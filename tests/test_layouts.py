@@ -94,6 +94,16 @@ def test_entropy_is_that_of_the_distribution_at_the_temperature():
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_padding_goes_to_the_longest_of_these_rows():
+    batch = ragged()  # the longest of all has 9 tokens
+    rows = batch.rows(torch.tensor([0, 2]))
+    assert layouts.padded.inputs(rows, rows.mask).input_ids.shape == (2, 5 + 4)
+    network = model("llama")
+    expected = one_by_one(network, rows, 1.0)
+    for layout in (layouts.padded, layouts.shared_prefix):
+        torch.testing.assert_close(read(Policy(network, 1.0), layout, rows, rows.mask)["logprob"], expected)
+
+
 def test_nothing_wanted_still_gives_a_graph():
     batch = ragged().rows(torch.tensor([0]))
     for layout in (layouts.padded, layouts.shared_prefix):

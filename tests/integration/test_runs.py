@@ -70,6 +70,22 @@ def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
+def test_a_composed_chain_with_dynamic_sampling_on_two_ranks(folder, tmp_path):
+    """GFPO x D3S x KTAE x DAPO: entropies come from one pass over the rows that are left."""
+    chain = """objective={chain: [{keep_top: {k: 3}}, {group_advantage: {}}, {max_variance_rows: {rows: 2}},
+      {key_tokens: {weight: 0.5}}, {mask_truncated: {}}, {top_tokens: {share: {start: 0.5, end: 1.0}}}],
+      loss: {clipped_surrogate: {clip_high: 0.28, denominator: selected}}}"""
+    short = "correct={reward: length_penalty, at_least: -0.95}"  # a random model ends early now and then
+    more = ("sampling.dynamic_sampling={rounds: 3}", "sampling.group_size=6", "data.prompts_per_step=2", "run.steps=2")
+    metrics = train("cpu_zero2", "gfpo_chain_sum", folder, tmp_path / "run", chain, short, *more)
+    steps = [row for row in metrics if "loss" in row]
+    assert len(steps) == 2 and sum(row["signal/carrying"] for row in steps) > 0
+    for row in steps:
+        taken = {name: value for name, value in row.items() if name.startswith("signal/taken/")}
+        assert row["signal/generated"] == row["signal/carrying"] + sum(taken.values())
+        assert row["pass/entropy/rows"] <= 4  # two rows a group at most, of two groups
+
+
 def test_four_steps_are_two_and_two_resumed_bit_for_bit(folder, tmp_path):
     adaptive = "objective.k={very_hard: 4, hard: 4, medium: 3, easy: 2, warmup_prompts: 3}"
     whole = train("cpu", "gfpo_chain_sum", folder, tmp_path / "whole", adaptive, "run.steps=4", "run.eval_every=1")
