@@ -107,8 +107,10 @@ def test_padding_goes_to_the_longest_of_these_rows():
 def test_nothing_wanted_still_gives_a_graph():
     batch = ragged().rows(torch.tensor([0]))
     for layout in (layouts.padded, layouts.shared_prefix):
-        values = read(Policy(model("llama"), 1.0), layout, batch, torch.zeros_like(batch.mask))
+        network = model("llama")
+        values = read(Policy(network, 1.0), layout, batch, torch.zeros_like(batch.mask))
         values["logprob"].sum().backward()
+        assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
 
 
 def test_a_response_does_not_see_its_neighbours():
