@@ -74,7 +74,8 @@ def equal(prompts, completions, completion_ids, *, answer, max_chars: int = 2000
     """
     if max_chars < 1:
         raise ValueError(f"max_chars must be at least 1, not {max_chars}")
-    return [_equal(text(completion)[-max_chars:], str(gold)) for completion, gold in zip(completions, answer, strict=True)]
+    pairs = zip(completions, answer, strict=True)
+    return [_equal(text(completion)[-max_chars:], str(gold)) for completion, gold in pairs]
 
 
 def _equal(response: str, gold: str) -> float | None:
