@@ -37,16 +37,23 @@ class Batch:
     special: Tensor  # [B,T] bool, special tokens of the tokenizer; nowhere where no tokenizer is involved
     progress: float = 0.0  # share of optim.schedule_steps that are done, in [0, 1]
     prompt_ids: Sequence[Sequence[int]] = ()  # B prompts, unpadded; empty where no model is involved
+    token_text: Sequence[Sequence[str]] = ()  # B responses, the text of each token; empty where nobody decodes
 
     reward: Tensor | None = None  # [B] float
     correct: Tensor | None = None  # [B] bool
     truncated: Tensor | None = None  # [B] bool, cut at the token limit
+    chosen: Tensor | None = None  # [B] bool, the preferred response of a pair; a pair is a group of two kept rows
+    token_reward: Tensor | None = None  # [B,T] float, the reward of each token
+    returns: Tensor | None = None  # [B,T] float, what the value head learns to predict
     advantage: Tensor | None = None  # [B,T] float, the credit of each token
     sampler_logprob: Tensor | None = None  # [B,T] nats, from the engine that sampled, at the sampling temperature
     old_logprob: Tensor | None = None  # [B,T] nats, the denominator of the ratio
     ref_logprob: Tensor | None = None  # [B,T] nats, from the reference
     guide_logprob: Tensor | None = None  # [B,T] nats, from the guide
     entropy: Tensor | None = None  # [B,T] nats, of the policy before the update
+    value: Tensor | None = None  # [B,T] of the value head before the update, at the prefix of each token
+    reward_mask: Tensor | None = None  # [B,T] in [0, 1], from the reference's activations at the prefix of each token
+    kl_mask: Tensor | None = None  # [B,T] in [0, 1], likewise
 
     @staticmethod
     def of(group: Sequence[int], response_ids: Sequence[Sequence[int]], dtype=torch.float32, **rest) -> Batch:
@@ -85,7 +92,7 @@ class Batch:
         for name, value in changed.items():
             if isinstance(value, Tensor):
                 changed[name] = value[index]
-            elif name == "prompt_ids" and value:
+            elif isinstance(value, Sequence) and value:
                 changed[name] = [value[i] for i in index.tolist()]
         return replace(self, **changed)
 

@@ -14,6 +14,9 @@ from align.objectives import OBJECTIVES, Objective
 from align.schema import ConfigError, Key, Source, call, collect, distinct, load_object, nearest
 from align.transforms import TRANSFORMS, Stage, Transform
 
+# what only a link can give, and the link that usually does
+GIVERS = {"advantage": "group_advantage", "token_reward": "token_reward", "returns": "gae"}
+
 
 def build_objectives(source: Source) -> tuple[Objective, ...]:
     """The objectives of a recipe, from its key `objective` or from the list `objectives`."""
@@ -38,7 +41,7 @@ def build_objective(spec: Any, source: Source, key: Key) -> Objective:
     if not isinstance(spec, Mapping):
         raise ConfigError([source.problem(key, "takes a mapping such as {name: gfpo, k: 4}")])
     spec = dict(spec)
-    weight, add = spec.pop("weight", 1.0), spec.pop("add", [])
+    weight, add, data = spec.pop("weight", 1.0), spec.pop("add", []), spec.pop("data", None)
     if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < math.inf:
         raise ConfigError([source.problem((*key, "weight"), f"must be a number above 0, but it is {weight!r}")])
     if "chain" in spec or "loss" in spec:
@@ -57,7 +60,7 @@ def build_objective(spec: Any, source: Source, key: Key) -> Objective:
         else:
             objective = replace(objective, losses=(*objective.losses, piece))
     _check_order(objective, source, key)
-    return replace(objective, weight=float(weight))
+    return replace(objective, weight=float(weight), data=data)
 
 
 def _spelled_out(spec: dict, source: Source, key: Key) -> Objective:
@@ -118,9 +121,10 @@ def _check_order(objective: Objective, source: Source, key: Key) -> None:
     itself may be asked for anywhere."""
     given: set[str] = set()
     for piece in (*objective.chain, *objective.losses):
-        if "advantage" in piece.needs and "advantage" not in given:
-            what = f"{piece.name} reads advantage, which no link before it gives; put group_advantage before it"
-            raise ConfigError([source.problem(key, what)])
+        for quantity, giver in GIVERS.items():
+            if quantity in piece.needs and quantity not in given:
+                what = f"{piece.name} reads {quantity}, which no link before it gives; put {giver} before it"
+                raise ConfigError([source.problem(key, what)])
         given.update(getattr(piece, "gives", ()))
     staged = [link for link in objective.chain if link.stage is not None]
     for before, link in itertools.pairwise(staged):
@@ -133,7 +137,7 @@ def _check_order(objective: Objective, source: Source, key: Key) -> None:
 
 def resolved(spec: Mapping) -> dict[str, Any]:
     """An objective's valid YAML with the defaults of every factory in it filled in."""
-    out = {name: value for name, value in spec.items() if name in ("weight", "add")}
+    out = {name: value for name, value in spec.items() if name in ("weight", "add", "data")}
     rest = {name: value for name, value in spec.items() if name not in out}
     if "add" in out:
         out["add"] = _filled_list(out["add"], {**TRANSFORMS, **LOSSES})

@@ -59,6 +59,11 @@ class Credited:
         """[B,T] bool: tokens whose log-probability some term differentiates."""
         return torch.stack([term.weighted.live for term in self.terms]).any(0)
 
+    @property
+    def coupled(self) -> Tensor:
+        """[B] bool: rows whose loss depends on the other row of their pair, so that both need one micro-batch."""
+        return self.batch.kept & self.objective.pairs
+
 
 def assign(objective: Objective, batch: Batch, annotate: Annotate) -> Credited:
     """Apply the chain, then weigh the losses. Quantities are asked for when they are needed and for the rows

@@ -174,19 +174,18 @@ def _measure(credits: Sequence[Credited], current: Current, rows: Tensor) -> dic
     for credited in credits if len(rows) else ():
         part = credited.batch.rows(rows)
         for term in credited.terms:
-            for name, value in term.loss.measure(current, part).items():
+            for name, value in term.loss.measure(current, part, term.weighted.rows(rows)).items():
                 name = name if len(credits) == 1 else f"{credited.objective.name}/{name}"
-                out[name] = value[term.weighted.live[rows]].float()
+                out[name] = value.float()
     return out
 
 
 def _summary(measured: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean of each metric over the tokens of all ranks; the largest ratio too, which a mean hides."""
+    """Mean of each metric over the batch, all ranks; the extreme where its name asks for it."""
     out = {}
     for name in sorted({name for values in measured for name in values}):
         values = torch.cat([part[name] for part in measured if name in part])
         if len(values):
-            out[name] = float(values.mean())
-            if name.endswith("ratio"):
-                out[f"{name}_max"] = float(values.max())
+            reduce = {"_min": torch.min, "_max": torch.max}.get(name[-4:], torch.mean)
+            out[name] = float(reduce(values))
     return out

@@ -13,13 +13,18 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from torch import Tensor
 
 from align.batch import Batch, pad
+from align.compose import GIVERS
 from align.config import Experiment
 from align.credit import Credited, assign
 from align.losses import Current
 from align.schema import distinct
 
-ROW_FIELDS = {"reward": torch.float64, "correct": torch.bool, "truncated": torch.bool}
-TOKEN_FIELDS = ("sampler_logprob", "old_logprob", "logprob", "ref_logprob", "guide_logprob", "entropy")
+ROW_FIELDS = {"reward": torch.float64, "correct": torch.bool, "truncated": torch.bool, "chosen": torch.bool}
+TOKEN_FIELDS = (
+    *("sampler_logprob", "old_logprob", "logprob", "ref_logprob", "guide_logprob", "entropy"),
+    *("ref_kl", "value", "new_value", "reward_mask", "kl_mask"),
+)
+PAIR_METRICS = ("margin", "accuracy", "logit", "logit_accuracy")
 
 
 class Rollout(BaseModel):
@@ -35,13 +40,20 @@ class Rollout(BaseModel):
     reward: FiniteFloat | None = None
     correct: bool | None = None
     truncated: bool | None = None
+    chosen: bool | None = None
     sampler_logprob: list[FiniteFloat] | None = None
     old_logprob: list[FiniteFloat] | None = None
     logprob: list[FiniteFloat] | None = None
     ref_logprob: list[FiniteFloat] | None = None
     guide_logprob: list[FiniteFloat] | None = None
     entropy: list[FiniteFloat] | None = None
+    ref_kl: list[FiniteFloat] | None = None
+    value: list[FiniteFloat] | None = None
+    new_value: list[FiniteFloat] | None = None
+    reward_mask: list[FiniteFloat] | None = None
+    kl_mask: list[FiniteFloat] | None = None
     special: list[bool] | None = None
+    token_text: list[str] | None = None
 
 
 class ReplayError(ValueError):
@@ -60,7 +72,7 @@ def read(path: str | Path) -> dict[str, Rollout]:
             first = error.errors(include_url=False)[0]
             name = ".".join(map(str, first["loc"])) or "line"
             raise ReplayError(f"{place}: {name}: {first['msg']}") from error
-        for name in (*TOKEN_FIELDS, "special"):
+        for name in (*TOKEN_FIELDS, "special", "token_text"):
             values = getattr(rollout, name)
             if values is not None and len(values) != len(rollout.response_ids):
                 wanted = f"there are {len(rollout.response_ids)} response_ids"
@@ -114,11 +126,12 @@ class _Recorded:
         groups = [number.setdefault(r.group, len(number)) for r in rollouts.values()]
         special = [r.special or [False] * len(r.response_ids) for r in rollouts.values()]
         ids = [r.response_ids for r in rollouts.values()]
-        self.batch = Batch.of(groups, ids, dtype=torch.float64, special=pad(special, torch.bool))
+        text = [r.token_text or [""] * len(r.response_ids) for r in rollouts.values()]
+        self.batch = Batch.of(groups, ids, dtype=torch.float64, special=pad(special, torch.bool), token_text=text)
 
     def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
         for name in names:
-            if name != "advantage" and getattr(batch, name) is None:
+            if name not in GIVERS and getattr(batch, name) is None:
                 batch = replace(batch, **{name: self.quantity(name, rows_B, reader)})
         return batch
 
@@ -128,6 +141,16 @@ class _Recorded:
         if name == "old_logprob":
             # recomputed before the first update, the old log-probabilities are those of now
             fields = ["sampler_logprob"] if self.old_from == "sampler" else ["old_logprob", "logprob"]
+        return self._read(name, fields, rows_B, reader)
+
+    def current(self, credited: Credited) -> Current:
+        """What the policy says now, as leaves of the graph; a value that is not given is the old one."""
+        rows = credited.live.any(1)
+        names = {name for term in credited.terms for name in term.loss.differentiates}
+        fields = {name: ["new_value", "value"] if name == "value" else [name] for name in ("logprob", *names)}
+        return Current(**{n: self._read(n, f, rows, "the loss").requires_grad_() for n, f in fields.items()})
+
+    def _read(self, name: str, fields: list[str], rows_B: Tensor, reader: str) -> Tensor:
         values = []
         for i, (place, rollout) in enumerate(self.rollouts.items()):
             value = next((v for v in (getattr(rollout, f) for f in fields) if v is not None), None)
@@ -145,13 +168,10 @@ class _Recorded:
 
 def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
     credited = assign(objective, recorded.batch, recorded.annotate)
-    rows = credited.live.any(1)
-    logprob = recorded.quantity("logprob", rows, "the loss").requires_grad_()
-    wants_entropy = any("entropy" in term.loss.differentiates for term in credited.terms)
-    entropy = recorded.quantity("entropy", rows, "the loss").requires_grad_() if wants_entropy else None
-    shares = [term.share(Current(logprob, entropy), credited.batch) for term in credited.terms]
+    current = recorded.current(credited)
+    shares = [term.share(current, credited.batch) for term in credited.terms]
     main = credited.main
-    (gradient,) = torch.autograd.grad(shares[credited.terms.index(main)], logprob, retain_graph=True)
+    (gradient,) = torch.autograd.grad(shares[credited.terms.index(main)], current.logprob, retain_graph=True)
     signal, taken, carrying = credited.signal, credited.signal.taken, credited.signal.carrying
     if "advantage" in main.loss.needs:  # what clipping took
         carrying = int((gradient != 0).sum())
@@ -162,6 +182,10 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
         "unit": main.loss.unit,
         "signal": {"generated": signal.generated, "carrying": carrying, "taken": taken},
     }
+    if objective.pairs:
+        credited = _implied(credited, gradient)
+        measured = main.loss.measure(current, credited.batch, main.weighted)
+        summary |= {name: float(value.double().mean()) for name, value in measured.items() if name in PAIR_METRICS}
     if len(shares) > 1:
         names = distinct([term.loss.name for term in credited.terms])
         summary["terms"] = {
@@ -171,6 +195,19 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
     return credited, summary
 
 
+def _implied(credited: Credited, gradient: Tensor) -> Credited:
+    """A loss of pairs has no advantage: each token's is the one whose policy gradient would be the loss's own."""
+    batch = replace(credited.batch, advantage=-credited.main.weighted.count * gradient)
+    return replace(credited, batch=batch)
+
+
+def _token_weight(credited: Credited) -> Tensor:
+    """[B,T] what each token counts for; where a loss counts pairs, every token that takes part is 1."""
+    if credited.objective.pairs:
+        return credited.batch.active.to(torch.float64)
+    return credited.main.weighted.weight
+
+
 def _row(credited: Credited, row: int | None, length: int) -> dict[str, Any]:
     if row is None:
         return {"kept": False, "advantage": [0.0] * length, "weight": [0.0] * length}
@@ -178,5 +215,5 @@ def _row(credited: Credited, row: int | None, length: int) -> dict[str, Any]:
     return {
         "kept": bool(batch.kept[row]),
         "advantage": [0.0] * length if batch.advantage is None else batch.advantage[row, :length].tolist(),
-        "weight": credited.main.weighted.weight[row, :length].tolist(),
+        "weight": _token_weight(credited)[row, :length].tolist(),
     }

@@ -326,7 +326,7 @@ def test_rows_of_constant_groups_need_no_logprob(replay):
 
 
 def test_what_no_objective_reads_may_be_anything_that_is_valid(replay):
-    rows = [{**row, "text": "\u2028 ", "value": "x", "chosen": None, "truncated": True} for row in a1()]
+    rows = [{**row, "text": "\u2028 ", "remark": "x", "chosen": None, "truncated": True} for row in a1()]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     assert "\u2028" in text  # str.splitlines would end a line here
     assert replay(text, "{name: grpo}") == replay(a1(), "{name: grpo}")

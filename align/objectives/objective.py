@@ -16,3 +16,15 @@ class Objective:
     chain: tuple[Transform, ...]
     losses: tuple[Loss, ...]
     weight: float = 1.0  # share in a sum of several objectives
+    data: str | None = None  # the source whose batch it reads, where a recipe has several
+
+    @property
+    def needs(self) -> set[str]:
+        """Quantities that some link or loss reads, of the batch or of the policy now."""
+        pieces = (*self.chain, *self.losses)
+        return {n for p in pieces for n in p.needs} | {n for p in self.losses for n in p.differentiates}
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it learns from pairs."""
+        return any(loss.unit == "pair" for loss in self.losses)

@@ -26,12 +26,14 @@ class Stage(IntEnum):
     before a token's part is added; tokens are chosen by all of their credit."""
 
     FILTER = 0
-    ADVANTAGE = 1
-    SIGN = 2
-    ROWS = 3
-    TOKEN_CREDIT = 4
-    TOKENS = 5
-    WEIGHT = 6
+    PAIRS = 1
+    REWARD = 2
+    ADVANTAGE = 3
+    SIGN = 4
+    ROWS = 5
+    TOKEN_CREDIT = 6
+    TOKENS = 7
+    WEIGHT = 8
 
 
 @dataclass(frozen=True)

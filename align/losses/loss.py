@@ -1,0 +1,115 @@
+"""Losses: each is a weighted sum over tokens, sequences or pairs, and the count that `learner.update` divides it by.
+
+No loss divides by itself: the count is taken once over the whole batch, so micro-batches, padding and the
+number of processes never change the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from align.batch import Batch
+from align.heads import Head
+
+
+@dataclass(frozen=True)
+class Current:
+    """What the policy and the modules beside it say now about some rows of the batch; carries the gradient.
+
+    All but `logprob` are there only where a loss names them in `differentiates`.
+    """
+
+    logprob: Tensor  # [B,T] nats
+    entropy: Tensor | None = None  # [B,T] nats
+    ref_kl: Tensor | None = None  # [B,T] nats, KL(reference || policy) over the whole vocabulary
+    value: Tensor | None = None  # [B,T] of the value head, at the prefix of each token
+    reward_mask: Tensor | None = None  # [B,T] >= 0 of the mask network, at the prefix of each token
+    kl_mask: Tensor | None = None  # [B,T] >= 0, likewise
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What a loss sums over: a weight for each token or pair, and the divisor of the sum."""
+
+    weight: Tensor  # [B,T], or [B,1] where a loss has one value a row; 0 where it counts for nothing
+    live: Tensor  # [B,T] bool, tokens of which the loss reads what the policy says now; others are never computed
+    count: float
+
+    def rows(self, index: Tensor) -> Weighted:
+        """Those of the rows at `index`; the count stays that of the whole batch."""
+        return replace(self, weight=self.weight[index], live=self.live[index])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A term of the objective.
+
+    `weigh` runs once on the whole batch; `values` gives a value for each entry of the weight, for any rows
+    of the batch, and `total` sums what they weigh. `measure` gives further values, of as many tokens or pairs
+    as it likes: the log gets their mean over the batch, or the extreme where a name ends in `_min` or `_max`.
+    """
+
+    name: str
+    unit: str  # what the count counts: token, sequence, pair or constant; rows of a pair stay together
+    weigh: Callable[[Batch], Weighted]
+    values: Callable[[Current, Batch], Tensor]
+    needs: tuple[str, ...] = ()  # fields of the batch
+    differentiates: tuple[str, ...] = ()  # fields of `Current`, besides logprob
+    heads: tuple[Head, ...] = ()  # modules trained beside the policy, for what it differentiates
+    coef: float = 1.0
+    measure: Callable[[Current, Batch, Weighted], dict[str, Tensor]] = lambda current, batch, weighted: {}
+    warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # what the step's metrics give away
+
+    def total(self, current: Current, batch: Batch, weight: Tensor) -> Tensor:
+        """Scalar coef * sum of weight * value; whatever stands where the weight is 0 has no effect."""
+        value = self.values(current, batch)
+        return self.coef * torch.where(weight != 0, value * weight, 0.0).sum()
+
+
+class TokensPerRow(BaseModel):
+    """Sum over tokens / (rows * tokens_per_row): Dr.GRPO (arXiv 2503.20783) as TRL's `dr_grpo` has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    tokens_per_row: Annotated[float, Gt(0)]
+
+
+class Constant(BaseModel):
+    """Sum over tokens / constant: verl's `seq-mean-token-sum-norm`, which does not divide by the rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    constant: Annotated[float, Gt(0)]
+
+
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] | TokensPerRow | Constant
+Denominator = Literal["full", "selected"]
+
+
+def unit_of(aggregation: Aggregation) -> str:
+    """What the count of this aggregation counts."""
+    if isinstance(aggregation, Constant):
+        return "constant"
+    return "token" if aggregation == "token-mean" else "sequence"
+
+
+def normalise(taken_BT: Tensor, counted_BT: Tensor, rows: int, aggregation: Aggregation) -> tuple[Tensor, float]:
+    """([B,T] weight, count) such that sum(weight * loss) / count is the aggregation.
+
+    `taken` are the tokens in the sum, `counted` those in the denominator, `rows` the sequences in the mean.
+    """
+    weight = taken_BT.double()
+    if aggregation == "token-mean":
+        return weight, float(counted_BT.sum())
+    if isinstance(aggregation, Constant):
+        return weight, aggregation.constant
+    if isinstance(aggregation, TokensPerRow):
+        return weight / aggregation.tokens_per_row, float(rows)
+    if aggregation == "seq-mean-token-mean":
+        weight = weight / counted_BT.sum(1, keepdim=True).clamp(min=1)
+    return weight, float(rows)

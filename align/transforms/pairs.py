@@ -1,0 +1,39 @@
+"""Pairs from rollouts: every preference objective runs online on them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+
+from align.batch import Batch
+from align.transforms.transform import Stage, Transform
+
+
+def best_and_worst(
+    *, margin: Annotated[float, Ge(0)] = 0.0, max_length_gap: Annotated[float, Ge(0)] = math.inf
+) -> Transform:
+    """Of each group keep the two responses whose rewards are furthest apart: the better one is `chosen`.
+
+    They differ by more than `margin`, so a group without contrast gives no pair; with `max_length_gap` their
+    lengths differ by at most so many tokens. Ties by row order, of the better one first.
+    """
+
+    def apply(batch: Batch) -> Batch:
+        reward = batch.need("reward", "best_and_worst")
+        kept, chosen = torch.zeros_like(batch.kept), torch.zeros_like(batch.kept)
+        for group in batch.group.unique():
+            rows = (batch.kept & (batch.group == group)).nonzero()[:, 0]
+            gap = reward[rows][:, None] - reward[rows][None]
+            far = (batch.length[rows][:, None] - batch.length[rows][None]).abs() > max_length_gap
+            gap = torch.where((gap > margin) & ~far, gap, -torch.inf)
+            if len(rows) and gap.max() > -torch.inf:
+                best, worst = divmod(int(gap.flatten().argmax()), len(rows))
+                kept[rows[[best, worst]]] = True
+                chosen[rows[best]] = True
+        return replace(batch, kept=kept, chosen=chosen)
+
+    return Transform("best_and_worst", apply, needs=("reward",), gives=("chosen",), stage=Stage.PAIRS)
