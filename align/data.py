@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational, maybe_apply_chat_template
 
-from align.config import Data
+from align.recipe import Data
 from align.schema import load_object
 
 
@@ -37,8 +38,30 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A response that the data brings along."""
+
+    ids: list[int]  # its end token included
+    text: str
+    truncated: bool  # cut at data.max_response_tokens
+
+
+@dataclass(frozen=True)
+class Pair(Prompt):
+    """A prompt with a preferred response, and another one where there is something to compare with."""
+
+    chosen: Answer
+    rejected: Answer | None
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The chosen one first."""
+        return [self.chosen] if self.rejected is None else [self.chosen, self.rejected]
+
+
+@dataclass(frozen=True)
 class Prompts:
-    """Training and held-out prompts; no text stands in both."""
+    """Training and held-out prompts, or pairs; no prompt's text stands in both."""
 
     train: list[Prompt]
     held_out: list[Prompt]
@@ -63,16 +86,18 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
 
 def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prompts:
     """Read, tokenise and split. Raises `DataError`."""
-    prompts = _prompts(_rows("data.prompts", data.prompts, data.args), data.prompts, data, tokenizer)
+    name, make = ("prompts", _prompt) if data.prompts else ("pairs", _pair)
+    source = getattr(data, name)
+    prompts = _prompts(_rows(f"data.{name}", source, data.args), source, data, tokenizer, make)
     if data.eval_prompts:
         rows = _rows("data.eval_prompts", data.eval_prompts, data.eval_args)
-        held_out = _prompts(rows, data.eval_prompts, data, tokenizer)
+        held_out = _prompts(rows, data.eval_prompts, data, tokenizer, _prompt)
     else:
         held_out = _hold_out(prompts, data.holdout, seed)
     texts = {prompt.text for prompt in held_out}
     train = [prompt for prompt in prompts if prompt.text not in texts]
     if not train:
-        raise DataError(f"data.prompts: {data.prompts}: all {len(prompts)} stand in data.eval_prompts too")
+        raise DataError(f"data.{name}: {source}: all {len(prompts)} stand in data.eval_prompts too")
     assert texts.isdisjoint(prompt.text for prompt in train)
     return Prompts(train, held_out)
 
@@ -123,7 +148,9 @@ def _json_lines(path: Path) -> list[Any]:
     return rows
 
 
-def _prompts(rows: list[Any], source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def _prompts(
+    rows: list[Any], source: str, data: Data, tokenizer: PreTrainedTokenizerBase, make: Callable[..., Prompt]
+) -> list[Prompt]:
     out = []
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -132,7 +159,7 @@ def _prompts(rows: list[Any], source: str, data: Data, tokenizer: PreTrainedToke
             raise DataError(
                 f"{source}: row {i}: 'prompt' must be text or a list of messages; there are: {', '.join(map(str, row))}"
             )
-        out.append(_prompt(row, i, source, data, tokenizer))
+        out.append(make(row, i, source, data, tokenizer))
     return out
 
 
@@ -159,3 +186,32 @@ def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTok
         raise DataError(f"{source}: row {i}: the prompt has no tokens")
     columns = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
     return Prompt(list(ids), text, prompt, columns)
+
+
+def _pair(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> Pair:
+    """A row with `prompt`, `chosen` and `rejected`: all text, or all messages (TRL's explicit-prompt form).
+
+    For objectives that compare nothing, such as sft, rows may have no `rejected`.
+    """
+    shared = _prompt(row, i, source, data, tokenizer)
+    chosen = _answer(row, "chosen", i, source, data, tokenizer)
+    rejected = _answer(row, "rejected", i, source, data, tokenizer) if "rejected" in row else None
+    if rejected is not None and chosen.ids == rejected.ids:
+        raise DataError(f"{source}: row {i}: chosen and rejected are the same response; drop the row")
+    return Pair(**vars(shared), chosen=chosen, rejected=rejected)
+
+
+def _answer(row: dict, side: str, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> Answer:
+    """The tokens that would be sampled: what the template writes behind the prompt, up to one end token."""
+    given = row.get(side)
+    if not isinstance(given, type(row["prompt"])) or not given:
+        kind = "text" if isinstance(row["prompt"], str) else "a list of messages"
+        raise DataError(f"{source}: row {i}: {side!r} must be {kind} as the prompt is, but it is {given!r}")
+    text = given
+    if not isinstance(given, str):
+        text = maybe_apply_chat_template({"prompt": row["prompt"], "completion": given}, tokenizer)["completion"]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    ids = [*ids[: ids.index(end) if end in ids else len(ids)], end]
+    cut = len(ids) > data.max_response_tokens
+    return Answer(ids[: data.max_response_tokens], tokenizer.decode(ids, skip_special_tokens=True), cut)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from statistics import fmean
+
+from torch import Tensor
 
 from align.report import interval
 from align.rollouts import Rollout
@@ -42,6 +44,26 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
         if component is not None:
             out[f"rewards/{name}"] = component
     return {f"eval/{name}": value for name, value in out.items()}
+
+
+def drift(groups: Sequence[int], kl: Sequence[float]) -> dict[str, float]:
+    """KL(policy || reference) in nats a response, estimated by k1, with its interval over prompts."""
+    rows: dict[int, list[float]] = {}
+    for group, value in zip(groups, kl, strict=True):
+        rows.setdefault(group, []).append(value)
+    names = ("eval/kl_k1_policy_ref", "eval/kl_k1_policy_ref_low", "eval/kl_k1_policy_ref_high")
+    return dict(zip(names, interval([fmean(row) for row in rows.values()]), strict=True))
+
+
+def pair_summary(loss: float, measured: Mapping[str, Tensor]) -> dict[str, float]:
+    """The loss on held-out pairs, and each measure's mean, with intervals for accuracy and margin."""
+    out = {"eval/pairs/loss": loss}
+    for name, values in measured.items():
+        if len(values) and not name.endswith(("_min", "_max")):
+            out[f"eval/pairs/{name}"] = float(values.mean())
+            if name.rpartition("/")[2] in ("accuracy", "margin", "logit_accuracy"):
+                _, out[f"eval/pairs/{name}_low"], out[f"eval/pairs/{name}_high"] = interval(values.tolist())
+    return out
 
 
 def _mean(values) -> float | None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from align import weights
-from align.config import Recipe
+from align.recipe import Recipe
 
 
 @dataclass(frozen=True)

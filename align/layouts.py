@@ -27,6 +27,7 @@ class Inputs:
     targets: Tensor  # [R,N] token ids
     source: Tensor  # [K] flat index into R*N of each wanted token
     place: Tensor  # [K] flat index into B*T of the same token
+    row: Tensor  # [K] row of the batch that it belongs to
 
     def scatter(self, value_RN: Tensor, shape: torch.Size) -> Tensor:
         """[B,T] with the wanted values in place and 0 elsewhere; differentiable."""
@@ -64,6 +65,7 @@ def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
         targets=batch.response_ids[:, :T],
         source=wanted_BT[:, :T].flatten().nonzero()[:, 0],
         place=wanted_BT.flatten().nonzero()[:, 0],
+        row=wanted_BT.nonzero()[:, 0],
     )
 
 
@@ -116,6 +118,7 @@ def _shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
         targets=torch.tensor([targets], dtype=torch.int64),
         source=torch.arange(len(place)),
         place=torch.tensor(place, dtype=torch.int64),
+        row=torch.tensor(place, dtype=torch.int64) // T,
     )
 
 

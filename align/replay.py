@@ -16,7 +16,7 @@ from align.batch import Batch, pad
 from align.compose import GIVERS
 from align.config import Experiment
 from align.credit import Credited, assign
-from align.losses import Current
+from align.losses import Current, PairError
 from align.schema import distinct
 
 ROW_FIELDS = {"reward": torch.float64, "correct": torch.bool, "truncated": torch.bool, "chosen": torch.bool}
@@ -167,7 +167,10 @@ class _Recorded:
 
 
 def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
-    credited = assign(objective, recorded.batch, recorded.annotate)
+    try:
+        credited = assign(objective, recorded.batch, recorded.annotate)
+    except PairError as error:
+        raise ReplayError(f"{next(iter(recorded.rollouts))} and what follows: {error}") from error
     current = recorded.current(credited)
     shares = [term.share(current, credited.batch) for term in credited.terms]
     main = credited.main
@@ -182,7 +185,7 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
         "unit": main.loss.unit,
         "signal": {"generated": signal.generated, "carrying": carrying, "taken": taken},
     }
-    if objective.pairs:
+    if objective.preference:
         credited = _implied(credited, gradient)
         measured = main.loss.measure(current, credited.batch, main.weighted)
         summary |= {name: float(value.double().mean()) for name, value in measured.items() if name in PAIR_METRICS}
@@ -203,7 +206,7 @@ def _implied(credited: Credited, gradient: Tensor) -> Credited:
 
 def _token_weight(credited: Credited) -> Tensor:
     """[B,T] what each token counts for; where a loss counts pairs, every token that takes part is 1."""
-    if credited.objective.pairs:
+    if credited.objective.preference:
         return credited.batch.active.to(torch.float64)
     return credited.main.weighted.weight
 

@@ -82,9 +82,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def plot(metrics_jsonl: Path, png: Path) -> None:
-    """Draws reward and response length (tokens) by step: training raw and smoothed, evaluation with error bars.
-
-    Raises ValueError where the file has nothing to draw.
+    """Draws reward and response length (tokens) by step, of pairs loss and accuracy: training raw and smoothed,
+    evaluation with error bars. Raises ValueError where the file has nothing to draw.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,6 +94,8 @@ def plot(metrics_jsonl: Path, png: Path) -> None:
     FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
     axes = figure.subplots(2, 1, sharex=True)
     panels = [("reward", "reward/mean", "eval/reward"), ("response length (tokens)", "response/length", "eval/length")]
+    if not any("reward/mean" in row or "eval/reward" in row for row in rows):
+        panels = [("loss", "loss", "eval/pairs/loss"), ("accuracy", "accuracy", "eval/pairs/accuracy")]
     for axis, (label, training, evaluation) in zip(axes, panels, strict=True):
         axis.set_ylabel(label)
         steps, values = series(rows, training)

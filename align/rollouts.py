@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from align import scoring
 from align.batch import Batch, pad
 from align.config import Experiment
-from align.data import Prompt
+from align.data import Pair, Prompt
 from align.generator import Generator, Response
 
 
@@ -89,17 +89,53 @@ def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
     return [rollout for rollout in rollouts if len(outcomes[rollout.group]) == 2]
 
 
-def to_batch(rollouts: Sequence[Rollout], special_ids: Sequence[int] = (), progress: float = 0.0) -> Batch:
+def to_batch(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0) -> Batch:
     """Rollouts that have a reward, as tensors; `progress` is the share of the schedules' steps that are done."""
-    special = set(special_ids)
-    return Batch.of(
+    return _batch(
         [r.group for r in rollouts],
         [r.response.ids for r in rollouts],
-        prompt_ids=[r.prompt.ids for r in rollouts],
-        special=pad([[token in special for token in r.response.ids] for r in rollouts], torch.bool),
+        [r.prompt.ids for r in rollouts],
+        tokenizer,
         progress=progress,
         reward=torch.tensor([r.reward for r in rollouts]),
         correct=torch.tensor([r.correct for r in rollouts]),
         truncated=torch.tensor([r.response.truncated for r in rollouts]),
         sampler_logprob=pad([r.response.logprobs for r in rollouts], torch.float32),
+    )
+
+
+def pairs_to_batch(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0) -> Batch:
+    """Pairs as groups of two rows, the chosen response first, with rewards 1 and 0."""
+    rows = [(i, pair, answer) for i, pair in enumerate(pairs) for answer in pair.answers]
+    answers = [answer for *_, answer in rows]
+    first = torch.tensor([answer is pair.chosen for _, pair, answer in rows])
+    return _batch(
+        [i for i, *_ in rows],
+        [answer.ids for answer in answers],
+        [pair.ids for _, pair, _ in rows],
+        tokenizer,
+        progress=progress,
+        reward=first.float(),
+        correct=first,
+        chosen=first,
+        truncated=torch.tensor([answer.truncated for answer in answers]),
+    )
+
+
+def _batch(
+    group: list[int],
+    response_ids: list[list[int]],
+    prompt_ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    **rest,
+) -> Batch:
+    special = set(tokenizer.all_special_ids)
+    text = {token: tokenizer.decode([token]) for ids in response_ids for token in ids}
+    return Batch.of(
+        group,
+        response_ids,
+        prompt_ids=prompt_ids,
+        special=pad([[token in special for token in ids] for ids in response_ids], torch.bool),
+        token_text=[[text[token] for token in ids] for ids in response_ids],
+        **rest,
     )

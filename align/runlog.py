@@ -9,8 +9,7 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from align.credit import Credited
-from align.loop import PHASES
+from align.loop import PHASES, Taken
 from align.rollouts import Rollout
 
 
@@ -37,11 +36,10 @@ class RunLog:
             (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
         self.accelerator.init_trackers("align", config=_flat(config))
 
-    def step(
-        self, step: int, metrics: dict[str, float], rollouts: Sequence[Rollout], credits: Sequence[Credited]
-    ) -> None:
+    def step(self, step: int, metrics: dict[str, float], taken: Sequence[Taken]) -> None:
         self._append(self._metrics, [{"step": step, **metrics}])
-        self._append(self._samples, _sample_rows(step, rollouts, credits))
+        for number, source in enumerate(taken):
+            self._append(self._samples, _sample_rows(f"{number}-{step}" if number else str(step), step, source))
         self.accelerator.log(metrics, step=step)
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
@@ -71,13 +69,13 @@ class RunLog:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _sample_rows(step: int, rollouts: Sequence[Rollout], credits: Sequence[Credited]) -> list[dict]:
+def _sample_rows(prefix: str, step: int, source: Taken) -> list[dict]:
     """Every response of a step with its text and its credit; the fields are those that `credit` replays."""
-    rows, position = [], 0
-    for rollout in rollouts:
+    rows, position, credits = [], 0, source.credits
+    for rollout in source.rollouts:
         row = {
             "step": step,
-            "group": f"{step}-{rollout.group}",
+            "group": f"{prefix}-{rollout.group}",
             "prompt": rollout.prompt.text,
             "response": rollout.text,
             "response_ids": rollout.response.ids,

@@ -59,5 +59,7 @@ def save(model: nn.Module, folder: Path, write: bool) -> None:
     state = trainable(model)
     if write:
         # the embeddings are never trained here, and looking for them would ask the hub for the base model
-        kind = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+        kind = (
+            {"save_embedding_layers": False, "selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+        )
         model.save_pretrained(folder, state_dict=state, **kind)

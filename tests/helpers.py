@@ -70,3 +70,37 @@ def widen(value, mask, by, fill):
     filler = {torch.bool: False, torch.int64: 99}.get(value.dtype, fill)
     kept = value if value.dtype == torch.bool else torch.where(mask, value, torch.tensor(filler, dtype=value.dtype))
     return torch.cat([kept, torch.full((len(value), by), filler, dtype=value.dtype)], 1)
+
+
+def result_of(objective, batch, **current):
+    """(loss, {field: gradient}, {metric: mean or extreme, as the log has it}) of fields of `Current`."""
+    leaves = {name: value.clone().requires_grad_() for name, value in current.items()}
+    credited = assign(objective, batch, no_model)
+    now = Current(**leaves)
+    loss = sum(term.share(now, credited.batch) for term in credited.terms)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    metrics = {}
+    for term in credited.terms:
+        metrics |= term.loss.measure(now, credited.batch, term.weighted)
+    extremes = {"_min": torch.min, "_max": torch.max}
+    logged = {n: float(extremes.get(n[-4:], torch.mean)(v.detach().double())) for n, v in metrics.items() if len(v)}
+    return loss.detach(), dict(zip(leaves, gradients, strict=True)), logged
+
+
+def random_pairs(seed, pairs=3, longest=5):
+    """(batch, fields of `Current`) with everything that a loss of pairs reads; the sides of a pair in either order."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    rows = 2 * pairs
+    lengths = (draw(rows) * longest).long() + 1
+    batch = batch_of([i // 2 for i in range(rows)], lengths.tolist())
+    first = draw(pairs) < 0.5
+    shape = batch.mask.shape
+    noise = {name: -2 * draw(*shape) for name in ("ref_logprob", "guide_logprob")}
+    masks = {name: draw(*shape) for name in ("reward_mask", "kl_mask")}
+    batch = replace(batch, chosen=torch.stack([first, ~first], 1).flatten(), **noise, **masks)
+    nonnegative = {name: 2 * draw(*shape) for name in ("ref_kl", "reward_mask", "kl_mask")}
+    return batch, {"logprob": -2 * draw(*shape), **nonnegative}

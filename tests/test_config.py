@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from align.config import Recipe, Reward, load
+from align.config import load
 from align.hub import check_repo_name
 from align.losses import Constant
 from align.objectives import gfpo, grpo
+from align.recipe import Recipe, Reward
 from align.schema import ConfigError, load_object, models_in
 
 BASE = """\

@@ -10,9 +10,9 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.config import Data
 from align.data import DataError, Prompt, Prompts, load
 from align.models import context_length, load_config, load_model, load_tokenizer
+from align.recipe import Data
 
 TOKENIZER = tiny.tokenizer()
 

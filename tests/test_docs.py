@@ -9,7 +9,7 @@ import yaml
 from helpers import loss_of, random_batch
 
 from align import config
-from align.config import Recipe
+from align.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,12 +14,13 @@ from align.credit import assign
 from align.data import DataError, Prompt, Prompts
 from align.evaluation import comparison, pass_at, summarise
 from align.generator import Response
-from align.loop import Clock, Loop, Passes, describe, signal
+from align.loop import Loop, Taken, describe, signal
 from align.losses import kl_policy_ref
 from align.objectives import gfpo, grpo
+from align.passes import Clock, Passes
+from align.prepare import needed_context
 from align.rollouts import Rollout
 from align.runlog import RunLog
-from align.train import needed_context
 from align.transforms import Transform
 
 
@@ -29,13 +30,16 @@ class CountingLearner:
     def __init__(self):
         self.asked = []
 
-    def score(self, batch, rows_B, quantities=("logprob",)):
-        self.asked.append(("policy", rows_B.nonzero()[:, 0].tolist()))
+    def score(self, batch, rows_B, quantities=("logprob",), who="policy"):
+        self.asked.append((who, rows_B.nonzero()[:, 0].tolist()))
         return {name: torch.full(batch.mask.shape, -1.0).double() for name in quantities}
 
-    def score_reference(self, batch, rows_B):
-        self.asked.append(("reference", rows_B.nonzero()[:, 0].tolist()))
-        return torch.full(batch.mask.shape, -2.0).double()
+
+def annotate(learner, old_from):
+    return Passes(learner, old_from, Clock()).of_batch()
+
+
+WORDS = SimpleNamespace(all_special_ids=[], decode=str, batch_decode=lambda ids, **_: [str(i) for i in ids])
 
 
 def two_groups():
@@ -51,27 +55,27 @@ def with_kl(objective, rows):
 def test_dropped_and_constant_rows_reach_no_pass():
     learner = CountingLearner()
     passes = Passes(learner, "trainer", Clock())
-    assign(gfpo(k=2), two_groups(), passes)
+    assign(gfpo(k=2), two_groups(), passes.of_batch())
     assert learner.asked == [("policy", [2, 3])]
     assert passes.work == {"pass/old_logprob/rows": 2, "pass/old_logprob/tokens": 3}
 
 
 def test_old_logprob_of_the_sampler_costs_no_pass():
     learner = CountingLearner()
-    assign(gfpo(k=2), two_groups(), Passes(learner, "sampler", Clock()))
+    assign(gfpo(k=2), two_groups(), annotate(learner, "sampler"))
     assert learner.asked == []
 
 
 @pytest.mark.parametrize("rows, scored", [("kept", [2, 3, 6, 7]), ("all", list(range(8)))])
 def test_the_reference_scores_the_rows_that_the_kl_term_acts_on(rows, scored):
     learner = CountingLearner()
-    assign(with_kl(gfpo(k=2), rows), two_groups(), Passes(learner, "sampler", Clock()))
+    assign(with_kl(gfpo(k=2), rows), two_groups(), annotate(learner, "sampler"))
     assert learner.asked == [("reference", scored)]
 
 
 def test_two_objectives_share_their_passes():
     learner = CountingLearner()
-    passes = Passes(learner, "trainer", Clock())
+    passes = annotate(learner, "trainer")
     assign(with_kl(gfpo(k=2), "kept"), two_groups(), passes)
     assign(with_kl(grpo(), "all"), two_groups(), passes)
     assert learner.asked == [
@@ -86,7 +90,7 @@ def test_a_link_that_reads_entropy_gets_it_with_the_old_logprob_in_one_pass():
     learner = CountingLearner()
     link = Transform("reads", lambda batch: replace(batch, kept=batch.entropy[:, 0] < 0), needs=("entropy",))
     objective = replace(grpo(), chain=(link, *grpo().chain))
-    assign(objective, two_groups(), Passes(learner, "trainer", Clock()))
+    assign(objective, two_groups(), annotate(learner, "trainer"))
     assert learner.asked == [("policy", list(range(8)))]
 
 
@@ -101,9 +105,10 @@ def rollout(group, index, reward, length=3, correct=False, truncated=False):
 
 def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
     scored = [rollout(0, i, r, length=i + 1) for i, r in enumerate([1.0, 0.0, 1.0, None])]
-    batch = rollouts.to_batch([r for r in scored if r.reward is not None])
-    credited = assign(gfpo(k=2), batch, Passes(CountingLearner(), "sampler", Clock()))
-    found = signal([*scored, rollout(1, 0, 1.0, length=5)], scored, [credited], {"clipped": 1 / 3})
+    batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
+    credited = assign(gfpo(k=2), batch, annotate(CountingLearner(), "sampler"))
+    taken = Taken(batch, [*scored, rollout(1, 0, 1.0, length=5)], scored, [credited])
+    found = signal([taken], {"clipped": 1 / 3})
     assert found == {
         "signal/generated": 15,
         "signal/carrying": 2,
@@ -177,9 +182,9 @@ def test_a_fresh_run_starts_an_empty_log(tmp_path, main_process):
 def test_a_prompt_and_response_longer_than_the_context():
     prompts = Prompts([Prompt([1] * 9, "short", "short", {})], [Prompt([1] * 30, "the long one", "x", {})])
     recipe = SimpleNamespace(sampling=SimpleNamespace(max_response_tokens=35))
-    assert needed_context(prompts, recipe, None) == needed_context(prompts, recipe, 65) == 65
+    assert needed_context({"data": prompts}, recipe, None) == needed_context({"data": prompts}, recipe, 65) == 65
     with pytest.raises(DataError, match=r"30 tokens.*\(35\) need 65 tokens.*context has 64.*the long one"):
-        needed_context(prompts, recipe, 64)
+        needed_context({"data": prompts}, recipe, 64)
 
 
 # ---- dynamic sampling
@@ -198,7 +203,7 @@ class Sampler:
 
 def looped(plan, rounds):
     recipe = SimpleNamespace(
-        data=SimpleNamespace(prompts_per_step=2),
+        sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
         run=SimpleNamespace(seed=0, steps=1),
         sampling=SimpleNamespace(
             group_size=2,
@@ -210,10 +215,9 @@ def looped(plan, rounds):
     right = RewardFunction("right", lambda completion_ids, **_: [float(ids[0]) for ids in completion_ids], 1.0)
     experiment = SimpleNamespace(recipe=recipe, rewards=(right,), correct=SimpleNamespace(reward="right", at_least=1))
     prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
-    words = SimpleNamespace(batch_decode=lambda ids, **_: [str(i) for i in ids])
     learner = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1))
     sampler = Sampler(plan)
-    return Loop(experiment, prompts, words, sampler, learner), sampler
+    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner), sampler
 
 
 def outcome(found):
@@ -229,10 +233,10 @@ def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_pr
     constant, both = (True, True), (True, False)
     plan = [constant] * 6
     loop, _ = looped(plan, 3)
-    order = [prompt.ids[0] for position in range(3) for prompt in loop.prompts.step(position, 2, 0)]
+    order = [prompt.ids[0] for position in range(3) for prompt in loop.sources["data"].step(position, 2, 0)]
     plan = dict.fromkeys(order, constant) | {order[1]: both, order[3]: both}
     loop, sampler = looped([plan[n] for n in range(6)], 3)
-    everything, taken = loop._rollouts(0, Clock())
+    everything, taken = loop._rollouts("data", 0, Clock())
     assert sampler.asked == [order[0:2], order[2:4]]  # the third round was not needed
     assert {rollout.prompt.ids[0] for rollout in taken} == {order[1], order[3]}
     assert len(everything) == 8 and len({rollout.group for rollout in taken}) == 2
@@ -241,16 +245,16 @@ def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_pr
 def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process):
     constant, both = (False, False), (True, False)
     loop, _ = looped([constant] * 8, 3)
-    order = [prompt.ids[0] for position in range(3) for prompt in loop.prompts.step(position, 2, 0)]
+    order = [prompt.ids[0] for position in range(3) for prompt in loop.sources["data"].step(position, 2, 0)]
     loop, sampler = looped([both if n == order[0] else constant for n in range(8)], 3)
-    _, taken = loop._rollouts(0, Clock())
+    _, taken = loop._rollouts("data", 0, Clock())
     assert len(sampler.asked) == 3 and {rollout.prompt.ids[0] for rollout in taken} == {order[0]}
     loop, _ = looped([constant] * 8, 2)
-    everything, taken = loop._rollouts(0, Clock())
+    everything, taken = loop._rollouts("data", 0, Clock())
     assert len(everything) == 8 and outcome(taken) == outcome(everything[4:])  # nothing to learn from: the last round
 
 
 def test_without_it_every_group_is_taken(one_process):
     loop, sampler = looped([(False, False), (True, True), (True, False)], None)
-    everything, taken = loop._rollouts(0, Clock())
+    everything, taken = loop._rollouts("data", 0, Clock())
     assert len(sampler.asked) == 1 and taken == everything and len(taken) == 4

@@ -5,9 +5,9 @@ import tiny
 import torch
 
 from align import models, weights
-from align.config import Adapter
 from align.generator import Transformers
 from align.models import ModelError, add_adapter
+from align.recipe import Adapter
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_greedy_is_one_response_the_likeliest_token_each_time(folder):
 
 @pytest.mark.parametrize("name", ["pypi:-r/etc", "pypi:", "pypi:a b", "pypi:a==1;b"])
 def test_a_pypi_name_is_a_package(name):
-    with pytest.raises(ModelError, match="write pypi:PACKAGE"):
+    with pytest.raises(ModelError, match="write PACKAGE"):
         models.locate(name)
 
 

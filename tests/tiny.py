@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -60,3 +61,17 @@ def save_model(folder: str | Path) -> Path:
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
     return Path(folder)
+
+
+def save_guide(folder: str | Path, out: str | Path) -> Path:
+    """Save a random adapter over the model at `folder` to `out`; it changes what the model says."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        guide = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        for name, parameter in guide.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    guide.peft_config["default"].base_model_name_or_path = str(folder)
+    guide.save_pretrained(out)
+    return Path(out)

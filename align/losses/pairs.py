@@ -254,7 +254,7 @@ def pair_logistic_masked(
         return out | _kl_by_side(current, batch)
 
     def warn(metrics: Mapping[str, float]) -> str | None:
-        if metrics["mask_dead"] < 1:
+        if metrics.get("mask_dead", 0.0) < 1:
             return None
         return "the masks are 0 on every token, so nothing is learned; start them at one (init: one), or lower l1"
 
@@ -291,20 +291,19 @@ def mask_l1(*, reward: Annotated[float, Ge(0)], kl: Annotated[float, Ge(0)]) -> 
 
 
 def chosen_nll(*, coef: Annotated[float, Ge(0)] = 1.0, form: Literal["sum", "mean"] = "sum") -> Loss:
-    """-coef sum log p of the chosen response, or its mean over the tokens; mean over pairs: supervised fine-tuning."""
+    """-coef sum log p of a chosen response, or its mean over the tokens; mean over them: supervised fine-tuning."""
 
     def weigh(batch: Batch) -> Weighted:
-        chosen, _ = pair_rows(batch)
-        live = torch.zeros_like(batch.mask)
-        live[chosen] = batch.active[chosen]
+        rows = batch.kept & batch.need("chosen", "chosen_nll")
+        live = batch.active & rows[:, None]
         weight = live.to(batch.weight.dtype)
         if form == "mean":
             weight = weight / live.sum(1, keepdim=True).clamp(min=1)
-        return Weighted(weight, live, float(len(chosen)))
+        return Weighted(weight, live, float(rows.sum()))
 
     return Loss(
         "chosen_nll",
-        unit="pair",
+        unit="sequence",
         weigh=weigh,
         values=lambda current, batch: -current.logprob,
         needs=("chosen",),

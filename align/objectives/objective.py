@@ -25,6 +25,11 @@ class Objective:
         return {n for p in pieces for n in p.needs} | {n for p in self.losses for n in p.differentiates}
 
     @property
+    def preference(self) -> bool:
+        """Whether it learns from chosen responses."""
+        return "chosen" in self.needs
+
+    @property
     def pairs(self) -> bool:
-        """Whether it learns from pairs."""
+        """Whether it compares them with rejected ones, so that both are needed side by side."""
         return any(loss.unit == "pair" for loss in self.losses)

@@ -7,7 +7,8 @@ import torch
 
 from align import config, rollouts
 from align.loop import Loop
-from align.train import make_accelerator, prepare, quiet, set_threads
+from align.prepare import make_accelerator, prepare, set_threads
+from align.train import quiet
 
 recipe, out, *overrides = sys.argv[1:]
 quiet()
@@ -20,7 +21,7 @@ loop = prepare(experiment, accelerator)
 def gap(loop: Loop) -> float:
     """Largest difference in nats over freshly sampled responses to all prompts."""
     sampled = rollouts.sample(
-        loop.prompts.train,
+        loop.sources["data"].train,
         loop.generator,
         loop.rank,
         n=4,
@@ -28,16 +29,16 @@ def gap(loop: Loop) -> float:
         max_tokens=12,
         seed=accelerator.process_index,
     )
-    batch = rollouts.to_batch(rollouts.gather(rollouts.score(sampled, experiment, loop.tokenizer)))
+    batch = rollouts.to_batch(rollouts.gather(rollouts.score(sampled, experiment, loop.tokenizer)), loop.tokenizer)
     trainer = loop.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
     return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())
 
 
 gaps = {"start": gap(loop)}
 for step in range(4):
-    metrics, _, credits = loop.step(step)
+    metrics, (taken,) = loop.step(step)
 gaps["after four steps"] = gap(loop)
-loop.learner.update(credits, 4)
+loop.learner.update([taken.credits], 4)
 gaps["updated, not synced"] = gap(loop)
 loop.generator.sync(loop.learner.model)
 gaps["synced"] = gap(loop)

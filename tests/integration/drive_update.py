@@ -1,4 +1,4 @@
-"""Two SGD updates without clipping in a DeepSpeed engine: MODEL_FOLDER lora|full OUT."""
+"""SGD updates without clipping in a DeepSpeed engine: MODEL_FOLDER GUIDE lora|full LAYOUT FAMILY OUT."""
 
 import sys
 
@@ -9,30 +9,42 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import save_file
 
 from align import layouts, models, weights
-from align.config import Adapter, Optim
+from align.credit import assign
 from align.learner import Learner
+from align.passes import Clock, Passes
 from align.policy import Policy
+from align.prepare import head_specs
+from align.recipe import Adapter, Optim
 
-folder, kind, layout, out = sys.argv[1:]
+folder, guide, kind, layout, family, out = sys.argv[1:]
 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
-
-
-def fresh():
-    model = models.load_model(folder, "float32")
-    if kind == "full":
-        return model
-    torch.manual_seed(0)
-    return models.add_adapter(model, Adapter(rank=4, alpha=8), "tiny")
-
-
-optim = Optim(lr=0.1, optimizer="sgd", max_grad_norm=float("inf"), micro_batch_tokens=48, schedule_steps=2)
-reference = Policy(fresh().requires_grad_(False), 0.7) if kind == "full" else None
-learner = Learner(accelerator, Policy(fresh(), 0.7), getattr(layouts, layout), optim, reference)
-metrics = [learner.update(ragged.credits(learner), 0)]
-learner.optim = optim.model_copy(update={"micro_batch_tokens": 1000})
-metrics.append(learner.update(ragged.credits(learner), 1))
-state = weights.trainable(learner.model)
+updates = ragged.FAMILIES[family]()
+model = models.load_model(folder, "float32")
+frozen = {}
+torch.manual_seed(0)
+if kind == "lora":
+    model = models.add_adapter(model, Adapter(rank=4, alpha=8), folder)
+policy = Policy(model, 0.7, head_specs(objective for update in updates for objective in update))
+if kind == "lora":
+    models.add_guide(model, guide, folder)
+else:
+    frozen["reference"] = Policy(models.load_model(folder, "float32").requires_grad_(False), 0.7)
+    tokenizer = models.load_tokenizer(folder)
+    own = models.guide_model(guide, models.Model(policy=folder), folder, tokenizer)
+    frozen["guide"] = Policy(own.requires_grad_(False), 0.7)
+optim = Optim(
+    lr=ragged.RATES.get(family, 0.1), optimizer="sgd", max_grad_norm=float("inf"), schedule_steps=len(updates)
+)
+learner = Learner(accelerator, policy, getattr(layouts, layout), optim, frozen)
+found = {}
+for i, objectives in enumerate(updates):
+    # small enough for several micro-batches, then all in one
+    learner.optim = optim.model_copy(update={"micro_batch_tokens": 1000 if i % 2 else 60})
+    # the family's ratios are 1, so that a product of them stays one: what is off-policy is tested with gfpo
+    annotate = Passes(learner, "trainer" if family == "policy" else "sampler", Clock()).of_batch()
+    metrics = learner.update([[assign(objective, ragged.batch(), annotate) for objective in objectives]], i)
+    found |= {f"loss_{i}": torch.tensor(metrics["loss"]), f"norm_{i}": torch.tensor(metrics.get("grad_norm", 0.0))}
+state = {**weights.trainable(learner.model), **weights.trainable(learner.engine.module.heads)}
 if accelerator.is_main_process:
-    losses = {f"loss_{i}": torch.tensor(m["loss"]) for i, m in enumerate(metrics)}
-    norms = {f"norm_{i}": torch.tensor(m["grad_norm"]) for i, m in enumerate(metrics)}
-    save_file({**state, **losses, **norms}, out)
+    save_file({**state, **found}, out)
+accelerator.end_training()

@@ -1,14 +1,34 @@
-"""A step's worth of ragged rollouts for the tests of the update, the same in every process."""
+"""A step's worth of ragged rollouts for the tests of the update, and what objectives make of them."""
 
 from dataclasses import replace
 
 import torch
 
 from align.batch import Batch
-from align.credit import Credited, assign
-from align.loop import Clock, Passes
-from align.losses import kl_policy_ref
-from align.objectives import gfpo
+from align.losses import entropy_bonus, kl_policy_ref
+from align.objectives import (
+    POLICY,
+    Objective,
+    bonbon,
+    d3s,
+    dpo,
+    gfpo,
+    gspo,
+    ipo,
+    ktae,
+    mapo,
+    nsr,
+    ppo,
+    rto,
+    sft,
+    simpo,
+    sparsepo,
+    tdpo1,
+    tdpo2,
+    tgdpo,
+)
+from align.transforms import best_and_worst, keep_top
+from align.transforms.downsample import CountSchedule, ShareSchedule
 
 VOCABULARY = 90
 
@@ -25,17 +45,62 @@ def batch() -> Batch:
     responses = [ids(n) for n in lengths]
     rewards = torch.rand(12, generator=generator)
     whole = Batch.of(
-        [i // 4 for i in range(12)], responses, prompt_ids=[prompts[i // 4] for i in range(12)], reward=rewards
+        [i // 4 for i in range(12)],
+        responses,
+        prompt_ids=[prompts[i // 4] for i in range(12)],
+        token_text=[["."] * n for n in lengths],
+        reward=rewards,
+        correct=rewards > 0.5,
+        truncated=torch.arange(12) == 2,
+        progress=0.5,
     )
     # off-policy on purpose: some tokens are clipped
     return replace(whole, sampler_logprob=-4.0 - torch.rand(whole.mask.shape, generator=generator))
 
 
-def objective():
+def gfpo_with_kl() -> Objective:
     """GFPO with a KL term over all rows, dropped ones included."""
     base = gfpo(k=3, aggregation="seq-mean-token-mean")
     return replace(base, losses=(*base.losses, kl_policy_ref(coef=0.1, rows="all")))
 
 
-def credits(learner) -> list[Credited]:
-    return [assign(objective(), batch(), Passes(learner, "sampler", Clock()))]
+def from_rollouts(objective: Objective) -> Objective:
+    return replace(objective, chain=(best_and_worst(), *objective.chain))
+
+
+def policy_side() -> list[Objective]:
+    """Every objective of the policy side that trains no head; selections are on."""
+    given = {
+        "gfpo": {"k": 3},
+        "d3s": {"rows": CountSchedule(start=2, end=4), "share": ShareSchedule(start=0.2, end=1.0)},
+        "dr_grpo": {"tokens_per_row": 20.0},
+    }
+    plain = [make(**given.get(make.__name__, {})) for make in POLICY if make not in (ppo, rto)]
+    composed = ktae()
+    link, advantage, key = keep_top(k=3), *composed.chain
+    rows, tokens = d3s(rows=2, share=0.5).chain[1:]
+    composed = replace(composed, name="composed", chain=(link, advantage, rows, key, tokens))
+    sequence = gspo(form="token", denominator="selected")
+    on_gspo = replace(sequence, name="d3s_on_gspo", chain=(*sequence.chain, rows, tokens))
+    entropy = nsr()
+    return [*plain, composed, on_gspo, replace(entropy, losses=(*entropy.losses, entropy_bonus(coef=0.1)))]
+
+
+RATES = {"policy": 0.03, "pairs": 0.001}  # of SGD, else 0.1: many large steps would measure rounding
+
+# family -> the objectives of one update after another, in one engine
+FAMILIES = {
+    "gfpo": lambda: [[gfpo_with_kl()], [gfpo_with_kl()]],
+    "policy": lambda: [[objective] for objective in policy_side()],
+    "pairs": lambda: [
+        [from_rollouts(objective)]
+        for objective in (
+            *(dpo(label_smoothing=0.1), ipo(), simpo(), tdpo1(), tdpo2(), tgdpo(alpha=2.0), mapo()),
+            *(sft(), bonbon(n=4, alpha=0.1)),
+        )
+    ],
+    "masks": lambda: [[from_rollouts(sparsepo(masks="independent", l1_reward=0.01, l1_kl=0.02))]] * 3,
+    "value": lambda: [[ppo(value_hidden="shared", value_lr=0.05)], [rto(value_hidden="shared", value_lr=0.05)]],
+    # two objectives on one batch: rows of pairs stay together, the others go where they fit
+    "both": lambda: [[replace(gfpo_with_kl(), weight=0.5), from_rollouts(tgdpo())]],
+}

@@ -5,6 +5,19 @@ def prompts(count=12):
     return [{"prompt": [{"role": "user", "content": f"Write {i} digits."}]} for i in range(count)]
 
 
+def pairs(count=16):
+    """Digits are preferred to letters."""
+    letters = "abcdefghij"
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": [{"role": "assistant", "content": f"{i % 10}{i % 7}{i % 3}"}],
+            "rejected": [{"role": "assistant", "content": letters[i % 10] * (1 + i % 4)}],
+        }
+        for i, row in enumerate(prompts(count))
+    ]
+
+
 def digits(prompts, completions, completion_ids, **columns):
     """Share of the characters that are digits."""
     texts = [completion[0]["content"] for completion in completions]

@@ -1,0 +1,87 @@
+"""MaPO's masks (arXiv 2410.05102): how strongly the reference's layers react at the prefix of each token.
+
+Recorded with hooks on modules that decoders of transformers share by name; no model file is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from align.layouts import Inputs
+
+Activations = dict[str, list[Tensor]]  # kind -> [R,S], one a recorded tensor, the mean over its features
+
+
+@contextmanager
+def recorded(causal: nn.Module) -> Iterator[Activations]:
+    """Activations of one forward pass of the decoder, while the context lasts.
+
+    Kinds as in the official code: `mlp` behind the activation function; `attn` queries, keys, values and what
+    attention makes of them; `resid` the residual stream and what is added to it, seven a layer, with the
+    embeddings and the final norm. Not recorded: queries and keys behind the rotary embedding, which are no module's
+    output. Raises `ValueError` for a decoder whose layers are named otherwise.
+    """
+    out: Activations = {"mlp": [], "attn": [], "resid": []}
+    decoder = causal.get_decoder()
+
+    def keep(kind: str, tensor: Tensor) -> None:
+        out[kind].append(tensor.mean(-1))
+
+    def output_of(module: nn.Module, kind: str):
+        return module.register_forward_hook(
+            lambda m, args, result: keep(kind, result[0] if isinstance(result, tuple) else result)
+        )
+
+    def input_of(module: nn.Module, kind: str):
+        return module.register_forward_pre_hook(
+            lambda m, args, kwargs: keep(kind, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+
+    handles = []
+    try:
+        for layer in decoder.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            handles += [output_of(getattr(attention, name), "attn") for name in ("q_proj", "k_proj", "v_proj")]
+            handles += [input_of(attention.o_proj, "attn"), output_of(mlp.act_fn, "mlp")]
+            norms = (layer.input_layernorm, layer.post_attention_layernorm)
+            handles += [hook for norm in norms for hook in (input_of(norm, "resid"), output_of(norm, "resid"))]
+            handles += [output_of(part, "resid") for part in (attention, mlp, layer)]
+        handles += [output_of(part, "resid") for part in (decoder.embed_tokens, decoder.norm)]
+        yield out
+    except AttributeError as error:
+        raise ValueError(
+            f"the activations of {type(decoder).__name__} are not where they are looked for: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def activation_mask(activations: Activations, logit_mean_RN: Tensor, inputs: Inputs) -> Tensor:
+    """[R,N] in [0, 1]: each recorded tensor stretched to [0, 1] over the tokens of a response, then the mean over
+    the tensors of a kind, then over the kinds.
+
+    The official z-norm before the stretching changes nothing but rounding and is left out. Where a tensor is the
+    same on all tokens of a response, or there is one token, it says nothing: 1/2.
+    """
+    at = inputs.predict_at.to(logit_mean_RN.device)
+    kinds = {kind: torch.stack(tensors)[:, :, at] for kind, tensors in activations.items()}
+    kinds["logits"] = logit_mean_RN[None]
+    source, row = inputs.source.to(at.device), inputs.row.to(at.device)
+    mask_K = torch.stack([_stretched(t.flatten(1)[:, source].float(), row).mean(0) for t in kinds.values()]).mean(0)
+    out = torch.zeros(logit_mean_RN.numel(), dtype=mask_K.dtype, device=mask_K.device)
+    return out.index_put((source,), mask_K).view(logit_mean_RN.shape)
+
+
+def _stretched(value_AK: Tensor, row_K: Tensor) -> Tensor:
+    """[A,K]: (value - min) / (max - min) over the tokens of each row."""
+    rows = int(row_K.max()) + 1 if len(row_K) else 0
+    index = row_K.expand_as(value_AK)
+    low = value_AK.new_full((len(value_AK), rows), torch.inf).scatter_reduce(1, index, value_AK, "amin")
+    high = value_AK.new_full((len(value_AK), rows), -torch.inf).scatter_reduce(1, index, value_AK, "amax")
+    low, spread = low.gather(1, index), (high - low).gather(1, index)
+    return torch.where(spread > 0, (value_AK - low) / spread.where(spread > 0, 1.0), 0.5)

