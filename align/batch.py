@@ -37,7 +37,7 @@ class Batch:
     special: Tensor  # [B,T] bool, special tokens of the tokenizer; nowhere where no tokenizer is involved
     progress: float = 0.0  # share of optim.schedule_steps that are done, in [0, 1]
     prompt_ids: Sequence[Sequence[int]] = ()  # B prompts, unpadded; empty where no model is involved
-    token_text: Sequence[Sequence[str]] = ()  # B responses, the text of each token; empty where nobody decodes
+    token_text: Sequence[Sequence[str]] | None = None  # B responses, the text of each token
 
     reward: Tensor | None = None  # [B] float
     correct: Tensor | None = None  # [B] bool

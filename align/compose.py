@@ -126,6 +126,11 @@ def _check_order(objective: Objective, source: Source, key: Key) -> None:
                 what = f"{piece.name} reads {quantity}, which no link before it gives; put {giver} before it"
                 raise ConfigError([source.problem(key, what)])
         given.update(getattr(piece, "gives", ()))
+    weighing = [link for link in objective.chain if link.stage is Stage.WEIGHT]
+    for loss in objective.losses if weighing else ():
+        if loss.unit == "pair":
+            what = f"{weighing[0].name} weighs tokens, and {loss.name} counts pairs and would not see it"
+            raise ConfigError([source.problem(key, what)])
     staged = [link for link in objective.chain if link.stage is not None]
     for before, link in itertools.pairwise(staged):
         if before.stage > link.stage or before.stage == link.stage == Stage.ADVANTAGE:

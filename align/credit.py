@@ -82,6 +82,7 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate) -> Credited:
         left = now
     terms = []
     for loss in objective.losses:
+        batch = annotate(batch, loss.weighs, batch.kept, loss.name)
         weighted = loss.weigh(batch)
         batch = annotate(batch, loss.needs, weighted.live.any(1), loss.name)
         terms.append(Term(loss, weighted, objective.weight))

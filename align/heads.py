@@ -74,7 +74,7 @@ class MaskNetwork(nn.Module):
     """ReLU(sum_l mix_l ReLU(w_l . LN(h_l) + b_l)): one LayerNorm for all layers, the embeddings not among them.
 
     `official` starts at normal weights of std 0.02 without bias, where a mask is small or dead; `one` at
-    b = 1 and mix = 1/L, a mask of about 1, where SparsePO is about TDPO1.
+    w = 0, b = 1 and mix = 1/L, a mask of 1, where SparsePO is TDPO1.
     """
 
     def __init__(self, layers: int, width: int, init: Literal["one", "official"]):
@@ -82,11 +82,13 @@ class MaskNetwork(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.layers = nn.Linear(width, layers)  # row l reads layer l only
         self.mix = nn.Linear(layers, 1, bias=False)
-        nn.init.normal_(self.layers.weight, std=0.02)
-        nn.init.constant_(self.layers.bias, 1.0 if init == "one" else 0.0)
         if init == "one":
+            nn.init.zeros_(self.layers.weight)
+            nn.init.ones_(self.layers.bias)
             nn.init.constant_(self.mix.weight, 1 / layers)
         else:
+            nn.init.normal_(self.layers.weight, std=0.02)
+            nn.init.zeros_(self.layers.bias)
             nn.init.normal_(self.mix.weight, std=0.02)
 
     def forward(self, hidden: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from align import models
 from align.batch import Batch
 from align.credit import Credited
 from align.layouts import Layout
-from align.losses import Current
+from align.losses import Current, summarised
 from align.models import Speaker
 from align.plan import divide
 from align.policy import Policy, Reference
@@ -128,7 +128,7 @@ class Learner:
             **moved,
             "rows/trained": sum(int(tokens.any(1).sum()) for tokens in live),
             "tokens/trained": sum(int(tokens.sum()) for tokens in live),
-            **_summary(gather_object(measured)),
+            **summarised(_joined(gather_object(measured))),
         }
 
     @property
@@ -250,13 +250,3 @@ def _joined(measured: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The values of all micro-batches of all ranks."""
     names = sorted({name for values in measured for name in values})
     return {name: torch.cat([part[name] for part in measured if name in part]) for name in names}
-
-
-def _summary(measured: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean of each metric over the batch, all ranks; the extreme where its name asks for it."""
-    out = {}
-    for name, values in _joined(measured).items():
-        if len(values):
-            reduce = {"_min": torch.min, "_max": torch.max}.get(name[-4:], torch.mean)
-            out[name] = float(reduce(values))
-    return out

@@ -16,7 +16,7 @@ from align.batch import Batch, pad
 from align.compose import GIVERS
 from align.config import Experiment
 from align.credit import Credited, assign
-from align.losses import Current, PairError
+from align.losses import Current, PairError, summarised
 from align.schema import distinct
 
 ROW_FIELDS = {"reward": torch.float64, "correct": torch.bool, "truncated": torch.bool, "chosen": torch.bool}
@@ -24,7 +24,6 @@ TOKEN_FIELDS = (
     *("sampler_logprob", "old_logprob", "logprob", "ref_logprob", "guide_logprob", "entropy"),
     *("ref_kl", "value", "new_value", "reward_mask", "kl_mask"),
 )
-PAIR_METRICS = ("margin", "accuracy", "logit", "logit_accuracy")
 
 
 class Rollout(BaseModel):
@@ -126,8 +125,7 @@ class _Recorded:
         groups = [number.setdefault(r.group, len(number)) for r in rollouts.values()]
         special = [r.special or [False] * len(r.response_ids) for r in rollouts.values()]
         ids = [r.response_ids for r in rollouts.values()]
-        text = [r.token_text or [""] * len(r.response_ids) for r in rollouts.values()]
-        self.batch = Batch.of(groups, ids, dtype=torch.float64, special=pad(special, torch.bool), token_text=text)
+        self.batch = Batch.of(groups, ids, dtype=torch.float64, special=pad(special, torch.bool))
 
     def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
         for name in names:
@@ -157,6 +155,8 @@ class _Recorded:
             if value is None and rows_B[i]:
                 raise ReplayError(f"{place}: {' or '.join(fields)}: missing, and {reader} needs it")
             values.append(value)
+        if name == "token_text":
+            return [v or [""] * len(r.response_ids) for v, r in zip(values, self.rollouts.values(), strict=True)]
         if name in ROW_FIELDS:
             return torch.tensor([v if v is not None else 0 for v in values], dtype=ROW_FIELDS[name])
         ragged = [
@@ -170,7 +170,9 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
     try:
         credited = assign(objective, recorded.batch, recorded.annotate)
     except PairError as error:
-        raise ReplayError(f"{next(iter(recorded.rollouts))} and what follows: {error}") from error
+        row = recorded.batch.group.tolist().index(error.group)
+        place, first = list(recorded.rollouts.items())[row]
+        raise ReplayError(f"{place}: group {first.group!r}: {error}") from error
     current = recorded.current(credited)
     shares = [term.share(current, credited.batch) for term in credited.terms]
     main = credited.main
@@ -186,9 +188,10 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
         "signal": {"generated": signal.generated, "carrying": carrying, "taken": taken},
     }
     if objective.preference:
-        credited = _implied(credited, gradient)
-        measured = main.loss.measure(current, credited.batch, main.weighted)
-        summary |= {name: float(value.double().mean()) for name, value in measured.items() if name in PAIR_METRICS}
+        credited = _implied(credited, torch.autograd.grad(sum(shares), current.logprob)[0])
+        with torch.no_grad():
+            measured = main.loss.measure(current, credited.batch, main.weighted)
+        summary |= summarised(measured)
     if len(shares) > 1:
         names = distinct([term.loss.name for term in credited.terms])
         summary["terms"] = {
@@ -200,7 +203,8 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
 
 def _implied(credited: Credited, gradient: Tensor) -> Credited:
     """A loss of pairs has no advantage: each token's is the one whose policy gradient would be the loss's own."""
-    batch = replace(credited.batch, advantage=-credited.main.weighted.count * gradient)
+    count = credited.main.weighted.count / credited.objective.weight
+    batch = replace(credited.batch, advantage=-count * gradient)
     return replace(credited, batch=batch)
 
 

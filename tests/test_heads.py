@@ -100,6 +100,9 @@ def test_a_common_mask_is_one_tensor_and_independent_ones_are_two_networks():
     found = common(states())
     assert found["reward_mask"] is found["kl_mask"]
     found = apart(states())
+    assert torch.equal(found["reward_mask"], found["kl_mask"])  # both start at 1
+    torch.nn.init.normal_(apart.networks[0].layers.weight)
+    found = apart(states())
     assert not torch.equal(found["reward_mask"], found["kl_mask"])
     apart.networks[1].load_state_dict(apart.networks[0].state_dict())
     found = apart(states())
@@ -112,6 +115,8 @@ def trained(kind, l1=0.0, **changed):
     batch, fields = random_pairs(2)
     hidden = [h.requires_grad_() for h in states(3, 8, *batch.mask.shape)]
     made = MaskNetworks(3, 8, kind, "one")
+    for network in made.networks:  # past the start, where the norm has nothing to say yet
+        torch.nn.init.normal_(network.layers.weight, std=0.02)
     current = Current(**{**fields, **made(hidden), **changed})
     credited = assign(sparsepo(masks=kind, l1_reward=l1, l1_kl=0.0), batch, no_model)
     sum(term.share(current, credited.batch) for term in credited.terms).backward()

@@ -332,7 +332,8 @@ def test_the_command_prints_credit_and_margin_and_nothing_else(command):
     assert result.exit_code == 0 and result.stderr == ""
     *lines, summary = map(json.loads, result.stdout.splitlines())
     assert len(lines) == 2 and all(list(line) == ["group", "kept", "advantage", "weight"] for line in lines)
-    assert list(summary) == ["loss", "count", "unit", "signal", "logit", "logit_accuracy", "margin", "accuracy"]
+    measures = ["logit", "logit_accuracy", "margin", "accuracy", "reward/chosen", "reward/rejected"]
+    assert list(summary) == ["loss", "count", "unit", "signal", *measures]
 
 
 @pytest.mark.filterwarnings("error")

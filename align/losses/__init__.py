@@ -1,6 +1,16 @@
 """Losses by name, as YAML writes them."""
 
-from align.losses.loss import Aggregation, Constant, Current, Denominator, Loss, TokensPerRow, Weighted, normalise
+from align.losses.loss import (
+    Aggregation,
+    Constant,
+    Current,
+    Denominator,
+    Loss,
+    TokensPerRow,
+    Weighted,
+    normalise,
+    summarised,
+)
 from align.losses.pairs import (
     PairError,
     best_of_n,
@@ -42,5 +52,6 @@ __all__ = [
     "TokensPerRow",
     "Weighted",
     "normalise",
+    "summarised",
     *LOSSES,
 ]

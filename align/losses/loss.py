@@ -61,6 +61,7 @@ class Loss:
     weigh: Callable[[Batch], Weighted]
     values: Callable[[Current, Batch], Tensor]
     needs: tuple[str, ...] = ()  # fields of the batch
+    weighs: tuple[str, ...] = ()  # those that `weigh` reads already, before it is known which rows are live
     differentiates: tuple[str, ...] = ()  # fields of `Current`, besides logprob
     heads: tuple[Head, ...] = ()  # modules trained beside the policy, for what it differentiates
     coef: float = 1.0
@@ -71,6 +72,14 @@ class Loss:
         """Scalar coef * sum of weight * value; whatever stands where the weight is 0 has no effect."""
         value = self.values(current, batch)
         return self.coef * torch.where(weight != 0, value * weight, 0.0).sum()
+
+
+def summarised(measured: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of each measure over its values, or the extreme that its name asks for; none for no values."""
+    reduce = {"_min": torch.min, "_max": torch.max}
+    return {
+        name: float(reduce.get(name[-4:], torch.mean)(value.double())) for name, value in measured.items() if len(value)
+    }
 
 
 class TokensPerRow(BaseModel):

@@ -25,7 +25,11 @@ Smoothing = Annotated[float, Ge(0), Lt(0.5)]
 
 
 class PairError(ValueError):
-    """Rows that are no pairs."""
+    """The kept rows of a group that are no pair; `group` is its number."""
+
+    def __init__(self, group: int):
+        super().__init__("a pair is exactly one chosen and one rejected response among the kept rows of a group")
+        self.group = group
 
 
 def pair_rows(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -34,9 +38,9 @@ def pair_rows(batch: Batch) -> tuple[Tensor, Tensor]:
     chosen, rejected = kept[side[kept]], kept[~side[kept]]
     chosen = chosen[batch.group[chosen].argsort(stable=True)]
     rejected = rejected[batch.group[rejected].argsort(stable=True)]
-    groups = batch.group[chosen]
-    if not torch.equal(groups, batch.group[rejected]) or len(groups.unique()) < len(groups):
-        raise PairError("a group does not have exactly one chosen and one rejected response among its kept rows")
+    if not torch.equal(batch.group[chosen], batch.group[rejected]) or len(batch.group[kept].unique()) < len(chosen):
+        sides = {g: side[kept[batch.group[kept] == g]].tolist() for g in batch.group[kept].tolist()}
+        raise PairError(next(g for g, found in sides.items() if sorted(found) != [False, True]))
     return chosen, rejected
 
 
@@ -66,7 +70,7 @@ def _pair_loss(
 ) -> Loss:
     """`of` (elementwise) the score of the chosen less that of the rejected response ([B] each).
 
-    The log has the loss's own margin as `logit`, and beside it DPO's `margin`, beta times the difference of
+    The log has that difference as `logit`, and beside it DPO's `margin`, beta times the difference of
     the summed log-ratios, with its accuracy, wherever there is a reference: a loss that falls may still prefer
     the wrong response.
     """
@@ -89,7 +93,7 @@ def _pair_loss(
             out |= {"reward/chosen": reward[chosen], "reward/rejected": reward[rejected]}
         return out
 
-    return Loss(name, unit="pair", weigh=_each_pair, values=values, measure=measured, **rest)
+    return Loss(name, unit="pair", weigh=_each_pair, weighs=("chosen",), values=values, measure=measured, **rest)
 
 
 def _smoothed(label_smoothing: float, form: Literal["conservative", "robust"]) -> Callable[[Tensor], Tensor]:
@@ -200,15 +204,15 @@ def pair_logistic_guided(
     def factor(batch: Batch) -> Tensor:
         guide = batch.need("guide_logprob", "pair_logistic_guided")
         reward = guide_beta * torch.where(batch.active, guide - batch.need("ref_logprob", "the guide"), 0.0)
-        return (1 + alpha * torch.where(batch.chosen[:, None], reward, -reward)).clamp(min=floor)
+        return 1 + alpha * torch.where(batch.chosen[:, None], reward, -reward)
 
     def measure(current: Current, batch: Batch) -> dict[str, Tensor]:
-        f = factor(batch)[batch.active]
+        f = factor(batch)[batch.active]  # before the floor, which would hide how often it acts
         return {"factor": f, "factor_min": f, "factor_max": f, "factor_negative": f < 0}
 
     return _pair_loss(
         "pair_logistic_guided",
-        lambda current, batch: beta * (factor(batch) * log_ratio(current, batch)).sum(1),
+        lambda current, batch: beta * (factor(batch).clamp(min=floor) * log_ratio(current, batch)).sum(1),
         _smoothed(0.0, "conservative"),
         beta,
         measure,
@@ -286,6 +290,7 @@ def mask_l1(*, reward: Annotated[float, Ge(0)], kl: Annotated[float, Ge(0)]) -> 
         weigh=weigh,
         values=lambda current, batch: reward * current.reward_mask + kl * current.kl_mask,
         needs=("chosen",),
+        weighs=("chosen",),
         differentiates=("reward_mask", "kl_mask"),
     )
 
@@ -307,6 +312,7 @@ def chosen_nll(*, coef: Annotated[float, Ge(0)] = 1.0, form: Literal["sum", "mea
         weigh=weigh,
         values=lambda current, batch: -current.logprob,
         needs=("chosen",),
+        weighs=("chosen",),
         coef=coef,
         measure=lambda current, batch, weighted: {"nll": -current.logprob[weighted.live]},
     )

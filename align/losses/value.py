@@ -29,7 +29,7 @@ def value_loss(
     """
 
     def weigh(batch: Batch) -> Weighted:
-        weight, count = normalise(batch.active, batch.active, int(batch.active.any(1).sum()), aggregation)
+        weight, count = normalise(batch.active, batch.mask, len(batch.mask), aggregation)
         return Weighted(weight.to(batch.weight.dtype), batch.active, count)
 
     def values(current: Current, batch: Batch) -> Tensor:

@@ -828,7 +828,7 @@ def test_a_loss_that_falls_may_prefer_the_wrong_response():
         (1, -math.inf, 0.5, 1.8, 0, 6 / 5),
         (2, -math.inf, 0, 2.6, 0, 7 / 5),
         (3, -math.inf, -0.5, 3.4, 1 / 5, 8 / 5),
-        (3, 0.1, 0.1, 3.4, 0, 8.6 / 5),
+        (3, 0.1, -0.5, 3.4, 1 / 5, 8 / 5),  # before the floor
     ],
 )
 def test_factors_are_logged_over_the_tokens_of_both_responses(alpha, floor, low, high, negative, mean):

@@ -407,7 +407,7 @@ def test_padding_and_what_stands_in_masked_slots_change_nothing(name, seed, by, 
 @few
 @given(seed=seeds, fill=st.sampled_from([1e30, torch.nan]))
 def test_dropped_rows_change_neither_credit_nor_the_loss_of_the_value(name, seed, fill):
-    """Dropped by a link before: the whitening, too, is that of the kept rows. The policy's loss counts all rows."""
+    """Dropped by a link before: the whitening, too, is that of the kept rows. Both losses count all rows."""
     batch, logprob, value = drawn(seed)
     rows = (batch.group != 1).nonzero()[:, 0]
     alone = assign(OBJECTIVES[name], batch.rows(rows), no_model)
@@ -424,7 +424,7 @@ def test_dropped_rows_change_neither_credit_nor_the_loss_of_the_value(name, seed
     expected = [term.share(Current(logprob[rows], value=value[rows]), alone.batch) for term in alone.terms]
     count = found.terms[0].weighted.count / alone.terms[0].weighted.count
     close(shares[0] * count, expected[0])
-    close(shares[1], expected[1])
+    close(shares[1] * count, expected[1])
 
 
 @every_objective
