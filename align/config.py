@@ -203,7 +203,7 @@ def _source_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Sou
         if len(sources) > 1 and objectives and name not in read:
             problems.append(source.problem(("data", name), f"no objective learns from it; write data: {name} in one"))
         key = ("data",) if isinstance(recipe.data, Data) else ("data", name)
-        if data.holdout and data.eval_prompts:
+        if data.holdout and data.eval_prompts and data.prompts:
             problems.append(source.problem((*key, "holdout"), "leave it out where eval_prompts are given"))
         if (data.prompts or data.eval_prompts) and recipe.rewards in ({}, []):
             problems.append(source.problem(("rewards",), "is empty; name at least one reward function"))

@@ -89,11 +89,10 @@ def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prompts:
     name, make = ("prompts", _prompt) if data.prompts else ("pairs", _pair)
     source = getattr(data, name)
     prompts = _prompts(_rows(f"data.{name}", source, data.args), source, data, tokenizer, make)
+    held_out = _hold_out(prompts, data.holdout, seed)
     if data.eval_prompts:
         rows = _rows("data.eval_prompts", data.eval_prompts, data.eval_args)
-        held_out = _prompts(rows, data.eval_prompts, data, tokenizer, _prompt)
-    else:
-        held_out = _hold_out(prompts, data.holdout, seed)
+        held_out += _prompts(rows, data.eval_prompts, data, tokenizer, _prompt)
     texts = {prompt.text for prompt in held_out}
     train = [prompt for prompt in prompts if prompt.text not in texts]
     if not train:

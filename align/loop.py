@@ -142,7 +142,8 @@ class Loop:
     def evaluate(self) -> tuple[dict[str, float], list[Rollout]]:
         """Metrics on what was held out, and the greedy responses. The same random numbers every time."""
         metrics, greedy = {}, []
-        prompts = [prompt for source in self.sources.values() for prompt in source.held_out]
+        held_out = [prompt for source in self.sources.values() for prompt in source.held_out]
+        prompts = [prompt for prompt in held_out if not isinstance(prompt, Pair)] or held_out
         if self.generator and prompts:
             metrics, greedy = self._evaluate_responses(prompts)
         for name, source in self.sources.items():

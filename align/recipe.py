@@ -50,7 +50,9 @@ class Data(Section):
     bank: str | None = Field(None, description="folder of `python -m align annotate`: the pairs' log-probabilities")
     args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
     holdout: Annotated[int, Ge(0)] = Field(0, description="distinct prompts kept out of training, for evaluation")
-    eval_prompts: str | None = Field(None, description="evaluation prompts from a source of their own, not a holdout")
+    eval_prompts: str | None = Field(
+        None, description="evaluation prompts from a source of their own, not a holdout; of pairs, besides it"
+    )
     eval_args: dict[str, Any] = {}
     system: str | None = Field(None, description="system message for conversational prompts that have none")
     prompts_per_step: Count = Field(8, description="of pairs: pairs")
