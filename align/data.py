@@ -89,24 +89,40 @@ def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prompts:
     name, make = ("prompts", _prompt) if data.prompts else ("pairs", _pair)
     source = getattr(data, name)
     prompts = _prompts(_rows(f"data.{name}", source, data.args), source, data, tokenizer, make)
-    held_out = _hold_out(prompts, data.holdout, seed)
+    held_out = _hold_out(prompts, data.holdout, seed, data.holdout_by)
     if data.eval_prompts:
         rows = _rows("data.eval_prompts", data.eval_prompts, data.eval_args)
         held_out += _prompts(rows, data.eval_prompts, data, tokenizer, _prompt)
     texts = {prompt.text for prompt in held_out}
     train = [prompt for prompt in prompts if prompt.text not in texts]
+    if data.holdout_by:
+        apart = {prompt.columns.get(data.holdout_by) for prompt in held_out}
+        train = [prompt for prompt in train if prompt.columns[data.holdout_by] not in apart]
     if not train:
         raise DataError(f"data.{name}: {source}: all {len(prompts)} stand in data.eval_prompts too")
     assert texts.isdisjoint(prompt.text for prompt in train)
     return Prompts(train, held_out)
 
 
-def _hold_out(prompts: list[Prompt], count: int, seed: int) -> list[Prompt]:
-    """`count` distinct prompts, chosen by the seed."""
+def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> list[Prompt]:
+    """`count` distinct prompts, chosen by the seed; with `by`, whole groups of one value of that column, so that it
+    may be a few more."""
     distinct = list({prompt.text: prompt for prompt in prompts}.values())
     if count >= len(distinct):
         raise DataError(f"data.holdout: {count} of {len(distinct)} distinct prompts leaves none to train on")
-    return random.Random(seed).sample(distinct, count)
+    if by is None:
+        return random.Random(seed).sample(distinct, count)
+    groups: dict[Any, list[Prompt]] = {}
+    for i, prompt in enumerate(distinct):
+        if by not in prompt.columns:
+            raise DataError(f"data.holdout_by: row {i} has no column {by!r}; there are: {', '.join(prompt.columns)}")
+        groups.setdefault(prompt.columns[by], []).append(prompt)
+    held_out: list[Prompt] = []
+    for group in random.Random(seed).sample(list(groups.values()), len(groups)):
+        held_out += group if len(held_out) < count else []
+    if len(held_out) == len(distinct):
+        raise DataError(f"data.holdout_by: {count} prompts of whole groups of {by!r} leave none to train on")
+    return held_out
 
 
 def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:

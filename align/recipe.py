@@ -50,6 +50,7 @@ class Data(Section):
     bank: str | None = Field(None, description="folder of `python -m align annotate`: the pairs' log-probabilities")
     args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
     holdout: Annotated[int, Ge(0)] = Field(0, description="distinct prompts kept out of training, for evaluation")
+    holdout_by: str | None = Field(None, description="column whose values may not stand on both sides of the holdout")
     eval_prompts: str | None = Field(
         None, description="evaluation prompts from a source of their own, not a holdout; of pairs, besides it"
     )

@@ -372,3 +372,73 @@ def test_the_tiny_model(tmp_path):
     assert model.lm_head.weight is model.get_input_embeddings().weight and model.lm_head.weight[97].abs().sum() > 0
     logits = model(input_ids=model.dummy_inputs["input_ids"]).logits
     assert logits.shape[-1] == 128 and 1 < float(logits.detach().std()) < 4  # neither flat nor certain
+
+
+def test_a_holdout_by_column_keeps_values_on_one_side(file):
+    rows = [{"prompt": f"p{i}", "problem": i // 3} for i in range(30)]
+    split = read(file(rows), holdout=5, holdout_by="problem")
+    sides = [{prompt.columns["problem"] for prompt in side} for side in (split.train, split.held_out)]
+    assert sides[0].isdisjoint(sides[1]) and len(split.held_out) == 6 and len(split.train) == 24
+    with pytest.raises(DataError, match="holdout_by: row 0 has no column 'film'; there are: problem"):
+        read(file(rows), holdout=5, holdout_by="film")
+    with pytest.raises(DataError, match="leave none to train on"):
+        read(file(rows[:6]), holdout=4, holdout_by="problem")
+
+
+# ---- pairs
+
+END = TOKENIZER.eos_token_id
+
+
+def paired(source, **data):
+    return load(Data(pairs=source, **data), TOKENIZER, 0).train
+
+
+def test_a_pair_s_tokens_are_those_that_would_be_sampled(file):
+    """Text and messages: the answer, then one end token; what the template writes behind it is not trained."""
+    plain = {"prompt": "2+2=", "chosen": "4", "rejected": "five"}
+    chats = {"prompt": [chat("2+2=")], "chosen": [chat("4", "assistant")], "rejected": [chat("five", "assistant")]}
+    for row, prompt in ((plain, "2+2="), (chats, "<|im_start|>user\n2+2=<|im_end|>\n<|im_start|>assistant\n")):
+        (pair,) = paired(file([row]))
+        assert pair.text == prompt and TOKENIZER.decode(pair.ids) == prompt
+        assert pair.chosen.ids == [*TOKENIZER("4")["input_ids"], END]
+        assert pair.rejected.ids == [*TOKENIZER("five")["input_ids"], END]
+        assert (pair.chosen.text, pair.rejected.text) == ("4", "five") and not pair.chosen.truncated
+
+
+def test_a_long_answer_is_cut_without_an_end(file):
+    (pair,) = paired(file([{"prompt": "p", "chosen": "abcdef", "rejected": "ab"}]), max_response_tokens=3)
+    assert pair.chosen.ids == TOKENIZER("abc")["input_ids"] and pair.chosen.truncated
+    assert pair.rejected.ids[-1] == END and not pair.rejected.truncated
+
+
+def test_a_row_without_a_rejected_answer_is_for_objectives_that_compare_nothing(file):
+    (pair,) = paired(file([{"prompt": "p", "chosen": "a"}]))
+    assert pair.rejected is None and pair.answers == [pair.chosen]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "p", "rejected": "a"}, "row 1: 'chosen' must be text as the prompt is, but it is None"),
+        ({"prompt": "p", "chosen": "", "rejected": "a"}, "row 1: 'chosen' must be text"),
+        ({"prompt": "p", "chosen": "a", "rejected": None}, "row 1: 'rejected' must be text"),
+        ({"prompt": "p", "chosen": [chat("a")], "rejected": "b"}, "row 1: 'chosen' must be text as the prompt is"),
+        ({"prompt": [chat("p")], "chosen": "a", "rejected": "b"}, "row 1: 'chosen' must be a list of messages"),
+        ({"prompt": "p", "chosen": "same", "rejected": "same"}, "row 1: chosen and rejected are the same response"),
+        ({"chosen": "a", "rejected": "b"}, "row 1: 'prompt' must be text or a list of messages"),
+        ("text", "row 1: must be a dictionary"),
+    ],
+)
+def test_bad_pairs_name_their_row(row, message, file):
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    with pytest.raises(DataError, match=message):
+        paired(file([good, row]))
+
+
+def test_pairs_are_held_out_by_prompt_and_judged_on_prompts_of_their_own(file):
+    rows = [{"prompt": f"p{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(20)]
+    prompts = file([{"prompt": "q"}, {"prompt": "r"}], "prompts.jsonl")
+    split = load(Data(pairs=file(rows), holdout=3, eval_prompts=prompts), TOKENIZER, 0)
+    assert {p.text for p in split.train}.isdisjoint(p.text for p in split.held_out)
+    assert len(split.train) == 14 and [p.text for p in split.held_out[3:]] == ["q", "r"]

@@ -1,0 +1,114 @@
+"""What the wrapped model says: chunks, scalings of the head, the vocabulary's KL, masks from activations."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from helpers import batch_of
+from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
+
+from align import layouts, models, policy
+from align.policy import Policy, Reference
+
+SIZE = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.save_model(folder)
+    return models.load_model(str(folder), "float32")
+
+
+def rows():
+    """Two groups of two, responses of 1 to 9 tokens."""
+    batch = batch_of([0, 0, 1, 1], [9, 4, 1, 6], dtype=torch.float32)
+    ids = torch.randint(3, 60, batch.mask.shape, generator=torch.Generator().manual_seed(0))
+    return replace(batch, response_ids=ids, prompt_ids=[[5, 6, 7]] * 2 + [[8, 9]] * 2)
+
+
+def said(model, quantities, layout=layouts.padded, reference=None, batch=None, **kwargs):
+    batch = rows() if batch is None else batch
+    inputs = layout.inputs(batch, batch.mask)
+    wrapped = Policy(model, 0.7)
+    if reference is not None:
+        other = Policy(reference, 0.7)
+        reference = Reference(other(inputs, ("hidden",))["hidden"], other.logits)
+    found = wrapped(inputs, quantities, reference)
+    return {name: inputs.scatter(value, batch.mask.shape) for name, value in found.items()}
+
+
+def other_model(model):
+    other = type(model)(model.config).eval()
+    with torch.no_grad():
+        for own, given in zip(other.parameters(), model.parameters(), strict=True):
+            own.copy_(given + 0.02 * torch.randn(given.shape, generator=torch.Generator().manual_seed(1)))
+    return other
+
+
+@pytest.mark.parametrize("layout", [layouts.padded, layouts.shared_prefix], ids=lambda layout: layout.name)
+def test_chunks_change_neither_values_nor_gradients(model, layout, monkeypatch):
+    quantities, found = ("logprob", "entropy", "ref_kl"), []
+    for size in (10_000, 3):
+        monkeypatch.setattr(policy, "CHUNK", size)
+        values = said(model, quantities, layout, other_model(model))
+        total = sum((value * (1 + i)).sum() for i, value in enumerate(values.values()))
+        found.append((values, torch.autograd.grad(total, list(model.parameters()))))
+    for name in quantities:
+        torch.testing.assert_close(found[0][0][name], found[1][0][name])
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_the_kl_is_from_the_reference_to_the_policy(model):
+    other, batch = other_model(model), rows()
+    found = said(model, ("ref_kl",), reference=other)["ref_kl"]
+    for i, prompt in enumerate(batch.prompt_ids):
+        ids = batch.response_ids[i, : int(batch.length[i])].tolist()
+        at = slice(len(prompt) - 1, len(prompt) - 1 + len(ids))
+        p, q = ((m(torch.tensor([[*prompt, *ids]])).logits[0, at] / 0.7).log_softmax(-1) for m in (model, other))
+        forward, reverse = (q.exp() * (q - p)).sum(-1), (p.exp() * (p - q)).sum(-1)
+        torch.testing.assert_close(found[i, : len(ids)], forward, rtol=1e-4, atol=1e-5)
+        assert (found[i, : len(ids)] - reverse).abs().max() > 1e-3
+    assert (found >= 0).all() and not said(model, ("ref_kl",), reference=model)["ref_kl"].abs().gt(1e-5).any()
+
+
+@pytest.mark.parametrize(
+    "config, kind",
+    [
+        (GraniteConfig(**SIZE, logits_scaling=3.0, embedding_multiplier=2.0), GraniteForCausalLM),
+        (CohereConfig(**SIZE, logit_scale=0.25), CohereForCausalLM),
+    ],
+    ids=["granite", "cohere"],
+)
+def test_scaled_logits_are_those_of_the_model(config, kind):
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    batch = rows()
+    found = said(model, ("logprob",), batch=batch)["logprob"]
+    for i, prompt in enumerate(batch.prompt_ids):
+        ids = batch.response_ids[i, : int(batch.length[i])]
+        logits = model(torch.tensor([[*prompt, *ids.tolist()]])).logits[0, len(prompt) - 1 : -1].float() / 0.7
+        expected = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        torch.testing.assert_close(found[i, : len(ids)], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [layouts.padded, layouts.shared_prefix], ids=lambda layout: layout.name)
+def test_masks_from_activations_span_0_to_1_and_one_token_says_nothing(model, layout):
+    batch = rows()
+    alone = [said(model, ("activation_mask",), batch=batch.rows(torch.tensor([i]))) for i in range(4)]
+    found = said(model, ("activation_mask",), layout)["activation_mask"]
+    for i, length in enumerate(batch.length.tolist()):
+        torch.testing.assert_close(found[i, :length], alone[i]["activation_mask"][0, :length], rtol=1e-4, atol=1e-5)
+        assert (found[i, :length] >= 0).all() and (found[i, :length] <= 1).all()
+    assert found[2, 0] == 0.5 and found[0].std() > 0.01
+    assert not found[~batch.mask].any()
+
+
+def test_a_decoder_with_other_names_is_refused(model):
+    renamed = torch.nn.Module()
+    renamed.get_decoder = lambda: torch.nn.Linear(2, 2)
+    where = pytest.raises(ValueError, match="activations of Linear are not where they are looked for")
+    with where, policy.recorded(renamed):
+        pass
