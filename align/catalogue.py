@@ -68,6 +68,10 @@ def kind(hint: Any) -> str:
         return " | ".join(map(str, parts))
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(kind, parts))
+    if origin in (tuple, list):
+        return f"list of {kind(parts[0])}"
+    if hint is types.NoneType:
+        return "null"
     if inspect.isclass(hint) and issubclass(hint, BaseModel):
         fields = typing.get_type_hints(hint, include_extras=True)
         return "{" + ", ".join(f"{name}: {kind(fields[name])}" for name in hint.model_fields) + "}"

@@ -23,6 +23,8 @@ def test_types_ranges_and_defaults():
     keys = {key.name: (key.kind, key.default) for key in entry("gfpo").keys}
     assert keys["clip_low"] == ("float >= 0 < 1", "0.2")
     assert keys["metric"] == ("shortest | token_efficiency", "shortest")
+    guide = {key.name: key.kind for key in entry("rto").keys}
+    assert guide["delimiters"] == "list of str" and guide["value_lr"] == "float > 0 | null"
     assert keys["k"][0].startswith("int >= 2 | {very_hard: int >= 2, ") and keys["k"][1] == "needed"
 
 

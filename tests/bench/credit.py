@@ -24,7 +24,7 @@ from align import objectives
 from align.batch import Batch
 from align.credit import assign
 from align.loop import PHASES
-from align.transforms import key_tokens
+from align.transforms import best_and_worst, key_tokens
 
 VOCABULARY, ROWS, TOKENS, REPEATS = 151_665, 16, 10_000, 7
 
@@ -109,7 +109,8 @@ def quickstart_batch() -> Batch:
         reward=correct.float(),
         truncated=torch.tensor([n == 24 for n in lengths]),
         entropy=torch.rand(shape, generator=generator),
-        old_logprob=-torch.rand(shape, generator=generator),
+        **{f"{who}_logprob": -torch.rand(shape, generator=generator) for who in ("old", "ref", "guide")},
+        value=torch.rand(shape, generator=generator),
     )
 
 
@@ -128,6 +129,9 @@ CHAINS = {
     "psr": objectives.psr(),
     "w_reinforce": objectives.w_reinforce(),
     "grpo_n": objectives.grpo_n(),
+    "ppo": objectives.ppo(),
+    "rto": objectives.rto(),
+    "best_and_worst": replace(objectives.dpo(), chain=(best_and_worst(),)),
 }
 
 
