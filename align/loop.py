@@ -54,6 +54,11 @@ class Loop:
         return any(source.held_out for source in self.sources.values())
 
     @property
+    def samples(self) -> bool:
+        """Whether each step samples responses; else the sampler only serves evaluations."""
+        return any(data.prompts for data in self.experiment.recipe.sources().values())
+
+    @property
     def rank(self) -> Rank:
         accelerator = self.learner.accelerator
         return Rank(accelerator.process_index, accelerator.num_processes)
@@ -68,7 +73,7 @@ class Loop:
         with clock("update"):
             for _ in range(recipe.optim.updates_per_step):
                 update = self.learner.update([source.credits for source in taken], step)
-        if self.generator:
+        if self.samples:
             with clock("sync"):
                 self.generator.sync(self.learner.model)
         spent = {**clock.seconds(), **passes.work, "memory/peak_gib": peak_memory()}
@@ -154,6 +159,8 @@ class Loop:
 
     def _evaluate_responses(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[Rollout]]:
         recipe = self.experiment.recipe
+        if not self.samples:
+            self.generator.sync(self.learner.model)
         settings = {SAMPLED: (recipe.eval.samples, recipe.eval.temperature), GREEDY: (1, 0.0)}
         found = {}
         for purpose, (n, heat) in settings.items():
