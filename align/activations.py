@@ -51,11 +51,11 @@ def recorded(causal: nn.Module) -> Iterator[Activations]:
             handles += [hook for norm in norms for hook in (input_of(norm, "resid"), output_of(norm, "resid"))]
             handles += [output_of(part, "resid") for part in (attention, mlp, layer)]
         handles += [output_of(part, "resid") for part in (decoder.embed_tokens, decoder.norm)]
-        yield out
     except AttributeError as error:
-        raise ValueError(
-            f"the activations of {type(decoder).__name__} are not where they are looked for: {error}"
-        ) from error
+        what = f"the activations of {type(decoder).__name__} are not where they are looked for"
+        raise ValueError(f"{what}: {error}") from error
+    try:
+        yield out
     finally:
         for handle in handles:
             handle.remove()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from rich.progress import track
+from transformers import PreTrainedTokenizerBase
 
 from align import bank, data, layouts, models, rollouts
 from align.batch import Batch
 from align.config import Experiment
+from align.loop import pairs_in
 from align.plan import divide
 from align.policy import Policy
-from align.prepare import bank_identity, set_threads
+from align.prepare import bank_identity, check_stages, set_threads
 from align.schema import ConfigError
 
 
@@ -22,28 +26,40 @@ def annotate(experiment: Experiment) -> list[Path]:
     sources = {name: source for name, source in recipe.sources().items() if source.bank}
     if not sources:
         raise ConfigError([experiment.source.problem(("data", "bank"), "missing; name a folder for the bank")])
+    check_stages(experiment)
     set_threads()
     path = models.locate(recipe.model.policy)
     tokenizer = models.load_tokenizer(path)
+    ends = models.end_tokens(path, tokenizer)
     layout = layouts.LAYOUTS[layouts.choose(recipe.optim.layout, models.load_config(path))]
-    base = models.load_model(path, recipe.model.dtype)
-    speakers = {"ref_logprob": base}
-    if recipe.model.guide:
-        speakers["guide_logprob"] = models.guide_model(recipe.model.guide, recipe.model, path, tokenizer)
     batches = {}
     for name, source in sources.items():
-        pairs = data.load(source, tokenizer, recipe.run.seed)
-        held_out = [pair for pair in pairs.held_out if isinstance(pair, data.Pair)]
-        batches[name] = rollouts.pairs_to_batch([*pairs.train, *held_out], tokenizer)
+        pairs = data.load(source, tokenizer, recipe.run.seed, ends)
+        batches[name] = rollouts.pairs_to_batch(pairs_in([*pairs.train, *pairs.held_out]), tokenizer)
+    scored = {name: {} for name in sources}
+    for quantity, policy in _speakers(experiment, path, tokenizer):
+        for name, batch in batches.items():
+            tokens = recipe.optim.micro_batch_tokens
+            plan = divide(batch, batch.kept, 1, tokens, layout.positions, batch.kept)[0]
+            scored[name][quantity] = _score(batch, plan, layout, policy, quantity)
     made_by = bank_identity(experiment, tokenizer)
     for name, batch in batches.items():
-        plan = divide(batch, batch.kept, 1, recipe.optim.micro_batch_tokens, layout.positions, batch.kept)[0]
-        scored = {
-            quantity: _score(batch, plan, layout, Policy(model, recipe.sampling.temperature), quantity)
-            for quantity, model in speakers.items()
-        }
-        bank.write(Path(sources[name].bank), batch, scored, made_by)
+        bank.write(Path(sources[name].bank), batch, scored[name], made_by)
     return [Path(source.bank) for source in sources.values()]
+
+
+def _speakers(experiment: Experiment, path: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Policy]]:
+    """(quantity, who says it): reference and guide, one after the other; a guide that is an adapter is put over the
+    reference's own weights."""
+    model, temperature = experiment.recipe.model, experiment.recipe.sampling.temperature
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = models.load_model(path, model.dtype).to(device)
+    yield "ref_logprob", Policy(base, temperature)
+    if model.guide and models.is_adapter(model.guide):
+        models.check_base(model.guide, model.policy)
+        yield "guide_logprob", Policy(PeftModel.from_pretrained(base, model.guide).eval(), temperature)
+    elif model.guide:
+        yield "guide_logprob", Policy(models.guide_model(model.guide, model, path, tokenizer).to(device), temperature)
 
 
 @torch.no_grad()

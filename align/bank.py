@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -78,9 +78,15 @@ def read(folder: Path, made_by: Mapping[str, str], where: str) -> Bank:
     """Load a bank. Raises `DataError` where there is none or it was made by something else than `made_by`."""
     if not (folder / FILE).is_file():
         raise DataError(f"{where}: {folder} holds no bank; make it with: python -m align annotate RECIPE")
-    with safe_open(folder / FILE, "pt") as file:
+    try:
+        opened = safe_open(folder / FILE, "pt")
+    except SafetensorError as error:
+        raise DataError(f"{where}: {folder / FILE} cannot be read: {error}; annotate again") from error
+    with opened as file:
         stored = file.metadata() or {}
         for name, value in made_by.items():
+            if name != "guide" and name not in stored:
+                raise DataError(f"{where}: {folder / FILE} is no bank; annotate again")
             if name in stored and stored[name] != value:
                 what = f"the {name} is another one now ({stored[name][:60]} then, {value[:60]} now)"
                 raise DataError(f"{where}: {folder} does not fit: {what}; annotate again")

@@ -60,6 +60,8 @@ def build_objective(spec: Any, source: Source, key: Key) -> Objective:
         else:
             objective = replace(objective, losses=(*objective.losses, piece))
     _check_order(objective, source, key)
+    if data is not None and not isinstance(data, str):
+        raise ConfigError([source.problem((*key, "data"), f"must be the name of a source, but it is {data!r}")])
     return replace(objective, weight=float(weight), data=data)
 
 
@@ -69,12 +71,12 @@ def _spelled_out(spec: dict, source: Source, key: Key) -> Objective:
         for name in spec
         if name not in ("chain", "loss")
     ]
-    problems += [source.problem(key, f"missing {name}") for name in ("chain", "loss") if not spec.get(name)]
+    problems += [source.problem(key, f"missing {name}") for name in ("chain", "loss") if spec.get(name) is None]
     if problems:
         raise ConfigError(problems)
     parts = (("chain", TRANSFORMS, Transform), ("loss", LOSSES, Loss))
     chain, losses = collect(parts, lambda part: _pieces(spec[part[0]], *part[1:], source, (*key, part[0])))
-    return Objective("+".join(link.name for link in chain), chain, losses)
+    return Objective("+".join(piece.name for piece in chain or losses), chain, losses)
 
 
 def _pieces(specs: Any, known: Mapping, kind: type | tuple, source: Source, key: Key) -> tuple:
@@ -126,11 +128,10 @@ def _check_order(objective: Objective, source: Source, key: Key) -> None:
                 what = f"{piece.name} reads {quantity}, which no link before it gives; put {giver} before it"
                 raise ConfigError([source.problem(key, what)])
         given.update(getattr(piece, "gives", ()))
-    weighing = [link for link in objective.chain if link.stage is Stage.WEIGHT]
-    for loss in objective.losses if weighing else ():
-        if loss.unit == "pair":
-            what = f"{weighing[0].name} weighs tokens, and {loss.name} counts pairs and would not see it"
-            raise ConfigError([source.problem(key, what)])
+    of_tokens = [link for link in objective.chain if link.stage in (Stage.TOKENS, Stage.WEIGHT)]
+    if of_tokens and objective.preference:
+        what = f"{of_tokens[0].name} chooses or weighs tokens, and {objective.name} compares whole responses"
+        raise ConfigError([source.problem(key, what)])
     staged = [link for link in objective.chain if link.stage is not None]
     for before, link in itertools.pairwise(staged):
         if before.stage > link.stage or before.stage == link.stage == Stage.ADVANTAGE:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from align.compose import build_objectives
 from align.hub import check_repo_name
 from align.objectives import OBJECTIVES, Objective
-from align.recipe import Correct, Data, Hub, Recipe, Stage
+from align.recipe import Correct, Data, FromRecipe, Hub, Recipe
 from align.schema import (
     ConfigError,
     Key,
@@ -28,6 +28,7 @@ from align.schema import (
     paths_in,
     read,
 )
+from align.transforms import Stage
 
 Rule = Callable[[Recipe, tuple[Objective, ...], Source], list[str]]
 
@@ -133,14 +134,14 @@ def _stages(recipe: Recipe, source: Source) -> dict[str, tuple[str, str]]:
     out = {}
     for name in ("policy", "guide"):
         stage, key = getattr(recipe.model, name), ("model", name, "from")
-        if isinstance(stage, Stage):
+        if isinstance(stage, FromRecipe):
             if not Path(stage.recipe).is_file():
                 raise ConfigError([source.problem(key, f"{stage.recipe}: no such recipe")])
             data = read(stage.recipe).data
             run, model = data.get("run"), data.get("model")
             if not isinstance(run, Mapping) or not isinstance(run.get("out"), str):
                 raise ConfigError([source.problem(key, f"{stage.recipe} has no run.out, so it writes nothing")])
-            kind = "adapter" if isinstance(model, Mapping) and model.get("adapter") else "model"
+            kind = "adapter" if isinstance(model, Mapping) and model.get("adapter") is not None else "model"
             if name == "policy" and kind == "adapter":
                 raise ConfigError(
                     [source.problem(key, f"{stage.recipe} trains an adapter, and a policy is a whole model")]
@@ -165,18 +166,13 @@ def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Sour
     """Rules between keys of different sections. A section that is None was found wrong before."""
     problems = []
     model, sampling, evaluation, run = recipe.model, recipe.sampling, recipe.eval, recipe.run
-    for i, objective in enumerate(objectives):
-        key = _objective_key(i, source)
+    for objective in objectives:
         for link in objective.chain if sampling else ():
             if {"old_logprob", "sampler_logprob"} <= set(link.needs) and sampling.old_logprob == "sampler":
                 what = (
                     f"{link.name} needs sampling.old_logprob: trainer; with the sampler's the ratio contains it already"
                 )
                 problems.append(source.problem(("sampling", "old_logprob"), what))
-            try:
-                link.check(sampling.group_size)
-            except ValueError as error:
-                problems.append(source.problem(key, f"{link.name}: {error} (sampling.group_size)"))
     if sampling and sampling.sync == "adapter" and model and model.adapter is None:
         problems.append(
             source.problem(("sampling", "sync"), "adapter needs model.adapter; write merged, or leave it out")
@@ -227,14 +223,62 @@ def _data_problems(objective: Objective, sources: dict[str, Data], source: Sourc
     if data and data.prompts and objective.preference and "chosen" not in gives:
         what = f"{objective.name} learns from pairs; add [{{best_and_worst: {{}}}}] to make them from rollouts"
         return [source.problem(key, f"{what}, or name a data set as data.pairs")]
+    dropping = [link.name for link in objective.chain if link.stage is Stage.FILTER]
+    if data and data.pairs and objective.pairs and dropping:
+        return [source.problem(key, f"{dropping[0]} drops rows, and of a pair of the data both are needed")]
     return []
+
+
+def _head_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Source) -> list[str]:
+    """What a head gives is trained by one loss of the recipe that says how."""
+    problems, heads = [], {}
+    for i, objective in enumerate(objectives):
+        key = _objective_key(i, source)
+        own = [head for loss in objective.losses for head in loss.heads]
+        given = {name for head in own for name in head.gives}
+        for piece in (*objective.chain, *objective.losses):
+            wants = {*getattr(piece, "differentiates", ()), *piece.needs} & {"value", "reward_mask", "kl_mask"}
+            learned = wants - given - ({"reward_mask", "kl_mask"} & set(piece.needs))
+            if learned:
+                giver = "value_loss" if "value" in learned else "pair_logistic_masked"
+                problems.append(source.problem(key, f"{piece.name} reads {min(learned)}; add the loss {giver}"))
+        for head in own:
+            if heads.setdefault(head.name, head) != head:
+                what = f"another objective trains the head {head.name!r} with other settings; give both the same"
+                problems.append(source.problem(key, what))
+    return problems
+
+
+def _group_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Source) -> list[str]:
+    """What needs several responses to a prompt gets them."""
+    problems, sampling, sources = [], recipe.sampling, recipe.sources() if recipe.data else {}
+    if sampling is None:
+        return []
+    for i, objective in enumerate(objectives):
+        data = sources.get(objective.data) or next(iter(sources.values()), None)
+        if data is None or data.pairs:
+            continue
+        comparing = [link.name for link in objective.chain if link.compares]
+        if sampling.group_size == 1 and comparing:
+            what = f"must be at least 2: {comparing[0]} compares the responses of a group"
+            problems.append(source.problem(("sampling", "group_size"), what))
+            continue
+        for piece in (*objective.chain, *objective.losses):
+            try:
+                piece.check(sampling.group_size)
+            except ValueError as error:
+                what = f"{piece.name}: {error} (sampling.group_size)"
+                problems.append(source.problem(_objective_key(i, source), what))
+    if sampling.group_size == 1 and sampling.dynamic_sampling:
+        problems.append(source.problem(("sampling", "group_size"), "must be at least 2 with dynamic_sampling"))
+    return problems
 
 
 def _objective_key(i: int, source: Source) -> Key:
     return ("objective",) if source.data.get("objectives") is None else ("objectives", i)
 
 
-TRAINING: tuple[Rule, ...] = (_cross_rules, _source_rules)
+TRAINING: tuple[Rule, ...] = (_cross_rules, _source_rules, _group_rules, _head_rules)
 REPLAY: tuple[Rule, ...] = (_cross_rules,)  # recorded rollouts bring along what sources and models would
 
 

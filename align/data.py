@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Pair(Prompt):
 
     chosen: Answer
     rejected: Answer | None
+    row: int  # its place in the source
 
     @property
     def answers(self) -> list[Answer]:
@@ -84,20 +85,27 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
     return random.Random(f"{seed}-{epoch}").sample(range(size), size)
 
 
-def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prompts:
-    """Read, tokenise and split. Raises `DataError`."""
+Ends = Collection[int]
+
+
+def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, ends: Ends | None = None) -> Prompts:
+    """Read, tokenise and split. Raises `DataError`.
+
+    `ends`: the tokens that end a response (`models.end_tokens`), by default the tokenizer's one.
+    """
+    ends = [tokenizer.eos_token_id] if ends is None else ends
     name, make = ("prompts", _prompt) if data.prompts else ("pairs", _pair)
     source = getattr(data, name)
-    prompts = _prompts(_rows(f"data.{name}", source, data.args), source, data, tokenizer, make)
+    prompts = _prompts(_rows(f"data.{name}", source, data.args), source, data, tokenizer, partial(make, ends=ends))
     held_out = _hold_out(prompts, data.holdout, seed, data.holdout_by)
     if data.eval_prompts:
         rows = _rows("data.eval_prompts", data.eval_prompts, data.eval_args)
-        held_out += _prompts(rows, data.eval_prompts, data, tokenizer, _prompt)
+        held_out += _prompts(rows, data.eval_prompts, data, tokenizer, partial(_prompt, ends=ends))
     texts = {prompt.text for prompt in held_out}
     train = [prompt for prompt in prompts if prompt.text not in texts]
     if data.holdout_by:
         apart = {prompt.columns.get(data.holdout_by) for prompt in held_out}
-        train = [prompt for prompt in train if prompt.columns[data.holdout_by] not in apart]
+        train = [prompt for prompt in train if prompt.columns.get(data.holdout_by) not in apart]
     if not train:
         raise DataError(f"data.{name}: {source}: all {len(prompts)} stand in data.eval_prompts too")
     assert texts.isdisjoint(prompt.text for prompt in train)
@@ -178,11 +186,12 @@ def _prompts(
     return out
 
 
-def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Prompt:
     prompt = row["prompt"]
     if is_conversational({"prompt": prompt}):
         if tokenizer.chat_template is None:
             raise DataError(f"{source}: row {i}: the prompt is a conversation, but the tokenizer has no chat template")
+        _check_messages(prompt, f"{source}: row {i}: 'prompt'")
         if data.system and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": data.system}, *prompt]
         text = maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"]
@@ -203,30 +212,46 @@ def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTok
     return Prompt(list(ids), text, prompt, columns)
 
 
-def _pair(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> Pair:
+def _pair(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Pair:
     """A row with `prompt`, `chosen` and `rejected`: all text, or all messages (TRL's explicit-prompt form).
 
     For objectives that compare nothing, such as sft, rows may have no `rejected`.
     """
-    shared = _prompt(row, i, source, data, tokenizer)
-    chosen = _answer(row, "chosen", i, source, data, tokenizer)
-    rejected = _answer(row, "rejected", i, source, data, tokenizer) if "rejected" in row else None
+    shared = _prompt(row, i, source, data, tokenizer, ends)
+    if shared.conversational and row["prompt"][-1]["role"] == "assistant":
+        raise DataError(f"{source}: row {i}: the prompt ends with an assistant message; that is the answers' place")
+    chosen = _answer(row, "chosen", i, source, data, tokenizer, ends)
+    rejected = _answer(row, "rejected", i, source, data, tokenizer, ends) if "rejected" in row else None
     if rejected is not None and chosen.ids == rejected.ids:
-        raise DataError(f"{source}: row {i}: chosen and rejected are the same response; drop the row")
-    return Pair(**vars(shared), chosen=chosen, rejected=rejected)
+        where = f" in their first {data.max_response_tokens} tokens" if chosen.truncated else ""
+        raise DataError(f"{source}: row {i}: chosen and rejected are the same response{where}; drop the row")
+    return Pair(**vars(shared), chosen=chosen, rejected=rejected, row=i)
 
 
-def _answer(row: dict, side: str, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """The tokens that would be sampled: what the template writes behind the prompt, up to one end token."""
+def _answer(
+    row: dict, side: str, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends
+) -> Answer:
+    """The tokens that would be sampled: what the template writes behind the prompt, up to the first end token."""
     given = row.get(side)
     if not isinstance(given, type(row["prompt"])) or not given:
         kind = "text" if isinstance(row["prompt"], str) else "a list of messages"
         raise DataError(f"{source}: row {i}: {side!r} must be {kind} as the prompt is, but it is {given!r}")
     text = given
     if not isinstance(given, str):
+        _check_messages(given, f"{source}: row {i}: {side!r}")
+        if any(message["role"] != "assistant" for message in given):
+            what = f"{side!r} holds the answer alone, in assistant messages; leave out the prompt that it repeats"
+            raise DataError(f"{source}: row {i}: {what}")
         text = maybe_apply_chat_template({"prompt": row["prompt"], "completion": given}, tokenizer)["completion"]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = tokenizer.eos_token_id
-    ids = [*ids[: ids.index(end) if end in ids else len(ids)], end]
+    end = next((t for t, token in enumerate(ids) if token in ends), None)
+    ids = [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
     cut = len(ids) > data.max_response_tokens
     return Answer(ids[: data.max_response_tokens], tokenizer.decode(ids, skip_special_tokens=True), cut)
+
+
+def _check_messages(messages: list, where: str) -> None:
+    for message in messages:
+        fine = isinstance(message, dict) and isinstance(message.get("role"), str)
+        if not fine or not isinstance(message.get("content"), str) or not message["content"]:
+            raise DataError(f"{where}: a message is {{role: ..., content: text}}, but one is {message!r}")

@@ -57,12 +57,12 @@ def drift(groups: Sequence[int], kl: Sequence[float]) -> dict[str, float]:
 
 def pair_summary(loss: float, measured: Mapping[str, Tensor]) -> dict[str, float]:
     """The loss on held-out pairs, and each measure's mean, with intervals for accuracy and margin."""
-    out = {"eval/pairs/loss": loss}
+    out = {"loss": loss}
     for name, values in measured.items():
         if len(values) and not name.endswith(("_min", "_max")):
-            out[f"eval/pairs/{name}"] = float(values.mean())
+            out[name] = float(values.mean())
             if name.rpartition("/")[2] in ("accuracy", "margin", "logit_accuracy"):
-                _, out[f"eval/pairs/{name}_low"], out[f"eval/pairs/{name}_high"] = interval(values.tolist())
+                _, out[f"{name}_low"], out[f"{name}_high"] = interval(values.tolist())
     return out
 
 

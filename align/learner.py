@@ -19,7 +19,7 @@ from trl.models import prepare_deepspeed
 from align import models
 from align.batch import Batch
 from align.credit import Credited
-from align.layouts import Layout
+from align.layouts import Layout, padded
 from align.losses import Current, summarised
 from align.models import Speaker
 from align.plan import divide
@@ -131,6 +131,17 @@ class Learner:
             **summarised(_joined(gather_object(measured))),
         }
 
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Raises `ModelError` for a model that makes logits of its hidden states in a way that is not known here."""
+        batch = Batch.of([0], [[1, 2, 3]], prompt_ids=[[1, 2]])
+        gap = float(self.engine(padded.inputs(batch, batch.mask), ("head_gap",))["head_gap"])
+        if not gap < 1e-2 * max(1.0, 1 / self.engine.module.temperature):
+            kind = self.model.config.get_text_config().model_type
+            raise models.ModelError(
+                f"{kind}: its head scales logits in an unknown way (a gap of {gap:.3g}); not supported"
+            )
+
     @property
     def has_reference(self) -> bool:
         """Whether there is a reference to compare with: a model of its own, or the base below the adapter."""
@@ -165,7 +176,9 @@ class Learner:
         self, credits: Sequence[Credited], rows: list[int], sources: Sequence[Sequence[Credited]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What these rows add to the loss of the whole batch, and {metric: values} of them."""
-        current = Current(**self._forward(credits[0].batch, rows, _live(credits), _quantities(sources), "policy"))
+        current = Current(
+            **self._forward(credits[0].batch, rows, _live(credits), _quantities(credits, sources), "policy")
+        )
         index = torch.tensor(rows, dtype=torch.int64)
         several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
         return _loss(credits, current, index), _measure(credits, current, index, several)
@@ -213,9 +226,11 @@ def _parameter_groups(policy: Policy, optim: Optim) -> list[dict]:
     return [{**defaults, **{key: value for key, value in group.items() if value is not None}} for group in groups]
 
 
-def _quantities(sources: Sequence[Sequence[Credited]]) -> tuple[str, ...]:
-    """What the losses differentiate. The same for all micro-batches: under ZeRO a head must take part in each."""
-    names = {name for credits in sources for credited in credits for name in credited.differentiates}
+def _quantities(credits: Sequence[Credited], sources: Sequence[Sequence[Credited]]) -> tuple[str, ...]:
+    """What these losses differentiate, and what any head gives: under ZeRO each head takes part in each pass."""
+    losses = [term.loss for source in sources for credited in source for term in credited.terms]
+    names = {name for loss in losses for head in loss.heads for name in head.gives}
+    names |= {name for credited in credits for name in credited.differentiates}
     return ("logprob", *sorted(names))
 
 

@@ -54,6 +54,13 @@ class Loop:
         return any(source.held_out for source in self.sources.values())
 
     @property
+    def judged(self) -> list[Prompt]:
+        """Held-out prompts whose responses the rewards judge; those of pairs where there are no others."""
+        held_out = [prompt for source in self.sources.values() for prompt in source.held_out]
+        others = [prompt for prompt in held_out if not isinstance(prompt, Pair)]
+        return others if others or self.samples else held_out
+
+    @property
     def samples(self) -> bool:
         """Whether each step samples responses; else the sampler only serves evaluations."""
         return any(data.prompts for data in self.experiment.recipe.sources().values())
@@ -147,14 +154,14 @@ class Loop:
     def evaluate(self) -> tuple[dict[str, float], list[Rollout]]:
         """Metrics on what was held out, and the greedy responses. The same random numbers every time."""
         metrics, greedy = {}, []
-        held_out = [prompt for source in self.sources.values() for prompt in source.held_out]
-        prompts = [prompt for prompt in held_out if not isinstance(prompt, Pair)] or held_out
-        if self.generator and prompts:
-            metrics, greedy = self._evaluate_responses(prompts)
-        for name, source in self.sources.items():
-            pairs = [pair for pair in source.held_out if isinstance(pair, Pair)]
+        if self.generator and self.judged:
+            metrics, greedy = self._evaluate_responses(self.judged)
+        held_out = {name: pairs_in(source.held_out) for name, source in self.sources.items()}
+        several = sum(map(bool, held_out.values())) > 1
+        for name, pairs in held_out.items():
             if pairs:
-                metrics |= self._evaluate_pairs(name, pairs)
+                found = self._evaluate_pairs(name, pairs)
+                metrics |= {f"eval/pairs/{name}/{k}" if several else f"eval/pairs/{k}": v for k, v in found.items()}
         return metrics, greedy
 
     def _evaluate_responses(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[Rollout]]:
@@ -186,11 +193,15 @@ class Loop:
         return torch.where(batch.mask, batch.sampler_logprob - ref, 0.0).sum(1).tolist()
 
     def _evaluate_pairs(self, name: str, pairs: Sequence[Pair]) -> dict[str, float]:
-        """Loss and measures of the objectives that learn from these pairs."""
+        """{measure: value} of the objectives that learn from these pairs, their loss among them."""
         batch = self._pairs(name, pairs, 0.0)
         passes = Passes(self.learner, self.experiment.recipe.sampling.old_logprob, Clock())
         credits = [c for c in self._credit(name, batch, passes.of_batch()) if c.objective.preference]
         return pair_summary(*self.learner.measure([credits])) if credits else {}
+
+
+def pairs_in(prompts: Sequence[Prompt]) -> list[Pair]:
+    return [prompt for prompt in prompts if isinstance(prompt, Pair)]
 
 
 def peak_memory() -> float:

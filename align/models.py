@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from typing import Literal
 
 import torch
 from filelock import FileLock
+from httpx import HTTPError
 from huggingface_hub import constants, file_exists
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -18,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -76,6 +80,16 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which a sampler stops: the model's, and the tokenizer's end token where it names none."""
+    try:
+        ends = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # a model without a generation configuration
+        ends = None
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    return ends or [tokenizer.eos_token_id]
+
+
 def load_config(path: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -112,13 +126,28 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.
     return wrapped.eval()
 
 
+def fingerprint(name: str) -> str:
+    """The name, and of a local folder the SHA-256 of its weights: what was trained again is another model."""
+    if not Path(name).is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{name} {digest.hexdigest()[:16]}"
+
+
 def is_adapter(name: str) -> bool:
     """Whether a folder or repository holds an adapter and not a whole model."""
     if name.startswith("pypi:"):
         return False
     if Path(name).is_dir():
         return (Path(name) / "adapter_config.json").is_file()
-    return file_exists(name, "adapter_config.json")
+    if name.count("/") != 1:
+        raise ModelError(f"model.guide: {name}: no such folder")
+    try:
+        return file_exists(name, "adapter_config.json")
+    except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(f"model.guide: {name}: no such folder, and the hub does not answer: {error}") from error
 
 
 def check_same_tokens(policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str) -> None:
@@ -130,14 +159,14 @@ def check_same_tokens(policy: PreTrainedTokenizerBase, other: PreTrainedTokenize
 def guide_model(guide: str, policy: Model, path: str, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The guide as a model of its own; an adapter gets a copy of the policy's base, which stands at `path`."""
     if is_adapter(guide):
-        _check_base(guide, policy.policy)
+        check_base(guide, policy.policy)
         return PeftModel.from_pretrained(load_model(path, policy.dtype), guide).eval()
     own = locate(guide)
     check_same_tokens(tokenizer, load_tokenizer(own), guide)
     return load_model(own, policy.dtype)
 
 
-def _check_base(path: str, base_name: str) -> None:
+def check_base(path: str, base_name: str) -> None:
     """The guide's reward is its log-probability less that of the policy's reference: they need one base."""
     trained_on = PeftConfig.from_pretrained(path).base_model_name_or_path
     if trained_on != base_name:
@@ -146,7 +175,7 @@ def _check_base(path: str, base_name: str) -> None:
 
 def add_guide(model: PeftModel, path: str, base_name: str) -> None:
     """Load the guide's adapter beside the policy's, frozen. Raises `ModelError` where it does not fit the base."""
-    _check_base(path, base_name)
+    check_base(path, base_name)
     try:
         model.load_adapter(path, "guide", is_trainable=False, autocast_adapter_dtype=False)
     except (ValueError, OSError, RuntimeError) as error:

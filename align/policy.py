@@ -22,7 +22,7 @@ CHUNK = 1024  # predicting positions whose logits exist at once
 class Reference:
     """What the reference says at the positions that predict: hidden states, and how they become logits."""
 
-    hidden: list[Tensor]  # [R,N,D] of each layer
+    hidden: list[Tensor]  # [R,N,D] of each layer, or of the last alone where no head reads the others
     logits: Callable[[Tensor], Tensor]  # [K,D] -> [K,V]
 
 
@@ -59,12 +59,14 @@ class Policy(nn.Module):
         """{quantity: [R,N]}: logprob, entropy and ref_kl in nats, and what the heads give. Sums run in float32.
 
         `layers` gives a list of [R,N,D] instead, one a layer without the embeddings, and `hidden` one with the last
-        alone. `activation_mask` is MaPO's.
+        alone. `activation_mask` is MaPO's. `head_gap` checks that logits are made as the model makes them.
         """
         if "activation_mask" in quantities:
             with recorded(self.causal) as activations:
                 hidden = self._hidden(inputs)
             return {"activation_mask": activation_mask(activations, self._logit_means(hidden[-1]), inputs)}
+        if "head_gap" in quantities:
+            return {"head_gap": self._head_gap(inputs)}
         if "layers" in quantities:
             return {"layers": self._layers(inputs)}
         hidden = self._hidden(inputs)
@@ -108,6 +110,13 @@ class Policy(nn.Module):
         if cap:
             logits = cap * torch.tanh(logits / cap)
         return logits / self.temperature
+
+    def _head_gap(self, inputs: Inputs) -> Tensor:
+        """[] largest difference between `logits` and what the model itself makes of its last hidden states."""
+        ids = inputs.input_ids.to(self.model.device)
+        own = self.causal(input_ids=ids, use_cache=False).logits.float() / self.temperature
+        states = self.causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        return (self.logits(states) - own).abs().max()
 
     def _logit_means(self, hidden: Tensor) -> Tensor:
         """[R,N] mean over the vocabulary of the logits, in chunks."""

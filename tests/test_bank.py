@@ -16,7 +16,7 @@ MODELS = {"policy's base": "base", "guide": "runs/dpo/adapter"}
 
 def pairs(count=3):
     return [
-        Pair([5, i], f"p{i}", f"p{i}", {}, Answer([7, i, 8], "a", False), Answer([9] * (i + 1), "b", False))
+        Pair([5, i], f"p{i}", f"p{i}", {}, Answer([7, i, 8], "a", False), Answer([9] * (i + 1), "b", False), i)
         for i in range(count)
     ]
 

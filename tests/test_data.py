@@ -131,6 +131,7 @@ def test_a_tokenizer_that_adds_a_first_token_adds_it_once(file):
     """Chat templates write special tokens themselves; plain text gets them from the tokenizer."""
 
     class Adding:
+        eos_token_id = TOKENIZER.eos_token_id
         chat_template = TOKENIZER.chat_template
         apply_chat_template = TOKENIZER.apply_chat_template
 

@@ -11,15 +11,14 @@ from align.losses.loss import (
     normalise,
     summarised,
 )
+from align.losses.masked import mask_l1, pair_logistic_masked
 from align.losses.pairs import (
     PairError,
     best_of_n,
     chosen_nll,
-    mask_l1,
     pair_logistic,
     pair_logistic_guided,
     pair_logistic_kl,
-    pair_logistic_masked,
     pair_logistic_mean,
     pair_squared,
 )

@@ -66,6 +66,7 @@ class Loss:
     heads: tuple[Head, ...] = ()  # modules trained beside the policy, for what it differentiates
     coef: float = 1.0
     measure: Callable[[Current, Batch, Weighted], dict[str, Tensor]] = lambda current, batch, weighted: {}
+    check: Callable[[int], None] = lambda group_size: None  # raises ValueError where the group size cannot work
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # what the step's metrics give away
 
     def total(self, current: Current, batch: Batch, weight: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ the loss is the mean over pairs, never over tokens. Log-ratios are those of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align.batch import Batch
-from align.heads import Masks
 from align.losses.loss import Current, Loss, Weighted
 
 Beta = Annotated[float, Gt(0)]
@@ -60,7 +59,7 @@ def _each_pair(batch: Batch) -> Weighted:
     return Weighted(weight, batch.active, float(len(chosen)))
 
 
-def _pair_loss(
+def pair_loss(
     name: str,
     score: Callable[[Current, Batch], Tensor],
     of: Callable[[Tensor], Tensor],
@@ -96,7 +95,7 @@ def _pair_loss(
     return Loss(name, unit="pair", weigh=_each_pair, weighs=("chosen",), values=values, measure=measured, **rest)
 
 
-def _smoothed(label_smoothing: float, form: Literal["conservative", "robust"]) -> Callable[[Tensor], Tensor]:
+def smoothed(label_smoothing: float, form: Literal["conservative", "robust"]) -> Callable[[Tensor], Tensor]:
     """Elementwise -log sigmoid(z) where a share of the labels is wrong: cDPO, or its unbiased form (2403.00409)."""
 
     def of(z: Tensor) -> Tensor:
@@ -113,10 +112,10 @@ def pair_logistic(
     smoothing: Literal["conservative", "robust"] = "conservative",
 ) -> Loss:
     """-log sigmoid(beta (sum lr_w - sum lr_l)): DPO (arXiv 2305.18290 eq. 7); ln 2 where policy = reference."""
-    return _pair_loss(
+    return pair_loss(
         "pair_logistic",
         lambda current, batch: beta * log_ratio(current, batch).sum(1),
-        _smoothed(label_smoothing, smoothing),
+        smoothed(label_smoothing, smoothing),
         beta,
         needs=("chosen", "ref_logprob"),
     )
@@ -126,11 +125,11 @@ def pair_logistic_mean(
     *, beta: Beta = 2.0, gamma_beta_ratio: Annotated[float, Ge(0)] = 0.5, label_smoothing: Smoothing = 0.0
 ) -> Loss:
     """-log sigmoid(beta (mean logp_w - mean logp_l - gamma_beta_ratio)), no reference: SimPO (2405.14734 eq. 6)."""
-    smoothed = _smoothed(label_smoothing, "conservative")
-    return _pair_loss(
+    shape = smoothed(label_smoothing, "conservative")
+    return pair_loss(
         "pair_logistic_mean",
         lambda current, batch: beta * _mean(torch.where(batch.active, current.logprob, 0.0), batch),
-        lambda z: smoothed(z - beta * gamma_beta_ratio),
+        lambda z: shape(z - beta * gamma_beta_ratio),
         beta,
         needs=("chosen",),
     )
@@ -148,7 +147,7 @@ def pair_squared(*, beta: Beta = 0.1, form: Literal["mean", "sum"] = "mean") -> 
         return _mean(ratio, batch) if form == "mean" else ratio.sum(1)
 
     needs = ("chosen", "ref_logprob")
-    return _pair_loss("pair_squared", score, lambda h: (h - 1 / (2 * beta)) ** 2, beta, needs=needs)
+    return pair_loss("pair_squared", score, lambda h: (h - 1 / (2 * beta)) ** 2, beta, needs=needs)
 
 
 def pair_logistic_kl(
@@ -169,18 +168,18 @@ def pair_logistic_kl(
             kl = torch.where(batch.chosen, kl.detach(), kl)
         return beta * (log_ratio(current, batch).sum(1) + alpha * kl)
 
-    return _pair_loss(
+    return pair_loss(
         "pair_logistic_kl",
         score,
-        _smoothed(0.0, "conservative"),
+        smoothed(0.0, "conservative"),
         beta,
-        _kl_by_side,
+        kl_by_side,
         needs=("chosen", "ref_logprob"),
         differentiates=("ref_kl",),
     )
 
 
-def _kl_by_side(current: Current, batch: Batch) -> dict[str, Tensor]:
+def kl_by_side(current: Current, batch: Batch) -> dict[str, Tensor]:
     kl = torch.where(batch.active, current.ref_kl, 0.0).sum(1)
     chosen, rejected = pair_rows(batch)
     return {"kl_ref_policy/chosen": kl[chosen], "kl_ref_policy/rejected": kl[rejected]}
@@ -210,88 +209,13 @@ def pair_logistic_guided(
         f = factor(batch)[batch.active]  # before the floor, which would hide how often it acts
         return {"factor": f, "factor_min": f, "factor_max": f, "factor_negative": f < 0}
 
-    return _pair_loss(
+    return pair_loss(
         "pair_logistic_guided",
         lambda current, batch: beta * (factor(batch).clamp(min=floor) * log_ratio(current, batch)).sum(1),
-        _smoothed(0.0, "conservative"),
+        smoothed(0.0, "conservative"),
         beta,
         measure,
         needs=("chosen", "ref_logprob", "guide_logprob"),
-    )
-
-
-def pair_logistic_masked(
-    *,
-    beta: Beta = 0.1,
-    masks: Literal["common", "independent", "activations"] = "common",
-    init: Literal["one", "official"] = "one",
-    mask_weight_decay: Annotated[float, Ge(0)] = 0.01,
-) -> Loss:
-    """-log sigmoid(beta ((u_w - u_l) - (D_l - D_w))), u = sum m_u lr, D = sum m_d KL(reference || policy).
-
-    SparsePO and MaPO (arXiv 2410.05102). `masks`: `common` learns one mask for both, `independent` one each,
-    `activations` takes MaPO's from the reference's activations, without parameters. (m_u, m_d) = (1, 0) is DPO
-    and (1, 1) TDPO1. `init` and `mask_weight_decay` are of learned masks, see `heads.MaskNetwork`. A mask that is 0
-    on every token stops all learning of its pair: the log counts those as `mask_dead`.
-    """
-    learned = masks != "activations"
-
-    def both(current: Current, batch: Batch) -> tuple[Tensor, Tensor]:
-        source = current if learned else batch
-        return torch.where(batch.active, source.reward_mask, 0.0), torch.where(batch.active, source.kl_mask, 0.0)
-
-    def score(current: Current, batch: Batch) -> Tensor:
-        reward_mask, kl_mask = both(current, batch)
-        kl = kl_mask * torch.where(batch.active, current.ref_kl, 0.0)
-        return beta * ((reward_mask * log_ratio(current, batch)).sum(1) + kl.sum(1))
-
-    def measure(current: Current, batch: Batch) -> dict[str, Tensor]:
-        chosen, rejected = pair_rows(batch)
-        out, zero = {}, []
-        for name, mask in zip(("reward", "kl"), both(current, batch), strict=True):
-            zero.append(mask == 0)
-            for side, rows in (("chosen", chosen), ("rejected", rejected)):
-                out[f"sparsity/{name}/{side}"] = (mask == 0)[rows][batch.active[rows]]
-            out |= {f"mask/{name}": mask[batch.active], f"mask/{name}_max": mask[batch.active]}
-        nothing = (zero[0] & zero[1] | ~batch.active).all(1)
-        out["mask_dead"] = nothing[chosen] & nothing[rejected]
-        return out | _kl_by_side(current, batch)
-
-    def warn(metrics: Mapping[str, float]) -> str | None:
-        if metrics.get("mask_dead", 0.0) < 1:
-            return None
-        return "the masks are 0 on every token, so nothing is learned; start them at one (init: one), or lower l1"
-
-    head = (Masks(masks, init, mask_weight_decay),) if learned else ()
-    given = ("reward_mask", "kl_mask")
-    return _pair_loss(
-        "pair_logistic_masked",
-        score,
-        _smoothed(0.0, "conservative"),
-        beta,
-        measure,
-        needs=("chosen", "ref_logprob", *(() if learned else given)),
-        differentiates=("ref_kl", *(given if learned else ())),
-        heads=head,
-        warn=warn,
-    )
-
-
-def mask_l1(*, reward: Annotated[float, Ge(0)], kl: Annotated[float, Ge(0)]) -> Loss:
-    """reward * ||m_u||_1 + kl * ||m_d||_1 over both responses of a pair, mean over pairs (arXiv 2410.05102)."""
-
-    def weigh(batch: Batch) -> Weighted:
-        chosen, _ = pair_rows(batch)
-        return Weighted(batch.active.to(batch.weight.dtype), batch.active, float(len(chosen)))
-
-    return Loss(
-        "mask_l1",
-        unit="pair",
-        weigh=weigh,
-        values=lambda current, batch: reward * current.reward_mask + kl * current.kl_mask,
-        needs=("chosen",),
-        weighs=("chosen",),
-        differentiates=("reward_mask", "kl_mask"),
     )
 
 
@@ -321,7 +245,7 @@ def chosen_nll(*, coef: Annotated[float, Ge(0)] = 1.0, form: Literal["sum", "mea
 def best_of_n_beta(n: int) -> float:
     """beta_n = 1 / (2 (n - 1) sum_{k<n} 1/k), at which IPO's target is the mean log-ratio of best and worst of n.
 
-    BoNBoN (arXiv 2406.00832 theorem 4). Raises `ValueError` for n < 2.
+    BoNBoN (arXiv 2406.00832). Raises `ValueError` for n < 2.
     """
     if n < 2:
         raise ValueError(f"the best and the worst of n = {n} are no pair; n must be at least 2")
@@ -334,11 +258,16 @@ def best_of_n(
     alpha: Annotated[float, Ge(0), Le(1)] = 0.005,
     variant: Literal["paper", "code"] = "paper",
 ) -> Loss:
-    """(1 - alpha) (sum lr_w - sum lr_l - (n - 1) H_{n-1})^2: BoNBoN's IPO term (arXiv 2406.00832 eq. 11).
+    """(1 - alpha) (sum lr_w - sum lr_l - (n - 1) H_{n-1})^2: BoNBoN's IPO term (arXiv 2406.00832).
 
     `variant: code` is what the released code computes instead: (1 - alpha) times DPO's loss at beta_n. Rows are the
     best and the worst of n responses of the reference. The likelihood term is `chosen_nll` with coef alpha.
     """
     beta = best_of_n_beta(n)
     base = pair_squared(beta=beta, form="sum") if variant == "paper" else pair_logistic(beta=beta)
-    return replace(base, name="best_of_n", coef=1 - alpha)
+
+    def check(group_size: int) -> None:
+        if group_size != n:
+            raise ValueError(f"n = {n}, and a group has {group_size}: the best and the worst are those of the group")
+
+    return replace(base, name="best_of_n", coef=1 - alpha, check=check)

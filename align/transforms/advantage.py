@@ -16,7 +16,7 @@ from align.batch import Batch
 from align.transforms.transform import Stage, Transform
 
 
-def _row_advantage(name: str, needs: str, of: Callable[[Tensor, Tensor], Tensor]) -> Transform:
+def _row_advantage(name: str, needs: str, of: Callable[[Tensor, Tensor], Tensor], **rest) -> Transform:
     """A link that gives each kept row the advantage `of(quantity, group)` computes over the kept rows."""
 
     def apply(batch: Batch) -> Batch:
@@ -26,7 +26,7 @@ def _row_advantage(name: str, needs: str, of: Callable[[Tensor, Tensor], Tensor]
         advantage[rows] = of(value[rows], batch.group[rows]).to(advantage.dtype)
         return replace(batch, advantage=torch.where(batch.mask, advantage[:, None], 0.0))
 
-    return Transform(name, apply, needs=(needs,), gives=("advantage",), stage=Stage.ADVANTAGE)
+    return Transform(name, apply, needs=(needs,), gives=("advantage",), stage=Stage.ADVANTAGE, **rest)
 
 
 def group_advantage(*, std: ops.Std = "population", eps: Annotated[float, Ge(0)] = 0.0) -> Transform:
@@ -36,7 +36,9 @@ def group_advantage(*, std: ops.Std = "population", eps: Annotated[float, Ge(0)]
     eps 1e-4 and 1e-6; Dr.GRPO (arXiv 2503.20783) does not divide: `none`. A constant group, and a group of
     one, gets exactly 0.
     """
-    return _row_advantage("group_advantage", "reward", lambda r, group: ops.group_norm(r, group, std, eps))
+    return _row_advantage(
+        "group_advantage", "reward", lambda r, group: ops.group_norm(r, group, std, eps), compares=True
+    )
 
 
 def leave_one_out_advantage() -> Transform:
@@ -47,7 +49,7 @@ def leave_one_out_advantage() -> Transform:
         n = torch.bincount(index, minlength=groups)[index].to(reward.dtype)
         return ops.group_norm(reward, group, "none", 0.0) * n / (n - 1).clamp(min=1)
 
-    return _row_advantage("leave_one_out_advantage", "reward", advantage)
+    return _row_advantage("leave_one_out_advantage", "reward", advantage, compares=True)
 
 
 def reward_advantage() -> Transform:

@@ -36,4 +36,4 @@ def best_and_worst(
                 chosen[rows[best]] = True
         return replace(batch, kept=kept, chosen=chosen)
 
-    return Transform("best_and_worst", apply, needs=("reward",), gives=("chosen",), stage=Stage.PAIRS)
+    return Transform("best_and_worst", apply, needs=("reward",), gives=("chosen",), stage=Stage.PAIRS, compares=True)

@@ -49,4 +49,5 @@ class Transform:
     gives: tuple[str, ...] = ()
     stage: Stage | None = None
     state: State | None = None
+    compares: bool = False  # looks at the rows of a group side by side: one row alone would learn nothing
     check: Callable[[int], None] = lambda group_size: None  # raises ValueError where the group size cannot work

@@ -44,6 +44,7 @@ def overrides(name: str, work: Path) -> list[str]:
     keys = {
         "model.policy": BASE,
         "data.prompts_per_step": PAIRS,
+        "data.args": f"{{size: {PAIRS * STEPS}}}",
         "optim.schedule": "constant",
         "run.steps": STEPS,
         "run.eval_every": "null",

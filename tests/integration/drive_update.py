@@ -9,6 +9,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import save_file
 
 from align import layouts, models, weights
+from align import policy as policy_module
 from align.credit import assign
 from align.learner import Learner
 from align.passes import Clock, Passes
@@ -17,6 +18,7 @@ from align.prepare import head_specs
 from align.recipe import Adapter, Optim
 
 folder, guide, kind, layout, family, out = sys.argv[1:]
+policy_module.CHUNK = 16  # so that logits of a micro-batch are made, and made again, in several chunks
 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 updates = ragged.FAMILIES[family]()
 model = models.load_model(folder, "float32")

@@ -107,7 +107,7 @@ def test_a_pair_answers_one_recorded_prompt(rows):
     for row in rows:
         [message] = row["prompt"]
         assert message["role"] == "user" and set(message) == {"role", "content"}
-        chosen, rejected = (recorded[message["content"]][row[key]] for key in ("chosen", "rejected"))
+        chosen, rejected = (recorded[message["content"]][row[key][0]["content"]] for key in ("chosen", "rejected"))
         assert chosen.correct and not rejected.correct
         assert chosen.problem == rejected.problem == row["problem"]
         assert (chosen.model, rejected.model) == (row["chosen_model"], row["rejected_model"])
@@ -120,7 +120,7 @@ def test_prompts_hold_the_question(rows, problems):
 
 
 def test_no_answer_stands_twice(rows):
-    assert len({row[key] for row in rows for key in ("chosen", "rejected")}) == 2 * SIZE
+    assert len({row[key][0]["content"] for row in rows for key in ("chosen", "rejected")}) == 2 * SIZE
     assert len({row["problem"] for row in rows}) > 90
 
 
@@ -130,7 +130,9 @@ def test_rows_depend_on_the_seed_alone_and_fewer_are_the_first_of_more(rows):
 
 def test_nothing_is_longer_than_asked(rows):
     def longest(rows):
-        return max(len(text) for row in rows for text in (row["prompt"][0]["content"], row["chosen"], row["rejected"]))
+        return max(
+            len(text) for row in rows for key in ("prompt", "chosen", "rejected") for text in [row[key][0]["content"]]
+        )
 
     assert longest(rows) <= 2000
     assert longest(champ.pairs(size=50, max_chars=1000)) <= 1000
