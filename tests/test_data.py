@@ -437,6 +437,40 @@ def test_bad_pairs_name_their_row(row, message, file):
         paired(file([good, row]))
 
 
+def test_an_answer_ends_at_the_first_token_at_which_a_sampler_stops(file):
+    """A template may close a turn with another token than the tokenizer's end token."""
+    stop = TOKENIZER("!")["input_ids"][0]
+    rows = file([{"prompt": "p", "chosen": "ab!cd", "rejected": "x"}])
+    (pair,) = load(Data(pairs=rows), TOKENIZER, 0, ends=[END, stop]).train
+    assert pair.chosen.ids == TOKENIZER("ab!")["input_ids"] and pair.rejected.ids[-1] == END
+
+
+USER = [chat("p")]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": USER, "chosen": ["a"], "rejected": [chat("b", "assistant")]}, "a message is .* but one is 'a'"),
+        ({"prompt": USER, "chosen": [{}], "rejected": [chat("b", "assistant")]}, "a message is .* but one is {}"),
+        ({"prompt": USER, "chosen": [{"role": "assistant", "content": None}]}, "a message is .* but one is"),
+        ({"prompt": USER, "chosen": [chat("a")]}, "'chosen' holds the answer alone, in assistant messages"),
+        ({"prompt": USER, "chosen": [*USER, chat("a", "assistant")]}, "leave out the prompt that it repeats"),
+        ({"prompt": [*USER, chat("a", "assistant")], "chosen": [chat("b", "assistant")]}, "ends with an assistant"),
+        ({"prompt": [*USER, {"content": "x"}], "chosen": [chat("b", "assistant")]}, "'prompt': a message is"),
+    ],
+)
+def test_bad_conversations_name_their_row(row, message, file):
+    with pytest.raises(DataError, match=f"row 0: .*{message}"):
+        paired(file([row]))
+
+
+def test_answers_that_differ_only_behind_the_cut_are_named_as_such(file):
+    rows = [{"prompt": "p", "chosen": "abcd", "rejected": "abce"}]
+    with pytest.raises(DataError, match="the same response in their first 3 tokens"):
+        paired(file(rows), max_response_tokens=3)
+
+
 def test_pairs_are_held_out_by_prompt_and_judged_on_prompts_of_their_own(file):
     rows = [{"prompt": f"p{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(20)]
     prompts = file([{"prompt": "q"}, {"prompt": "r"}], "prompts.jsonl")

@@ -100,3 +100,16 @@ def test_no_tokenizer_and_no_config(tmp_path):
         models.load_tokenizer(str(tmp_path))
     with pytest.raises(ModelError, match="no model configuration"):
         models.load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["runs/dpo_x/adapter", "/nowhere/at/all"])
+def test_a_guide_that_is_not_there(name):
+    with pytest.raises(ModelError, match=f"model.guide: {name}: no such folder"):
+        models.is_adapter(name)
+
+
+def test_a_fingerprint_is_of_the_weights(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
+    one = models.fingerprint(str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    assert one != models.fingerprint(str(tmp_path)) and models.fingerprint("user/name") == "user/name"

@@ -112,3 +112,14 @@ def test_a_decoder_with_other_names_is_refused(model):
     where = pytest.raises(ValueError, match="activations of Linear are not where they are looked for")
     with where, policy.recorded(renamed):
         pass
+
+
+def test_a_head_that_makes_logits_otherwise_is_noticed(model):
+    batch = rows()
+    inputs = layouts.padded.inputs(batch, batch.mask)
+    assert Policy(model, 0.7)(inputs, ("head_gap",))["head_gap"] < 1e-4
+    model.config.logits_scaling = 2.0  # which this kind of model does not look at
+    try:
+        assert Policy(model, 0.7)(inputs, ("head_gap",))["head_gap"] > 0.1
+    finally:
+        del model.config.logits_scaling
