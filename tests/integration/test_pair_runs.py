@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -35,18 +34,6 @@ eval: {{samples: 2}}
 run: {{steps: {steps}, eval_every: 10, out: "{out}"}}
 """
 ADAPTER = ", adapter: {rank: 4}"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.save_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def guide(folder, tmp_path_factory):
-    return tiny.save_guide(folder, tmp_path_factory.mktemp("guide"))
 
 
 def train(machine: str, text: str, tmp_path: Path, name: str, *overrides: str) -> tuple[Path, list[dict]]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from hub_stub import client_environment, hub_stub
 from peft import PeftModel
@@ -21,13 +20,6 @@ optim.lr=0.02 optim.micro_batch_tokens=400
 """
 # the reward of a random model is 0 everywhere: short answers are something that it can learn
 REWARDS = 'rewards=[{fn: "rewards.gym:correct"}, {fn: "rewards.length:length_penalty", args: {per_token: 0.1}}]'
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.save_model(folder)
-    return folder
 
 
 def train(machine: str, recipe: str, folder: Path, out: Path, *overrides: str, **variables: str) -> list[dict]:

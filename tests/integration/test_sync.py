@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-import tiny
 import tiny_task
 
 from launch import launch
@@ -16,13 +15,6 @@ EVERY_PASS = [
     "sampling.old_logprob=trainer",
     "objective.add=[{importance_weight: {}}, {kl_policy_ref: {coef: 0.01}}, {entropy_bonus: {coef: 0.01}}]",
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.save_model(folder)
-    return folder
 
 
 @pytest.mark.parametrize(

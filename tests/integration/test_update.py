@@ -7,7 +7,6 @@ from pathlib import Path
 
 import by_hand
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 
@@ -15,18 +14,6 @@ from align import models
 from launch import launch
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.save_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def guide(folder, tmp_path_factory):
-    return tiny.save_guide(folder, tmp_path_factory.mktemp("guide"))
 
 
 @pytest.fixture(scope="module")
