@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 from trl.models import prepare_deepspeed
 
-from align import models
+from align import models, policy
 from align.batch import Batch
 from align.credit import Credited
 from align.layouts import Layout, padded
@@ -27,6 +27,14 @@ from align.policy import Policy, Reference
 from align.recipe import Optim
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch of this rank: its rows, and how often the head runs, which is the same on all ranks."""
+
+    rows: list[int]
+    chunks: int
 
 
 class Learner:
@@ -70,9 +78,10 @@ class Learner:
                 yield self.engine
 
     def _forward(
-        self, batch: Batch, rows: list[int], wanted_BT: Tensor, quantities: Sequence[str], who: Speaker
+        self, batch: Batch, micro: Micro, wanted_BT: Tensor, quantities: Sequence[str], who: Speaker
     ) -> dict[str, Tensor]:
         """{quantity: [rows,T] on the CPU}; no rows still runs a pass, over the batch's first row, for nothing."""
+        rows = micro.rows
         part = batch.rows(torch.tensor(rows or [0]))
         wanted = wanted_BT[rows] if rows else torch.zeros_like(part.mask)
         inputs = self.layout.inputs(part, wanted)
@@ -82,7 +91,7 @@ class Learner:
                 hidden = module(inputs, (states,))[states]
             reference = Reference(hidden, self.frozen.get("reference", self.engine).module.logits)
         with self._speaking(who) as module:
-            values = module(inputs, quantities, reference)
+            values = module(inputs, quantities, reference, micro.chunks)
         return {name: inputs.scatter(value, part.mask.shape) for name, value in values.items()}
 
     @torch.no_grad()
@@ -90,14 +99,12 @@ class Learner:
         self, batch: Batch, rows_B: Tensor, quantities: Sequence[str] = ("logprob",), who: Speaker = "policy"
     ) -> dict[str, Tensor]:
         """{quantity: [B,T]} for the rows marked, 0 elsewhere, as one model says; the whole result on every rank."""
-        accelerator = self.accelerator
         out = {name: torch.zeros(batch.mask.shape) for name in quantities}
-        plan = divide(batch, rows_B, accelerator.num_processes, self.optim.micro_batch_tokens, self.layout.positions)
         found = []
-        for rows in plan[accelerator.process_index]:
-            values = self._forward(batch, rows, batch.mask, quantities, who)
-            if rows:
-                found.append((rows, values))
+        for micro in self._divide(batch, rows_B, torch.zeros_like(rows_B)):
+            values = self._forward(batch, micro, batch.mask, quantities, who)
+            if micro.rows:
+                found.append((micro.rows, values))
         for rows, values in gather_object(found):
             for name in quantities:
                 out[name][rows] = values[name]
@@ -115,8 +122,8 @@ class Learner:
         for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = base * self.lr_factor(step)
         losses, measured = [], []
-        for i, (credits, rows) in enumerate(plan):
-            loss, values = self._losses(credits, rows, sources)
+        for i, (credits, micro) in enumerate(plan):
+            loss, values = self._losses(credits, micro, sources)
             losses.append(float(loss.detach()))
             measured.append(values)
             self.engine.set_gradient_accumulation_boundary(i == len(plan) - 1)
@@ -138,9 +145,8 @@ class Learner:
         gap = float(self.engine(padded.inputs(batch, batch.mask), ("head_gap",))["head_gap"])
         if not gap < 1e-2 * max(1.0, 1 / self.engine.module.temperature):
             kind = self.model.config.get_text_config().model_type
-            raise models.ModelError(
-                f"{kind}: its head scales logits in an unknown way (a gap of {gap:.3g}); not supported"
-            )
+            what = f"the head of {kind} makes logits in a way that is not known here (off by {gap:.3g})"
+            raise models.ModelError(f"model.policy: {what}; it is not supported")
 
     @property
     def has_reference(self) -> bool:
@@ -151,35 +157,37 @@ class Learner:
     def measure(self, sources: Sequence[Sequence[Credited]]) -> tuple[float, dict[str, Tensor]]:
         """(loss, {metric: its values}) without an update."""
         plan = self._plan(sources)
-        found = [self._losses(credits, rows, sources) for credits, rows in plan]
+        found = [self._losses(credits, micro, sources) for credits, micro in plan]
         losses = gather_object([float(loss) for loss, _ in found])
         return sum(losses), _joined(gather_object([values for _, values in found]))
 
-    def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[Sequence[Credited], list[int]]]:
-        """(credits, rows) of each micro-batch of this rank, those of one source after those of another."""
+    def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[Sequence[Credited], Micro]]:
+        """(credits, micro-batch) of this rank, those of one source after those of another."""
         out = []
         for credits in sources:
             live, coupled = _live(credits), torch.stack([credited.coupled for credited in credits]).any(0)
             if live.any():
-                plan = divide(
-                    credits[0].batch,
-                    live.any(1) | coupled,  # an empty response is half of a pair too
-                    self.accelerator.num_processes,
-                    self.optim.micro_batch_tokens,
-                    self.layout.positions,
-                    coupled,
-                )
-                out += [(credits, rows) for rows in plan[self.accelerator.process_index]]
+                # an empty response is half of a pair too
+                out += [(credits, micro) for micro in self._divide(credits[0].batch, live.any(1) | coupled, coupled)]
+        return out
+
+    def _divide(self, batch: Batch, rows_B: Tensor, coupled_B: Tensor) -> list[Micro]:
+        """This rank's micro-batches of the rows marked."""
+        ranks, tokens = self.accelerator.num_processes, self.optim.micro_batch_tokens
+        plan = divide(batch, rows_B, ranks, tokens, self.layout.positions, coupled_B)
+        out = []
+        for shares in zip(*plan, strict=True):
+            most = max(self.layout.positions(batch, rows or [0]) for rows in shares)
+            out.append(Micro(shares[self.accelerator.process_index], -(-most // policy.CHUNK)))
         return out
 
     def _losses(
-        self, credits: Sequence[Credited], rows: list[int], sources: Sequence[Sequence[Credited]]
+        self, credits: Sequence[Credited], micro: Micro, sources: Sequence[Sequence[Credited]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What these rows add to the loss of the whole batch, and {metric: values} of them."""
-        current = Current(
-            **self._forward(credits[0].batch, rows, _live(credits), _quantities(credits, sources), "policy")
-        )
-        index = torch.tensor(rows, dtype=torch.int64)
+        quantities = _quantities(credits, sources)
+        current = Current(**self._forward(credits[0].batch, micro, _live(credits), quantities, "policy"))
+        index = torch.tensor(micro.rows, dtype=torch.int64)
         several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
         return _loss(credits, current, index), _measure(credits, current, index, several)
 

@@ -17,7 +17,7 @@ def divide(
     ranks: int,
     tokens: int,
     positions: Callable[[Batch, list[int]], int],
-    coupled_B: Tensor | None = None,
+    coupled_B: Tensor,
 ) -> Plan:
     """Rows marked in `rows_B`, spread evenly by response tokens and cut into micro-batches of at most `tokens`
     positions, as the layout counts them.
@@ -38,12 +38,12 @@ def divide(
     return [micro + [[]] * (most - len(micro)) for micro in plan]
 
 
-def _blocks(batch: Batch, rows_B: Tensor, coupled_B: Tensor | None) -> list[list[int]]:
+def _blocks(batch: Batch, rows_B: Tensor, coupled_B: Tensor) -> list[list[int]]:
     """Rows by group, each a block of its own but for those that are coupled."""
     blocks: dict[tuple[int, int], list[int]] = {}
     for i in batch.group.argsort(stable=True).tolist():
         if rows_B[i]:
-            coupled = coupled_B is not None and bool(coupled_B[i])
+            coupled = bool(coupled_B[i])
             blocks.setdefault((int(batch.group[i]), -1 if coupled else i), []).append(i)
     return list(blocks.values())
 

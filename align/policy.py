@@ -15,7 +15,7 @@ from align.activations import activation_mask, recorded
 from align.heads import Head
 from align.layouts import Inputs
 
-CHUNK = 1024  # predicting positions whose logits exist at once
+CHUNK = 1024  # positions whose logits exist at once
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,23 @@ class Policy(nn.Module):
         return "hidden" if "ref_kl" in quantities else None
 
     def forward(
-        self, inputs: Inputs, quantities: Sequence[str] = ("logprob",), reference: Reference | None = None
+        self,
+        inputs: Inputs,
+        quantities: Sequence[str] = ("logprob",),
+        reference: Reference | None = None,
+        chunks: int = 1,
     ) -> dict[str, Tensor]:
         """{quantity: [R,N]}: logprob, entropy and ref_kl in nats, and what the heads give. Sums run in float32.
 
         `layers` gives a list of [R,N,D] instead, one a layer without the embeddings, and `hidden` one with the last
-        alone. `activation_mask` is MaPO's. `head_gap` checks that logits are made as the model makes them.
+        alone. `activation_mask` is MaPO's. `head_gap` checks that logits are made as the model makes them. The head
+        runs `chunks` times: under ZeRO-3 each run is collective, so that all ranks need the same number.
         """
         if "activation_mask" in quantities:
             with recorded(self.causal) as activations:
                 hidden = self._hidden(inputs)
-            return {"activation_mask": activation_mask(activations, self._logit_means(hidden[-1]), inputs)}
+            means = self._logit_means(hidden[-1], chunks)
+            return {"activation_mask": activation_mask(activations, means, inputs)}
         if "head_gap" in quantities:
             return {"head_gap": self._head_gap(inputs)}
         if "layers" in quantities:
@@ -72,7 +78,7 @@ class Policy(nn.Module):
         hidden = self._hidden(inputs)
         if "hidden" in quantities:
             return {"hidden": hidden}
-        out = self._vocabulary(hidden[-1], inputs.targets, quantities, reference)
+        out = self._vocabulary(hidden[-1], inputs.targets, quantities, reference, chunks)
         for name, head in self.heads.items():
             if set(self.specs[name].gives) & set(quantities):
                 out |= head(hidden if self.specs[name].reads == "policy" else reference.hidden)
@@ -118,21 +124,21 @@ class Policy(nn.Module):
         states = self.causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         return (self.logits(states) - own).abs().max()
 
-    def _logit_means(self, hidden: Tensor) -> Tensor:
+    def _logit_means(self, hidden: Tensor, chunks: int) -> Tensor:
         """[R,N] mean over the vocabulary of the logits, in chunks."""
-        chunks = hidden.flatten(0, 1).split(CHUNK)
-        return torch.cat([self.logits(chunk).mean(-1) for chunk in chunks]).view(hidden.shape[:2])
+        parts = hidden.flatten(0, 1).tensor_split(chunks)
+        return torch.cat([self.logits(part).mean(-1) for part in parts]).view(hidden.shape[:2])
 
     def _vocabulary(
-        self, hidden: Tensor, targets: Tensor, quantities: Sequence[str], reference: Reference | None
+        self, hidden: Tensor, targets: Tensor, quantities: Sequence[str], reference: Reference | None, chunks: int
     ) -> dict[str, Tensor]:
         """What needs the whole vocabulary, in chunks whose logits are computed again for the backward pass: they
         never exist for all tokens at once."""
         shape, wanted = hidden.shape[:2], [q for q in ("logprob", "entropy", "ref_kl") if q in quantities]
-        parts = [hidden.flatten(0, 1).split(CHUNK), targets.to(hidden.device).flatten().split(CHUNK)]
+        whole = [hidden.flatten(0, 1), targets.to(hidden.device).flatten()]
         if "ref_kl" in wanted:
-            parts.append(reference.hidden[-1].flatten(0, 1).split(CHUNK))
-        chunks = list(zip(*parts, strict=True))
+            whole.append(reference.hidden[-1].flatten(0, 1))
+        parts = list(zip(*(tensor.tensor_split(chunks) for tensor in whole), strict=True))
 
         def read(hidden: Tensor, targets: Tensor, ref_hidden: Tensor | None = None) -> tuple[Tensor, ...]:
             logits = self.logits(hidden)
@@ -146,8 +152,8 @@ class Policy(nn.Module):
                 values["ref_kl"] = (ref.exp() * (ref - logits)).sum(-1) + log_total
             return tuple(values[name] for name in wanted)
 
-        if len(chunks) == 1 or not torch.is_grad_enabled():
-            found = [read(*chunk) for chunk in chunks]
+        if chunks == 1 or not torch.is_grad_enabled():
+            found = [read(*part) for part in parts]
         else:
-            found = [checkpoint(read, *chunk, use_reentrant=False) for chunk in chunks]
+            found = [checkpoint(read, *part, use_reentrant=False) for part in parts]
         return {name: torch.cat([values[i] for values in found]).view(shape) for i, name in enumerate(wanted)}
