@@ -104,8 +104,8 @@ def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, ends: Ends |
     texts = {prompt.text for prompt in held_out}
     train = [prompt for prompt in prompts if prompt.text not in texts]
     if data.holdout_by:
-        apart = {prompt.columns.get(data.holdout_by) for prompt in held_out}
-        train = [prompt for prompt in train if prompt.columns.get(data.holdout_by) not in apart]
+        apart = {repr(prompt.columns.get(data.holdout_by)) for prompt in held_out}
+        train = [prompt for prompt in train if repr(prompt.columns.get(data.holdout_by)) not in apart]
     if not train:
         raise DataError(f"data.{name}: {source}: all {len(prompts)} stand in data.eval_prompts too")
     assert texts.isdisjoint(prompt.text for prompt in train)
@@ -120,11 +120,11 @@ def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> l
         raise DataError(f"data.holdout: {count} of {len(distinct)} distinct prompts leaves none to train on")
     if by is None:
         return random.Random(seed).sample(distinct, count)
-    groups: dict[Any, list[Prompt]] = {}
+    groups: dict[str, list[Prompt]] = {}  # by repr: a column may hold lists
     for i, prompt in enumerate(distinct):
         if by not in prompt.columns:
             raise DataError(f"data.holdout_by: row {i} has no column {by!r}; there are: {', '.join(prompt.columns)}")
-        groups.setdefault(prompt.columns[by], []).append(prompt)
+        groups.setdefault(repr(prompt.columns[by]), []).append(prompt)
     held_out: list[Prompt] = []
     for group in random.Random(seed).sample(list(groups.values()), len(groups)):
         held_out += group if len(held_out) < count else []

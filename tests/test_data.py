@@ -376,9 +376,9 @@ def test_the_tiny_model(tmp_path):
 
 
 def test_a_holdout_by_column_keeps_values_on_one_side(file):
-    rows = [{"prompt": f"p{i}", "problem": i // 3} for i in range(30)]
+    rows = [{"prompt": f"p{i}", "problem": [i // 3]} for i in range(30)]
     split = read(file(rows), holdout=5, holdout_by="problem")
-    sides = [{prompt.columns["problem"] for prompt in side} for side in (split.train, split.held_out)]
+    sides = [{prompt.columns["problem"][0] for prompt in side} for side in (split.train, split.held_out)]
     assert sides[0].isdisjoint(sides[1]) and len(split.held_out) == 6 and len(split.train) == 24
     with pytest.raises(DataError, match="holdout_by: row 0 has no column 'film'; there are: problem"):
         read(file(rows), holdout=5, holdout_by="film")
