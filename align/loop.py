@@ -182,7 +182,8 @@ class Loop:
             )
             found[purpose] = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
         metrics = summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at)
-        if self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:
+        refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
+        if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:
             metrics |= drift([r.group for r in found[SAMPLED]], self._kl(found[SAMPLED]))
         return metrics, found[GREEDY]
 
