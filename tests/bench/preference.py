@@ -128,10 +128,7 @@ def memory(kind: str, guide: str, out: str) -> None:
     import torch
 
     from align import data, layouts, models, rollouts
-    from align.passes import (
-        Clock,  # noqa: F401 (the imports of a run are part of what is measured)
-        peak_memory,
-    )
+    from align.loop import peak_memory
     from align.policy import Policy
     from align.recipe import Adapter, Data
 
