@@ -61,7 +61,7 @@ class Passes:
 COMPUTED: dict[str, tuple[Speaker, dict[str, str]]] = {
     "old_logprob": ("policy", {"old_logprob": "logprob"}),
     "entropy": ("policy", {"old_logprob": "logprob", "entropy": "entropy"}),
-    "value": ("policy", {"old_logprob": "logprob", "value": "value"}),
+    "value": ("policy", {"value": "value"}),
     "ref_logprob": ("reference", {"ref_logprob": "logprob"}),
     "guide_logprob": ("guide", {"guide_logprob": "logprob"}),
     "reward_mask": ("reference", {"reward_mask": "activation_mask", "kl_mask": "activation_mask"}),

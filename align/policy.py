@@ -135,6 +135,8 @@ class Policy(nn.Module):
         """What needs the whole vocabulary, in chunks whose logits are computed again for the backward pass: they
         never exist for all tokens at once."""
         shape, wanted = hidden.shape[:2], [q for q in ("logprob", "entropy", "ref_kl") if q in quantities]
+        if not wanted:
+            return {}
         whole = [hidden.flatten(0, 1), targets.to(hidden.device).flatten()]
         if "ref_kl" in wanted:
             whole.append(reference.hidden[-1].flatten(0, 1))

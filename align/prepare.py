@@ -33,7 +33,7 @@ def check_stages(experiment: Experiment) -> None:
     for folder, recipe in experiment.made_by.items():
         if not Path(folder).exists():
             raise ModelError(f"{folder}: not there yet; first run {recipe}")
-    if experiment.recipe.model.guide:
+    if experiment.recipe.model.guide:  # looking at it finds out that it is missing before anything is loaded
         models.is_adapter(experiment.recipe.model.guide)
 
 
