@@ -14,7 +14,7 @@ from align import bank, data, layouts, models, rollouts
 from align.batch import Batch
 from align.config import Experiment
 from align.loop import pairs_in
-from align.plan import divide
+from align.plan import UNTRACKED, divide
 from align.policy import Policy
 from align.prepare import bank_identity, check_stages, set_threads
 from align.schema import ConfigError
@@ -39,8 +39,13 @@ def annotate(experiment: Experiment) -> list[Path]:
     scored = {name: {} for name in sources}
     for quantity, policy in _speakers(experiment, path, tokenizer):
         for name, batch in batches.items():
-            tokens = recipe.optim.micro_batch_tokens
-            plan = divide(batch, batch.kept, 1, tokens, layout.positions, batch.kept)[0]
+            [plan] = divide(
+                *(batch, batch.mask, batch.kept, batch.kept),
+                ranks=1,
+                tokens=recipe.optim.micro_batch_tokens * UNTRACKED,
+                layout=layout,
+                quadratic=policy.quadratic,
+            )
             scored[name][quantity] = _score(batch, plan, layout, policy, quantity)
     made_by = bank_identity(experiment, tokenizer)
     for name, batch in batches.items():

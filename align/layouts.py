@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
+from align.attention import Packing
 from align.batch import Batch
 
 
@@ -21,7 +22,7 @@ class Inputs:
     """R sequences of S positions, N of which predict a target token that is wanted."""
 
     input_ids: Tensor  # [R,S]
-    attention_mask: Tensor  # [R,S], or [1,1,S,S] bool: who sees whom
+    seen: Tensor | Packing  # [R,S] 1 where there is a token; of a packed sequence, what stands where
     position_ids: Tensor  # [R,S]
     predict_at: Tensor  # [N] positions, the same for all sequences
     targets: Tensor  # [R,N] token ids
@@ -37,18 +38,53 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Row:
+    """What a row asks of a pass."""
+
+    index: int  # in the batch
+    group: int
+    prompt: int  # tokens
+    response: int  # tokens up to the last one wanted: what is behind it needs no computing
+    wanted: int  # tokens
+
+
+@dataclass(frozen=True)
+class Load:
+    """What some rows in one forward pass take."""
+
+    rows: int = 0
+    group: int | None = None  # of the last row
+    prompt: int = 0  # tokens of the longest
+    response: int = 0
+    positions: int = 0  # that the layers compute
+    attended: int = 0  # pairs of positions of which one attends to the other
+    predictions: int = 0  # positions that the head reads
+
+
+@dataclass(frozen=True)
 class Layout:
-    """How rows become input, and how many positions that takes."""
+    """How rows become input, and what that takes."""
 
     name: str
     inputs: Callable[[Batch, Tensor], Inputs]  # (rows, wanted [B,T]) -> input
-    positions: Callable[[Batch, list[int]], int]  # (batch, rows) -> positions of these rows in one micro-batch
+    add: Callable[[Load, Row], Load]  # one row more
+
+
+def reach(wanted_BT: Tensor) -> Tensor:
+    """[B] tokens of each response up to the last one wanted."""
+    return (wanted_BT * torch.arange(1, wanted_BT.shape[1] + 1)).amax(1)
+
+
+def rows(batch: Batch, wanted_BT: Tensor) -> list[Row]:
+    """What each row of the batch asks of a pass that reads these tokens."""
+    facts = zip(batch.group.tolist(), reach(wanted_BT).tolist(), wanted_BT.sum(1).tolist(), strict=True)
+    return [Row(i, group, len(batch.prompt_ids[i]), *rest) for i, (group, *rest) in enumerate(facts)]
 
 
 def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
     """Prompts padded on the left, responses on the right, to the longest of these rows; every position of the
     responses predicts."""
-    B, T = len(batch.mask), max(1, int(batch.length.max()))
+    B, T = len(batch.mask), max(1, int(reach(wanted_BT).max()))
     P = max(len(prompt) for prompt in batch.prompt_ids)
     input_ids = torch.zeros(B, P + T, dtype=torch.int64)
     seen = torch.zeros(B, P + T, dtype=torch.int64)
@@ -59,7 +95,7 @@ def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
     seen[:, P:] = batch.mask[:, :T]
     return Inputs(
         input_ids=input_ids,
-        attention_mask=seen,
+        seen=seen,
         position_ids=(seen.cumsum(1) - 1).clamp(min=0),
         predict_at=torch.arange(P - 1, P + T - 1),
         targets=batch.response_ids[:, :T],
@@ -69,50 +105,42 @@ def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
     )
 
 
-def _padded_positions(batch: Batch, rows: list[int]) -> int:
-    longest = max(len(batch.prompt_ids[i]) for i in rows) + max(1, *(int(batch.mask[i].sum()) for i in rows))
-    return len(rows) * longest
+def _add_padded(load: Load, row: Row) -> Load:
+    count, prompt, response = load.rows + 1, max(load.prompt, row.prompt), max(load.response, row.response, 1)
+    width = prompt + response
+    return Load(count, row.group, prompt, response, count * width, count * width**2, count * response)
 
 
 def _shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
     """One sequence: each group's prompt, then its responses, each seeing the prompt and itself only.
 
-    Positions restart behind the prompt. A response's last token is no input: nothing is predicted from it.
+    Positions restart behind the prompt. A response's last wanted token is no input: nothing is predicted from it.
     """
-    T = batch.mask.shape[1]
-    ids, positions, family, member = [], [], [], []  # one entry a packed position; member 0 is the prompt
+    T, reaches = batch.mask.shape[1], reach(wanted_BT).tolist()
+    ids: list[int] = []
+    positions: list[int] = []
+    groups: dict[int, tuple[int, list[int]]] = {}  # group -> (end of its prompt, tokens of each response)
     predict_at, targets, place = [], [], []
-    prompt_end: dict[int, int] = {}
-    members: dict[int, int] = {}
-    order = batch.group.argsort(stable=True).tolist()
-    for i in order:
-        group, prompt = int(batch.group[i]), batch.prompt_ids[i]
-        if group not in prompt_end:
+    for i in batch.group.argsort(stable=True).tolist():
+        group, prompt, response = int(batch.group[i]), batch.prompt_ids[i], batch.response_ids[i].tolist()
+        if group not in groups:
             ids += prompt
             positions += range(len(prompt))
-            family += [group] * len(prompt)
-            member += [0] * len(prompt)
-            prompt_end[group] = len(ids) - 1
-        members[group] = members.get(group, 0) + 1
-        length = int(batch.mask[i].sum())
-        start = len(ids)
-        inputs = batch.response_ids[i, : max(length - 1, 0)].tolist()
-        ids += inputs
-        positions += range(len(prompt), len(prompt) + len(inputs))
-        family += [group] * len(inputs)
-        member += [members[group]] * len(inputs)
+            groups[group] = (len(ids) - 1, [])
+        prompt_end, lengths = groups[group]
+        start, length = len(ids), max(reaches[i] - 1, 0)
+        if length:
+            lengths.append(length)
+        ids += response[:length]
+        positions += range(len(prompt), len(prompt) + length)
         for t in wanted_BT[i].nonzero()[:, 0].tolist():
-            predict_at.append(prompt_end[group] if t == 0 else start + t - 1)
-            targets.append(int(batch.response_ids[i, t]))
+            predict_at.append(prompt_end if t == 0 else start + t - 1)
+            targets.append(response[t])
             place.append(i * T + t)
-    family_S, member_S = torch.tensor(family), torch.tensor(member)
-    S = len(ids)
-    sees = torch.ones(S, S, dtype=torch.bool).tril_()
-    sees &= family_S[:, None] == family_S[None]
-    sees &= (member_S[None] == 0) | (member_S[:, None] == member_S[None])
+    prompts = {int(group): len(prompt) for group, prompt in zip(batch.group, batch.prompt_ids, strict=True)}
     return Inputs(
         input_ids=torch.tensor([ids]),
-        attention_mask=sees[None, None],
+        seen=Packing(tuple((prompts[group], tuple(lengths)) for group, (_, lengths) in groups.items())),
         position_ids=torch.tensor([positions]),
         predict_at=torch.tensor(predict_at, dtype=torch.int64),
         targets=torch.tensor([targets], dtype=torch.int64),
@@ -122,27 +150,21 @@ def _shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
     )
 
 
-def _shared_prefix_positions(batch: Batch, rows: list[int]) -> int:
-    prompts = {int(batch.group[i]): len(batch.prompt_ids[i]) for i in rows}
-    return sum(prompts.values()) + sum(int(batch.mask[i].sum()) for i in rows)
+def _add_shared_prefix(load: Load, row: Row) -> Load:
+    prompt = 0 if load.rows and row.group == load.group else row.prompt
+    return Load(
+        rows=load.rows + 1,
+        group=row.group,
+        prompt=max(load.prompt, row.prompt),
+        response=max(load.response, row.response),
+        positions=load.positions + prompt + max(row.response - 1, 0),
+        attended=load.attended + prompt**2 // 2 + row.response * (row.prompt + row.response),
+        predictions=load.predictions + row.wanted,
+    )
 
 
-padded = Layout("padded", _padded, _padded_positions)
-shared_prefix = Layout("shared_prefix", _shared_prefix, _shared_prefix_positions)
-
-
-def attends_by_mask(config: PretrainedConfig) -> bool:
-    """Whether every layer is plain full attention, which a mask can confine; else the packed rows would mix."""
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        return set(kinds) == {"full_attention"}
-    windowed = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
-    return not windowed and text.model_type in FULL_ATTENTION
-
-
-# Decoders with plain rotary attention in every layer, which the tests compare with the padded layout.
-FULL_ATTENTION = {"llama", "qwen2", "qwen3", "mistral", "olmo2", "smollm3", "phi3", "granite"}
+padded = Layout("padded", _padded, _add_padded)
+shared_prefix = Layout("shared_prefix", _shared_prefix, _add_shared_prefix)
 
 
 LAYOUTS = {layout.name: layout for layout in (padded, shared_prefix)}
@@ -150,8 +172,23 @@ LAYOUTS = {layout.name: layout for layout in (padded, shared_prefix)}
 
 def choose(name: str | None, config: PretrainedConfig) -> str:
     """The name given, or that of the best layout for this model. Raises `ValueError` where the model cannot have it."""
-    capable = attends_by_mask(config)
-    if name == "shared_prefix" and not capable:
-        kind = config.get_text_config().model_type
-        raise ValueError(f"shared_prefix is not known to hold for {kind!r}; write padded, or leave it out")
-    return name or ("shared_prefix" if capable else "padded")
+    reason = why_not_packed(config)
+    if name == "shared_prefix" and reason:
+        raise ValueError(f"{config.get_text_config().model_type} {reason}, so rows cannot be packed; write padded")
+    return name or ("padded" if reason else "shared_prefix")
+
+
+def why_not_packed(config: PretrainedConfig) -> str | None:
+    """Why rows of this model cannot share a sequence, as far as its configuration tells; `probe.packs` tells the
+    rest."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None and set(kinds) != {"full_attention"}:
+        return f"has layers of {', '.join(sorted(set(kinds) - {'full_attention'}))}"
+    windowed = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
+    if kinds is None and windowed:
+        return f"attends to a window of {text.sliding_window} tokens"
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if known is None or not known._supports_attention_backend:
+        return "has attention that cannot be exchanged"
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 from trl.models import prepare_deepspeed
 
-from align import models, policy
+from align import layouts, models, policy
 from align.batch import Batch
 from align.credit import Credited
-from align.layouts import Layout, padded
+from align.layouts import Layout, Load
 from align.losses import Current, summarised
 from align.models import Speaker
-from align.plan import divide
+from align.plan import UNTRACKED, divide
 from align.policy import Policy, Reference
 from align.recipe import Optim
 
@@ -101,7 +102,9 @@ class Learner:
         """{quantity: [B,T]} for the rows marked, 0 elsewhere, as one model says; the whole result on every rank."""
         out = {name: torch.zeros(batch.mask.shape) for name in quantities}
         found = []
-        for micro in self._divide(batch, rows_B, torch.zeros_like(rows_B)):
+        recorded = 1 if "activation_mask" in quantities else UNTRACKED  # MaPO's keeps what the layers made
+        tokens = self.optim.micro_batch_tokens * recorded
+        for micro in self._divide(batch, batch.mask, rows_B, torch.zeros_like(rows_B), tokens):
             values = self._forward(batch, micro, batch.mask, quantities, who)
             if micro.rows:
                 found.append((micro.rows, values))
@@ -138,16 +141,6 @@ class Learner:
             **summarised(_joined(gather_object(measured))),
         }
 
-    @torch.no_grad()
-    def check_head(self) -> None:
-        """Raises `ModelError` for a model that makes logits of its hidden states in a way that is not known here."""
-        batch = Batch.of([0], [[1, 2, 3]], prompt_ids=[[1, 2]])
-        gap = float(self.engine(padded.inputs(batch, batch.mask), ("head_gap",))["head_gap"])
-        if not gap < 1e-2 * max(1.0, 1 / self.engine.module.temperature):
-            kind = self.model.config.get_text_config().model_type
-            what = f"the head of {kind} makes logits in a way that is not known here (off by {gap:.3g})"
-            raise models.ModelError(f"model.policy: {what}; it is not supported")
-
     @property
     def has_reference(self) -> bool:
         """Whether there is a reference to compare with: a model of its own, or the base below the adapter."""
@@ -167,17 +160,25 @@ class Learner:
         for credits in sources:
             live, coupled = _live(credits), torch.stack([credited.coupled for credited in credits]).any(0)
             if live.any():
-                # an empty response is half of a pair too
-                out += [(credits, micro) for micro in self._divide(credits[0].batch, live.any(1) | coupled, coupled)]
+                rows = live.any(1) | coupled  # an empty response is half of a pair too
+                micros = self._divide(credits[0].batch, live, rows, coupled, self.optim.micro_batch_tokens)
+                out += [(credits, micro) for micro in micros]
         return out
 
-    def _divide(self, batch: Batch, rows_B: Tensor, coupled_B: Tensor) -> list[Micro]:
+    def _divide(self, batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, tokens: int) -> list[Micro]:
         """This rank's micro-batches of the rows marked."""
-        ranks, tokens = self.accelerator.num_processes, self.optim.micro_batch_tokens
-        plan = divide(batch, rows_B, ranks, tokens, self.layout.positions, coupled_B)
+        plan = divide(
+            *(batch, wanted_BT, rows_B, coupled_B),
+            ranks=self.accelerator.num_processes,
+            tokens=tokens,
+            layout=self.layout,
+            quadratic=self.engine.module.quadratic,
+        )
+        everything = layouts.rows(batch, wanted_BT)
         out = []
         for shares in zip(*plan, strict=True):
-            most = max(self.layout.positions(batch, rows or [0]) for rows in shares)
+            loads = [reduce(self.layout.add, (everything[i] for i in share), Load()) for share in shares]
+            most = max(1, *(load.predictions for load in loads))
             out.append(Micro(shares[self.accelerator.process_index], -(-most // policy.CHUNK)))
         return out
 

@@ -105,7 +105,7 @@ def context_length(config: PretrainedConfig) -> int | None:
 def load_model(path: str, dtype: str) -> PreTrainedModel:
     """The causal language model, from safetensors only, without dropout: the ratio must be 1 before an update."""
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
     return model.eval()
 

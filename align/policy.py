@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from align.activations import activation_mask, recorded
+from align.attention import attending
 from align.heads import Head
 from align.layouts import Inputs
 
-CHUNK = 1024  # positions whose logits exist at once
+CHUNK = 256  # positions whose logits exist at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.specs = {head.name: head for head in heads}
         self.heads = nn.ModuleDict({head.name: head.build(model.config) for head in heads})
+        self.quadratic = _attention_cost(self.causal)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -96,13 +98,14 @@ class Policy(nn.Module):
 
     def _decode(self, inputs: Inputs, **more):
         device = self.model.device
-        return self.causal.get_decoder()(
-            input_ids=inputs.input_ids.to(device),
-            attention_mask=inputs.attention_mask.to(device),
-            position_ids=inputs.position_ids.to(device),
-            use_cache=False,
-            **more,
-        )
+        with attending(self.config, inputs.seen, device) as confined:
+            return self.causal.get_decoder()(
+                input_ids=inputs.input_ids.to(device),
+                position_ids=inputs.position_ids.to(device),
+                use_cache=False,
+                **confined,
+                **more,
+            )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[...,V] float32 of final hidden states, at the temperature; with the scalings that configurations know."""
@@ -115,7 +118,7 @@ class Policy(nn.Module):
         cap = getattr(config, "final_logit_softcapping", None)
         if cap:
             logits = cap * torch.tanh(logits / cap)
-        return logits / self.temperature
+        return logits if self.temperature == 1.0 else logits / self.temperature  # a pass over the vocabulary less
 
     def _head_gap(self, inputs: Inputs) -> Tensor:
         """[] largest difference between `logits` and what the model itself makes of its last hidden states."""
@@ -132,8 +135,8 @@ class Policy(nn.Module):
     def _vocabulary(
         self, hidden: Tensor, targets: Tensor, quantities: Sequence[str], reference: Reference | None, chunks: int
     ) -> dict[str, Tensor]:
-        """What needs the whole vocabulary, in chunks whose logits are computed again for the backward pass: they
-        never exist for all tokens at once."""
+        """What needs the whole vocabulary, in chunks: logits never exist for all tokens at once. For the backward pass
+        they are computed again where the head itself is trained."""
         shape, wanted = hidden.shape[:2], [q for q in ("logprob", "entropy", "ref_kl") if q in quantities]
         if not wanted:
             return {}
@@ -143,19 +146,51 @@ class Policy(nn.Module):
         parts = list(zip(*(tensor.tensor_split(chunks) for tensor in whole), strict=True))
 
         def read(hidden: Tensor, targets: Tensor, ref_hidden: Tensor | None = None) -> tuple[Tensor, ...]:
-            logits = self.logits(hidden)
-            log_total = logits.logsumexp(-1)
-            values = {"logprob": logits.gather(-1, targets[:, None])[:, 0] - log_total}
+            logprobs = self.logits(hidden).log_softmax(-1)
+            values = {"logprob": logprobs.gather(-1, targets[:, None])[:, 0]}
             if "entropy" in wanted:
-                values["entropy"] = log_total - (logits.softmax(-1) * logits).sum(-1)
+                values["entropy"] = -(logprobs.exp() * logprobs).sum(-1)
             if "ref_kl" in wanted:
                 with torch.no_grad():
                     ref = reference.logits(ref_hidden).log_softmax(-1)
-                values["ref_kl"] = (ref.exp() * (ref - logits)).sum(-1) + log_total
+                values["ref_kl"] = (ref.exp() * (ref - logprobs)).sum(-1)
             return tuple(values[name] for name in wanted)
 
-        if chunks == 1 or not torch.is_grad_enabled():
+        head = self.causal.get_output_embeddings()
+        if not torch.is_grad_enabled():
             found = [read(*part) for part in parts]
-        else:
+        elif any(p.requires_grad for p in head.parameters()):
             found = [checkpoint(read, *part, use_reentrant=False) for part in parts]
+        else:
+            found = [_WithSlopes.apply(read, *part) for part in parts]
         return {name: torch.cat([values[i] for values in found]).view(shape) for i, name in enumerate(wanted)}
+
+
+class _WithSlopes(torch.autograd.Function):
+    """Values that depend on a hidden state each and on nothing else that is trained: their slopes can be had while the
+    logits are there, and the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx, read: Callable[..., tuple[Tensor, ...]], hidden: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            values = read(hidden, *rest)  # each [K]
+            slopes = [torch.autograd.grad(value.sum(), hidden, retain_graph=True)[0] for value in values]
+        ctx.save_for_backward(*slopes)
+        return tuple(value.detach() for value in values)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(gradients, ctx.saved_tensors, strict=True)
+        hidden = sum(gradient[:, None].to(slope.dtype) * slope for gradient, slope in pairs)
+        return None, hidden, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+def _attention_cost(causal: nn.Module) -> float:
+    """Arithmetic of one query with one key and its value in all layers, over that of all weights with one token."""
+    text = causal.config.get_text_config()
+    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    counts = {id(p): getattr(p, "ds_numel", p.numel()) for p in causal.get_decoder().parameters()}
+    for p in causal.get_input_embeddings().parameters():
+        del counts[id(p)]  # a look-up
+    return 2 * text.num_hidden_layers * width / sum(counts.values())

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from align import bank, checkpoint, data, layouts, models
+from align import bank, checkpoint, data, layouts, models, probe
 from align.activations import recorded
 from align.bank import Bank
 from align.config import Experiment
@@ -45,7 +45,7 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
         path = models.locate(experiment.recipe.model.policy)
     tokenizer = models.load_tokenizer(path)
     model_config = models.load_config(path)
-    experiment = settle(experiment, model_config, accelerator)
+    asked, experiment = experiment.recipe.optim.layout, settle(experiment, model_config, accelerator)
     recipe = experiment.recipe
     ends = models.end_tokens(path, tokenizer)
     sources = {name: data.load(source, tokenizer, recipe.run.seed, ends) for name, source in recipe.sources().items()}
@@ -64,7 +64,8 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     policy = Policy(model, recipe.sampling.temperature, head_specs(experiment.objectives))
     frozen = load_frozen(experiment, needs(experiment, banks), path, model, tokenizer)
     learner = Learner(accelerator, policy, layouts.LAYOUTS[recipe.optim.layout], recipe.optim, frozen)
-    learner.check_head()
+    probe.check_head(learner)
+    experiment = check_packing(experiment, asked, learner)
     generator = make_generator(path, recipe, learner, tokenizer, context) if sampled else None
     return Loop(experiment, sources, banks, tokenizer, generator, learner)
 
@@ -195,6 +196,19 @@ def settle(experiment: Experiment, model_config: PretrainedConfig, accelerator: 
         "correct": experiment.correct,
     }
     return replace(experiment, recipe=recipe.model_copy(update=settled))
+
+
+def check_packing(experiment: Experiment, asked: str | None, learner: Learner) -> Experiment:
+    """Pad rows of a model whose configuration let hope that they can be packed. Raises `ConfigError` where the recipe
+    asked for it."""
+    if learner.layout is not layouts.shared_prefix or probe.packs(learner):
+        return experiment
+    if asked:
+        problem = "packing changes what this model says, so rows cannot be packed; write padded"
+        raise ConfigError([experiment.source.problem(("optim", "layout"), problem)])
+    learner.layout, recipe = layouts.padded, experiment.recipe
+    optim = recipe.optim.model_copy(update={"layout": layouts.padded.name})
+    return replace(experiment, recipe=recipe.model_copy(update={"optim": optim}))
 
 
 def make_generator(path: str, recipe: Recipe, learner: Learner, tokenizer, context: int) -> Generator:

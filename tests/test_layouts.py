@@ -1,12 +1,15 @@
 """Packed behind a shared prompt or padded side by side: the same log-probabilities, entropies and gradients."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align import layouts
+from align import layouts, probe
+from align.attention import Packing, packed_attention
 from align.batch import Batch
 from align.policy import Policy
 
@@ -29,6 +32,20 @@ def model(kind, **changes):
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**SIZES, **changes})
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+class Engine:
+    """What stands in for DeepSpeed's engine where no weight is sharded."""
+
+    def __init__(self, network):
+        self.module = Policy(network, 1.0)
+
+    def __call__(self, *arguments):
+        return self.module(*arguments)
+
+
+def learner(network):
+    return SimpleNamespace(model=network, engine=Engine(network))
 
 
 def ragged():
@@ -59,9 +76,20 @@ def one_by_one(network, batch, temperature):
     return out
 
 
-@pytest.mark.parametrize("kind", sorted(layouts.FULL_ATTENTION))
+# what decoders differ in: norms, biases, fused projections, a rotary part, learned positions, experts, scalings
+PACKED = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "olmo2", "smollm3", "granite", "phi", "cohere"), {}),
+    **dict.fromkeys(("mistral", "phi3", "starcoder2"), {"sliding_window": None}),
+    **dict.fromkeys(("gemma", "glm"), {"head_dim": 8}),
+    **dict.fromkeys(("gpt2", "gpt_neox", "opt"), {}),
+    "mixtral": {"sliding_window": None, "num_local_experts": 2},
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
 def test_both_layouts_are_each_row_on_its_own(kind):
-    network, batch = model(kind), ragged()
+    network, batch = model(kind, **PACKED[kind]), ragged()
+    assert layouts.choose(None, network.config) == "shared_prefix" and probe.packs(learner(network))
     policy = Policy(network, 0.8)
     expected = one_by_one(network, batch, 0.8)
     for layout in (layouts.padded, layouts.shared_prefix):
@@ -124,23 +152,43 @@ def test_a_response_does_not_see_its_neighbours():
 
 
 @pytest.mark.parametrize(
-    "kind, changes, capable",
+    "kind, changes, why",
     [
-        ("llama", {}, True),
-        ("qwen2", {}, True),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, False),
-        ("mistral", {"sliding_window": 8}, False),
-        ("mistral", {"sliding_window": None}, True),
-        ("gemma2", {"head_dim": 8}, False),  # every other layer has a window
-        ("mamba", {}, False),
-        ("gpt2", {}, False),  # not in the list of those that the tests compare
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "sliding_attention"),
+        ("mistral", {"sliding_window": 8}, "window of 8"),
+        ("gemma2", {"head_dim": 8}, "sliding_attention"),
+        ("qwen3_next", {}, "linear_attention"),
+        ("mamba", {}, "linear_attention"),
+        ("bloom", {}, "cannot be exchanged"),  # positions by distance, not asked for
     ],
 )
-def test_models_that_cannot_be_packed_are_recognised(kind, changes, capable):
-    sizes = {} if kind in ("mamba", "gpt2") else SIZES
+def test_models_that_cannot_be_packed_are_recognised(kind, changes, why):
+    sizes = {} if kind in ("mamba", "bloom") else SIZES
     config = AutoConfig.for_model(kind, **{**sizes, **changes})
-    assert layouts.choose(None, config) == ("shared_prefix" if capable else "padded")
-    assert layouts.choose("padded", config) == "padded"
-    if not capable:
-        with pytest.raises(ValueError, match="write padded"):
-            layouts.choose("shared_prefix", config)
+    assert layouts.choose(None, config) == "padded" == layouts.choose("padded", config)
+    with pytest.raises(ValueError, match=f"{why}.*write padded"):
+        layouts.choose("shared_prefix", config)
+
+
+@pytest.mark.parametrize("kind, changes", [("nemotron", {}), ("gemma2", {"head_dim": 8}), ("recurrent_gemma", {})])
+def test_a_few_tokens_tell_what_a_configuration_does_not(kind, changes):
+    assert not probe.packs(learner(model(kind, **changes)))
+
+
+def test_flex_attention_sees_what_packed_attention_sees():
+    """The GPU's way, unfused here, where it has no gradient."""
+    torch.manual_seed(0)
+    packing = Packing(((5, (3, 1)), (2, ()), (1, (4, 2, 6))))
+    query, key, value = (torch.randn(1, heads, sum(packing.lengths), 8) for heads in (4, 2, 2))
+    ours, _ = packed_attention(None, query, key, value, None, 0.3, packing=packing)
+    mask = packing.block_mask(torch.device("cpu"))
+    flex = flex_attention(query, key, value, block_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(ours, flex)
+
+
+def test_what_is_behind_the_last_wanted_token_is_not_computed():
+    batch = ragged()
+    wanted = torch.zeros_like(batch.mask)
+    wanted[3, 2] = True  # the third of 9 tokens
+    inputs = layouts.shared_prefix.inputs(batch.rows(torch.tensor([3])), wanted[3:4])
+    assert inputs.input_ids.shape == (1, 11 + 2)

@@ -9,6 +9,12 @@ from align.plan import divide
 NOTHING = torch.zeros(20, dtype=torch.bool)
 
 
+def planned(batch, rows, ranks, tokens, layout, coupled=None, wanted=None, quadratic=0.0):
+    wanted = batch.mask if wanted is None else wanted
+    coupled = NOTHING[: len(rows)] if coupled is None else coupled
+    return divide(batch, wanted, rows, coupled, ranks=ranks, tokens=tokens, layout=layout, quadratic=quadratic)
+
+
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=20),
     groups=st.integers(1, 4),
@@ -22,7 +28,7 @@ def test_every_row_once_within_the_budget_and_as_often_on_every_rank(lengths, gr
     prompts = [[5] * (3 + 4 * g) for g in group]
     batch = Batch.of(group, [[1] * n for n in lengths], prompt_ids=prompts)
     rows = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths))))
-    plan = divide(batch, rows, ranks, tokens, layout.positions, NOTHING[: len(rows)])
+    plan = planned(batch, rows, ranks, tokens, layout)
     assert sorted(i for rank in plan for micro in rank for i in micro) == rows.nonzero()[:, 0].tolist()
     assert len({len(rank) for rank in plan}) == 1
     for micro in (micro for rank in plan for micro in rank if len(micro) > 1):
@@ -32,15 +38,15 @@ def test_every_row_once_within_the_budget_and_as_often_on_every_rank(lengths, gr
 
 def test_ranks_share_evenly_and_groups_stay_together():
     batch = Batch.of([i // 4 for i in range(16)], [[1] * 10] * 16, prompt_ids=[[2] * 5] * 16)
-    plan = divide(batch, torch.ones(16, dtype=torch.bool), 2, 1000, shared_prefix.positions, NOTHING)
+    plan = planned(batch, torch.ones(16, dtype=torch.bool), 2, 1000, shared_prefix)
     assert plan == [[list(range(8))], [list(range(8, 16))]]
 
 
 def test_the_padded_layout_pays_for_every_prompt():
     batch = Batch.of([0] * 8, [[1] * 50] * 8, prompt_ids=[[2] * 500] * 8)
     rows = torch.ones(8, dtype=torch.bool)
-    assert [len(micro) for micro in divide(batch, rows, 1, 1100, padded.positions, NOTHING)[0]] == [2, 2, 2, 2]
-    assert [len(micro) for micro in divide(batch, rows, 1, 1100, shared_prefix.positions, NOTHING)[0]] == [8]
+    assert [len(micro) for micro in planned(batch, rows, 1, 1100, padded)[0]] == [2, 2, 2, 2]
+    assert [len(micro) for micro in planned(batch, rows, 1, 1100, shared_prefix)[0]] == [8]
 
 
 @given(lengths=st.lists(st.integers(0, 30), min_size=8, max_size=8), ranks=st.integers(1, 3), tokens=st.integers(1, 80))
@@ -48,7 +54,7 @@ def test_rows_of_a_pair_are_in_one_micro_batch_whatever_it_takes(lengths, ranks,
     """Two groups of four; the first and the last of each are its pair, the others go where they fit."""
     batch = Batch.of([0] * 4 + [1] * 4, [[1] * n for n in lengths], prompt_ids=[[2] * 5] * 8)
     pair = torch.tensor([True, False, False, True] * 2)
-    plan = divide(batch, torch.ones(8, dtype=torch.bool), ranks, tokens, shared_prefix.positions, pair)
+    plan = planned(batch, torch.ones(8, dtype=torch.bool), ranks, tokens, shared_prefix, pair)
     micro_of = {i: micro for rank in plan for micro in rank for i in micro}
     assert sorted(micro_of) == list(range(8))
     assert micro_of[0] is micro_of[3] and micro_of[4] is micro_of[7]

@@ -60,6 +60,23 @@ def test_chunks_change_neither_values_nor_gradients(model, layout):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
+def test_a_head_that_is_not_trained_gives_the_same_gradients(model):
+    """Then slopes are found in the forward pass; the embeddings are tied, and leave the graph with the head."""
+    quantities, found = ("logprob", "entropy", "ref_kl"), []
+    ends = {id(p) for p in model.get_output_embeddings().parameters()}
+    inside = [p for p in model.parameters() if id(p) not in ends]
+    for trained in (True, False):
+        model.get_output_embeddings().requires_grad_(trained)
+        values = said(model, quantities, layouts.shared_prefix, other_model(model), chunks=3)
+        total = sum((value.sin() * (1 + i)).sum() for i, value in enumerate(values.values()))
+        found.append((values, torch.autograd.grad(total, inside)))
+    model.get_output_embeddings().requires_grad_(True)
+    for name in quantities:
+        assert torch.equal(found[0][0][name], found[1][0][name])
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        assert (one - two).norm() < 1e-5 * one.norm()
+
+
 def test_the_kl_is_from_the_reference_to_the_policy(model):
     other, batch = other_model(model), rows()
     found = said(model, ("ref_kl",), reference=other)["ref_kl"]

@@ -86,6 +86,14 @@ def policy_side() -> list[Objective]:
     return [*plain, composed, on_gspo, replace(entropy, losses=(*entropy.losses, entropy_bonus(coef=0.1)))]
 
 
+# arguments of the preference objectives
+GIVEN = {
+    "dpo": {"label_smoothing": 0.1},
+    "tgdpo": {"alpha": 2.0},
+    "sparsepo": {"masks": "independent", "l1_reward": 0.01, "l1_kl": 0.02},
+    "bonbon": {"n": 4, "alpha": 0.1},
+}
+
 RATES = {"policy": 0.03, "pairs": 0.001}  # of SGD, else 0.1: many large steps would measure rounding
 
 # family -> the objectives of one update after another, in one engine
@@ -93,13 +101,10 @@ FAMILIES = {
     "gfpo": lambda: [[gfpo_with_kl()], [gfpo_with_kl()]],
     "policy": lambda: [[objective] for objective in policy_side()],
     "pairs": lambda: [
-        [from_rollouts(objective)]
-        for objective in (
-            *(dpo(label_smoothing=0.1), ipo(), simpo(), tdpo1(), tdpo2(), tgdpo(alpha=2.0), mapo()),
-            *(sft(), bonbon(n=4, alpha=0.1)),
-        )
+        [from_rollouts(make(**GIVEN.get(make.__name__, {})))]
+        for make in (dpo, ipo, simpo, tdpo1, tdpo2, tgdpo, mapo, sft, bonbon)
     ],
-    "masks": lambda: [[from_rollouts(sparsepo(masks="independent", l1_reward=0.01, l1_kl=0.02))]] * 3,
+    "masks": lambda: [[from_rollouts(sparsepo(**GIVEN["sparsepo"]))]] * 3,
     "value": lambda: [[ppo(value_hidden="shared", value_lr=0.05)], [rto(value_hidden="shared", value_lr=0.05)]],
     # two objectives on one batch: rows of pairs stay together, the others go where they fit
     "both": lambda: [[replace(gfpo_with_kl(), weight=0.5), from_rollouts(tgdpo())]],

