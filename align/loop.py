@@ -14,7 +14,7 @@ from align import rollouts
 from align.bank import Bank
 from align.batch import Batch
 from align.config import Experiment
-from align.credit import Annotate, Credited, assign
+from align.credit import Credited, assign
 from align.data import Pair, Prompt, Prompts
 from align.evaluation import drift, pair_summary, summarise
 from align.generator import Generator
@@ -101,15 +101,16 @@ class Loop:
             pairs = self.sources[name].step(step, data.prompts_per_step, self.experiment.recipe.run.seed)
             batch = self._pairs(name, pairs, progress)
         with clock("credit"):
-            credits = self._credit(name, batch, passes.of_batch())
+            credits = self._credit(name, batch, passes)
         return Taken(batch, scored, taken, credits)
 
     def _pairs(self, name: str, pairs: Sequence[Pair], progress: float) -> Batch:
         batch = rollouts.pairs_to_batch(pairs, self.tokenizer, progress)
         return self.banks[name].fill(batch) if name in self.banks else batch
 
-    def _credit(self, name: str, batch: Batch, annotate: Annotate) -> list[Credited]:
+    def _credit(self, name: str, batch: Batch, passes: Passes) -> list[Credited]:
         mine = [objective for objective in self.experiment.objectives if objective.data in (None, name)]
+        annotate = passes.of_batch(sorted({quantity for objective in mine for quantity in objective.reads}))
         return [assign(objective, batch, annotate) for objective in mine]
 
     def _rollouts(self, name: str, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
@@ -197,7 +198,7 @@ class Loop:
         """{measure: value} of the objectives that learn from these pairs, their loss among them."""
         batch = self._pairs(name, pairs, 0.0)
         passes = Passes(self.learner, self.experiment.recipe.sampling.old_logprob, Clock())
-        credits = [c for c in self._credit(name, batch, passes.of_batch()) if c.objective.preference]
+        credits = [c for c in self._credit(name, batch, passes) if c.objective.preference]
         return pair_summary(*self.learner.measure([credits])) if credits else {}
 
 

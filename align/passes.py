@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -23,17 +23,21 @@ class Passes:
         self._learner, self._old_from, self._clock = learner, old_from, clock
         self.work: dict[str, int] = {}  # rows and tokens that went through a model, for the log
 
-    def of_batch(self) -> Annotate:
-        """For one batch and whatever links make of it; what a batch brings along is not computed."""
+    def of_batch(self, needs: Collection[str] = ()) -> Annotate:
+        """For one batch and whatever links make of it; what a batch brings along is not computed. A pass reads along
+        what else is in `needs` and the same model says."""
         done: dict[str, tuple[Tensor, Tensor]] = {}  # quantity -> (rows that have it, values)
 
+        def computed(batch: Batch, name: str) -> bool:
+            return name in SAYS and (name in done or getattr(batch, name) is None)
+
         def annotate(batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
+            if self._old_from == "sampler" and batch.sampler_logprob is not None:
+                batch = replace(batch, old_logprob=batch.sampler_logprob)
             for name in names:
-                sampled = name == "old_logprob" and self._old_from == "sampler" and batch.sampler_logprob is not None
-                if sampled:
-                    batch = replace(batch, old_logprob=batch.sampler_logprob)
-                elif name in COMPUTED and (name in done or getattr(batch, name) is None):
-                    self._compute(batch, name, rows_B, done)
+                if computed(batch, name):
+                    along = [other for other in needs if other != name and computed(batch, other)]
+                    self._compute(batch, [name, *along], rows_B, done)
                     batch = replace(batch, **{name: done[name][1]})
                 else:
                     batch.need(name, reader)
@@ -41,32 +45,36 @@ class Passes:
 
         return annotate
 
-    def _compute(self, batch: Batch, name: str, rows_B: Tensor, done: dict[str, tuple[Tensor, Tensor]]) -> None:
+    def _compute(
+        self, batch: Batch, names: Sequence[str], rows_B: Tensor, done: dict[str, tuple[Tensor, Tensor]]
+    ) -> None:
+        """The first of `names` for the rows that lack it, and those others that the same model says."""
         nothing = torch.zeros_like(rows_B), torch.zeros_like(batch.weight)
-        missing = rows_B & ~done.setdefault(name, nothing)[0]
+        who, _ = SAYS[names[0]]
+        missing = rows_B & ~done.setdefault(names[0], nothing)[0]
         if not missing.any():
             return
-        who, reads = COMPUTED[name]
-        with self._clock(f"pass/{name}"):
-            found = self._learner.score(batch, missing, tuple(reads.values()), who)
+        reads = {name: SAYS[name][1] for name in names if SAYS[name][0] == who}
+        with self._clock(f"pass/{names[0]}"):
+            found = self._learner.score(batch, missing, tuple(dict.fromkeys(reads.values())), who)
         for quantity, read in reads.items():
             have, old = done.get(quantity, nothing)
             done[quantity] = have | missing, torch.where(missing[:, None], found[read], old)
         for unit, count in (("rows", missing.sum()), ("tokens", batch.mask[missing].sum())):
-            key = f"pass/{name}/{unit}"
+            key = f"pass/{names[0]}/{unit}"
             self.work[key] = self.work.get(key, 0) + int(count)
 
 
-# quantity -> whose pass gives it, and what else the same pass gives for nothing: {field of the batch: what is read}
-COMPUTED: dict[str, tuple[Speaker, dict[str, str]]] = {
-    "old_logprob": ("policy", {"old_logprob": "logprob"}),
-    "entropy": ("policy", {"old_logprob": "logprob", "entropy": "entropy"}),
-    "value": ("policy", {"value": "value"}),
-    "ref_logprob": ("reference", {"ref_logprob": "logprob"}),
-    "guide_logprob": ("guide", {"guide_logprob": "logprob"}),
-    "reward_mask": ("reference", {"reward_mask": "activation_mask", "kl_mask": "activation_mask"}),
+# quantity -> who says it, and what is read of them
+SAYS: dict[str, tuple[Speaker, str]] = {
+    "old_logprob": ("policy", "logprob"),
+    "entropy": ("policy", "entropy"),
+    "value": ("policy", "value"),
+    "ref_logprob": ("reference", "logprob"),
+    "guide_logprob": ("guide", "logprob"),
+    "reward_mask": ("reference", "activation_mask"),
+    "kl_mask": ("reference", "activation_mask"),
 }
-COMPUTED["kl_mask"] = COMPUTED["reward_mask"]
 
 
 class Clock:

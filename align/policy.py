@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -68,19 +69,17 @@ class Policy(nn.Module):
         alone. `activation_mask` is MaPO's. `head_gap` checks that logits are made as the model makes them. The head
         runs `chunks` times: under ZeRO-3 each run is collective, so that all ranks need the same number.
         """
-        if "activation_mask" in quantities:
-            with recorded(self.causal) as activations:
-                hidden = self._hidden(inputs)
-            means = self._logit_means(hidden[-1], chunks)
-            return {"activation_mask": activation_mask(activations, means, inputs)}
         if "head_gap" in quantities:
             return {"head_gap": self._head_gap(inputs)}
         if "layers" in quantities:
             return {"layers": self._layers(inputs)}
-        hidden = self._hidden(inputs)
+        with recorded(self.causal) if "activation_mask" in quantities else nullcontext() as activations:
+            hidden = self._hidden(inputs)
         if "hidden" in quantities:
             return {"hidden": hidden}
         out = self._vocabulary(hidden[-1], inputs.targets, quantities, reference, chunks)
+        if activations is not None:
+            out["activation_mask"] = activation_mask(activations, self._logit_means(hidden[-1], chunks), inputs)
         for name, head in self.heads.items():
             if set(self.specs[name].gives) & set(quantities):
                 out |= head(hidden if self.specs[name].reads == "policy" else reference.hidden)

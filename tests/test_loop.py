@@ -16,27 +16,28 @@ from align.evaluation import comparison, pass_at, summarise
 from align.generator import Response
 from align.loop import Loop, Taken, describe, signal
 from align.losses import kl_policy_ref
-from align.objectives import gfpo, grpo
+from align.objectives import gfpo, grpo, mapo, rto, sparsepo
 from align.passes import Clock, Passes
 from align.prepare import needed_context
 from align.rollouts import Rollout
 from align.runlog import RunLog
-from align.transforms import Transform
+from align.transforms import Transform, best_and_worst
 
 
 class CountingLearner:
     """Stands in for the engine to see which rows it is asked for; the engine itself has tests of its own."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.quantities = [], []
 
     def score(self, batch, rows_B, quantities=("logprob",), who="policy"):
         self.asked.append((who, rows_B.nonzero()[:, 0].tolist()))
+        self.quantities.append(quantities)
         return {name: torch.full(batch.mask.shape, -1.0).double() for name in quantities}
 
 
-def annotate(learner, old_from):
-    return Passes(learner, old_from, Clock()).of_batch()
+def annotate(learner, old_from, needs=()):
+    return Passes(learner, old_from, Clock()).of_batch(needs)
 
 
 WORDS = SimpleNamespace(all_special_ids=[], decode=str, batch_decode=lambda ids, **_: [str(i) for i in ids])
@@ -90,8 +91,27 @@ def test_a_link_that_reads_entropy_gets_it_with_the_old_logprob_in_one_pass():
     learner = CountingLearner()
     link = Transform("reads", lambda batch: replace(batch, kept=batch.entropy[:, 0] < 0), needs=("entropy",))
     objective = replace(grpo(), chain=(link, *grpo().chain))
-    assign(objective, two_groups(), annotate(learner, "trainer"))
+    assign(objective, two_groups(), annotate(learner, "trainer", sorted(objective.reads)))
     assert learner.asked == [("policy", list(range(8)))]
+    assert set(learner.quantities[0]) == {"entropy", "logprob"}
+
+
+def test_a_model_is_asked_once_for_all_that_it_says():
+    """The value head and the old log-probability of PPO; the reference's own and MaPO's masks."""
+    learner, batch = CountingLearner(), replace(two_groups(), guide_logprob=two_groups().sampler_logprob)
+    assign(rto(), batch, annotate(learner, "trainer", sorted(rto().reads)))
+    asked = dict(zip([who for who, _ in learner.asked], learner.quantities, strict=True))
+    assert sorted(asked) == ["policy", "reference"] and set(asked["policy"]) == {"logprob", "value"}
+    learner, objective = CountingLearner(), replace(mapo(), chain=(best_and_worst(), *mapo().chain))
+    assign(objective, two_groups(), annotate(learner, "sampler", sorted(objective.reads)))
+    assert [who for who, _ in learner.asked] == ["reference"]
+    assert set(learner.quantities[0]) == {"logprob", "activation_mask"}
+
+
+def test_what_a_head_gives_is_not_asked_of_the_reference():
+    learner, objective = CountingLearner(), replace(sparsepo(), chain=(best_and_worst(), *sparsepo().chain))
+    assign(objective, two_groups(), annotate(learner, "sampler", sorted(objective.reads)))
+    assert learner.quantities == [("logprob",)]
 
 
 # ---- what is reported

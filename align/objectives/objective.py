@@ -19,10 +19,14 @@ class Objective:
     data: str | None = None  # the source whose batch it reads, where a recipe has several
 
     @property
+    def reads(self) -> set[str]:
+        """Quantities that some link or loss reads of the batch."""
+        return {name for piece in (*self.chain, *self.losses) for name in piece.needs}
+
+    @property
     def needs(self) -> set[str]:
-        """Quantities that some link or loss reads, of the batch or of the policy now."""
-        pieces = (*self.chain, *self.losses)
-        return {n for p in pieces for n in p.needs} | {n for p in self.losses for n in p.differentiates}
+        """These, and what some loss reads of the policy now."""
+        return self.reads | {name for loss in self.losses for name in loss.differentiates}
 
     @property
     def preference(self) -> bool:

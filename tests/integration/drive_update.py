@@ -49,4 +49,5 @@ for i, objectives in enumerate(updates):
 state = {**weights.trainable(learner.model), **weights.trainable(learner.engine.module.heads)}
 if accelerator.is_main_process:
     save_file({**state, **found}, out)
+accelerator.wait_for_everyone()  # as a run does: a rank that leaves early breaks the gathers of the others
 accelerator.end_training()
