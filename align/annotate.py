@@ -10,7 +10,7 @@ from peft import PeftModel
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from align import bank, data, layouts, models, rollouts
+from align import bank, data, layouts, models, probe, rollouts
 from align.batch import Batch
 from align.config import Experiment
 from align.loop import pairs_in
@@ -38,6 +38,8 @@ def annotate(experiment: Experiment) -> list[Path]:
         batches[name] = rollouts.pairs_to_batch(pairs_in([*pairs.train, *pairs.held_out]), tokenizer)
     scored = {name: {} for name in sources}
     for quantity, policy in _speakers(experiment, path, tokenizer):
+        if layout is layouts.shared_prefix and not probe.packs(policy):
+            layout = layouts.padded
         for name, batch in batches.items():
             [plan] = divide(
                 *(batch, batch.mask, batch.kept, batch.kept),

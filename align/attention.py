@@ -40,7 +40,8 @@ class Packing:
         def sees(b, h, query, key):
             return (query >= key) & ((part[key] == part[query]) | (part[key] == prompt_of[query]))
 
-        return create_block_mask(sees, None, None, len(part), len(part), device=device)
+        compiled = device.type == "cuda"  # else the mask would stand there densely first
+        return create_block_mask(sees, None, None, len(part), len(part), device=device, _compile=compiled)
 
 
 NOT_HERE = ("sliding_window", "softcap", "s_aux", "position_bias")  # what models ask of attention besides
@@ -51,7 +52,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: None,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
     packing: Packing | None = None,
@@ -65,6 +66,8 @@ def packed_attention(
     for name in NOT_HERE:
         if asked.get(name) is not None:
             raise NotImplementedError(f"attention over packed rows has no {name}")
+    if attention_mask is not None or asked.get("dropout"):
+        raise NotImplementedError("attention over packed rows has no mask of a model's own and no dropout")
     parts = zip(*(tensor.split(packing.lengths, 2) for tensor in (query, key, value)), strict=True)
     out = []
     for prompt, responses in packing.groups:

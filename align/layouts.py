@@ -67,7 +67,7 @@ class Layout:
 
     name: str
     inputs: Callable[[Batch, Tensor], Inputs]  # (rows, wanted [B,T]) -> input
-    add: Callable[[Load, Row], Load]  # one row more
+    add: Callable[[Load, Row], Load]  # one row more; rows of a group come one after the other
 
 
 def reach(wanted_BT: Tensor) -> Tensor:

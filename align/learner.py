@@ -102,8 +102,7 @@ class Learner:
         """{quantity: [B,T]} for the rows marked, 0 elsewhere, as one model says; the whole result on every rank."""
         out = {name: torch.zeros(batch.mask.shape) for name in quantities}
         found = []
-        recorded = 1 if "activation_mask" in quantities else UNTRACKED  # MaPO's keeps what the layers made
-        tokens = self.optim.micro_batch_tokens * recorded
+        tokens = self.optim.micro_batch_tokens * UNTRACKED
         for micro in self._divide(batch, batch.mask, rows_B, torch.zeros_like(rows_B), tokens):
             values = self._forward(batch, micro, batch.mask, quantities, who)
             if micro.rows:

@@ -79,6 +79,8 @@ def _fill(blocks: list[Block], limit: float, layout: Layout, cost: Cost) -> list
 def _split(blocks: list[Block], count: int, limit: float, layout: Layout, cost: Cost) -> list[list[Block]]:
     """Blocks in their order in `count` parts, which they fit in by `limit`; the dearest is as cheap as it can be, to
     one part in a thousand."""
+    if len(blocks) <= count:
+        return [[block] for block in blocks] + [[]] * (count - len(blocks))
     low, high = 0.0, limit
     while high - low > high / 1000:
         middle = (low + high) / 2

@@ -186,10 +186,10 @@ class _WithSlopes(torch.autograd.Function):
 
 
 def _attention_cost(causal: nn.Module) -> float:
-    """Arithmetic of one query with one key and its value in all layers, over that of all weights with one token."""
+    """About what one query with one key and its value takes in all layers, over what all weights take with one token:
+    for even micro-batches. Of a mixture it counts every expert."""
     text = causal.config.get_text_config()
-    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     counts = {id(p): getattr(p, "ds_numel", p.numel()) for p in causal.get_decoder().parameters()}
     for p in causal.get_input_embeddings().parameters():
-        del counts[id(p)]  # a look-up
-    return 2 * text.num_hidden_layers * width / sum(counts.values())
+        counts.pop(id(p), None)  # a look-up
+    return 2 * text.num_hidden_layers * text.hidden_size / sum(counts.values())

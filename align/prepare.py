@@ -45,7 +45,8 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
         path = models.locate(experiment.recipe.model.policy)
     tokenizer = models.load_tokenizer(path)
     model_config = models.load_config(path)
-    asked, experiment = experiment.recipe.optim.layout, settle(experiment, model_config, accelerator)
+    asked = experiment.recipe.optim.layout
+    experiment = settle(experiment, model_config, accelerator)
     recipe = experiment.recipe
     ends = models.end_tokens(path, tokenizer)
     sources = {name: data.load(source, tokenizer, recipe.run.seed, ends) for name, source in recipe.sources().items()}
@@ -199,13 +200,17 @@ def settle(experiment: Experiment, model_config: PretrainedConfig, accelerator: 
 
 
 def check_packing(experiment: Experiment, asked: str | None, learner: Learner) -> Experiment:
-    """Pad rows of a model whose configuration let hope that they can be packed. Raises `ConfigError` where the recipe
-    asked for it."""
-    if learner.layout is not layouts.shared_prefix or probe.packs(learner):
+    """Pads rows where the configuration allowed packing and the probe of a model did not. Raises `ConfigError` where
+    the recipe asked for it."""
+    if learner.layout is not layouts.shared_prefix:
+        return experiment
+    packed = [probe.packs(module) for module in (learner.engine, *learner.frozen.values())]
+    if all(packed):
         return experiment
     if asked:
-        problem = "packing changes what this model says, so rows cannot be packed; write padded"
+        problem = "packing changes what the policy, the reference or the guide says; write padded"
         raise ConfigError([experiment.source.problem(("optim", "layout"), problem)])
+    learner.accelerator.print("rows of these models cannot be packed behind their prompts: padded, which is slower")
     learner.layout, recipe = layouts.padded, experiment.recipe
     optim = recipe.optim.model_copy(update={"layout": layouts.padded.name})
     return replace(experiment, recipe=recipe.model_copy(update={"optim": optim}))

@@ -4,11 +4,13 @@ as this library takes them to be. Every function is collective."""
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from align.batch import Batch
-from align.layouts import padded, shared_prefix
+from align.layouts import Layout, padded, shared_prefix, why_not_packed
 from align.learner import Learner
 from align.models import ModelError
+from align.policy import Policy
 
 
 @torch.no_grad()
@@ -23,22 +25,28 @@ def check_head(learner: Learner) -> None:
 
 
 @torch.no_grad()
-def packs(learner: Learner) -> bool:
+def packs(module: nn.Module) -> bool:
     """Whether packing a few rows behind their shared prompts leaves their log-probabilities as they are padded side
-    by side: whatever mixes rows (a recurrent state, positions that are not asked for) would change them by much."""
-    vocabulary = learner.model.config.get_text_config().vocab_size
-    tokens = (torch.arange(64) * 7919 % vocabulary).tolist()
+    by side: whatever mixes rows (a recurrent state, positions that are not asked for) would change them by much.
+
+    `module` is a `Policy`, or the engine around one.
+    """
+    policy: Policy = getattr(module, "module", module)
+    text = policy.config.get_text_config()
+    if why_not_packed(policy.config):
+        return False
+    tokens = (torch.arange(64) * 7919 % text.vocab_size).tolist()
     prompts = [tokens[:5], tokens[5:16]]
     answers = [tokens[16:24], tokens[24:29], tokens[29:41], tokens[41:48]]
     batch = Batch.of([0, 0, 1, 1], answers, prompt_ids=[prompts[0], prompts[0], prompts[1], prompts[1]])
     try:
-        one, two = (_logprob(learner, batch, layout) for layout in (padded, shared_prefix))
+        one, two = (_logprob(module, batch, layout) for layout in (padded, shared_prefix))
     except NotImplementedError:
         return False
-    rounding = 0.2 if learner.model.dtype == torch.bfloat16 else 1e-3
-    return float((one - two).abs().max()) < rounding * max(1.0, 1 / learner.engine.module.temperature)
+    rounding = 0.02 if policy.model.dtype == torch.bfloat16 else 1e-4
+    return float((one - two).abs().mean()) < rounding * float(one.abs().mean())
 
 
-def _logprob(learner: Learner, batch: Batch, layout) -> torch.Tensor:
+def _logprob(module: nn.Module, batch: Batch, layout: Layout) -> torch.Tensor:
     inputs = layout.inputs(batch, batch.mask)
-    return inputs.scatter(learner.engine(inputs)["logprob"], batch.mask.shape)
+    return inputs.scatter(module(inputs)["logprob"], batch.mask.shape)[batch.mask]

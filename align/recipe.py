@@ -109,7 +109,10 @@ class Optim(Section):
     schedule_steps: Count | None = Field(None, description="steps that schedules span; default: run.steps")
     warmup_steps: Annotated[int, Ge(0)] = 0
     max_grad_norm: Annotated[float, Gt(0)] = Field(1.0, description=".inf does not clip")
-    micro_batch_tokens: Count = Field(4096, description="most tokens in one forward and backward pass")
+    micro_batch_tokens: Count = Field(
+        4096,
+        description="most tokens in one forward and backward pass, with their attention; 4 x without a gradient",
+    )
     layout: Literal["padded", "shared_prefix"] | None = Field(
         None, description="default: shared_prefix where the model can"
     )

@@ -1,6 +1,8 @@
 """Packed behind a shared prompt or padded side by side: the same log-probabilities, entropies and gradients."""
 
 from dataclasses import replace
+from functools import reduce
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +10,12 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align import layouts, probe
+from align import config, layouts, probe
 from align.attention import Packing, packed_attention
 from align.batch import Batch
 from align.policy import Policy
+from align.prepare import check_packing
+from align.schema import ConfigError
 
 SIZES = dict(
     hidden_size=32,
@@ -32,20 +36,6 @@ def model(kind, **changes):
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**SIZES, **changes})
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-
-
-class Engine:
-    """What stands in for DeepSpeed's engine where no weight is sharded."""
-
-    def __init__(self, network):
-        self.module = Policy(network, 1.0)
-
-    def __call__(self, *arguments):
-        return self.module(*arguments)
-
-
-def learner(network):
-    return SimpleNamespace(model=network, engine=Engine(network))
 
 
 def ragged():
@@ -89,7 +79,7 @@ PACKED = {
 @pytest.mark.parametrize("kind", PACKED)
 def test_both_layouts_are_each_row_on_its_own(kind):
     network, batch = model(kind, **PACKED[kind]), ragged()
-    assert layouts.choose(None, network.config) == "shared_prefix" and probe.packs(learner(network))
+    assert layouts.choose(None, network.config) == "shared_prefix" and probe.packs(Policy(network, 1.0))
     policy = Policy(network, 0.8)
     expected = one_by_one(network, batch, 0.8)
     for layout in (layouts.padded, layouts.shared_prefix):
@@ -143,12 +133,16 @@ def test_nothing_wanted_still_gives_a_graph():
 
 def test_a_response_does_not_see_its_neighbours():
     network, batch = model("llama"), ragged()
-    other = batch.response_ids.clone()
-    other[2:] = 49 - other[2:]
     policy = Policy(network, 1.0)
-    one = read(policy, layouts.shared_prefix, batch, batch.mask)["logprob"][:2]
-    two = read(policy, layouts.shared_prefix, replace(batch, response_ids=other), batch.mask)["logprob"][:2]
-    torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-6)
+    one = read(policy, layouts.shared_prefix, batch, batch.mask)["logprob"]
+    for changed in (slice(2, None), slice(0, 2)):  # those behind it and those before it
+        other = batch.response_ids.clone()
+        other[changed] = 49 - other[changed]
+        two = read(policy, layouts.shared_prefix, replace(batch, response_ids=other), batch.mask)["logprob"]
+        same = torch.ones(5, dtype=torch.bool)
+        same[changed] = False
+        torch.testing.assert_close(one[same], two[same], atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(one[~same], two[~same])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +166,44 @@ def test_models_that_cannot_be_packed_are_recognised(kind, changes, why):
 
 @pytest.mark.parametrize("kind, changes", [("nemotron", {}), ("gemma2", {"head_dim": 8}), ("recurrent_gemma", {})])
 def test_a_few_tokens_tell_what_a_configuration_does_not(kind, changes):
-    assert not probe.packs(learner(model(kind, **changes)))
+    assert not probe.packs(Policy(model(kind, **changes), 1.0))
+
+
+def test_the_probe_takes_rounding_for_what_it_is():
+    """bfloat16 and large logits, as trained models have them: the gap is rounding, and larger than a nat."""
+    assert probe.packs(Policy(model("llama", initializer_range=0.5).bfloat16(), 0.1))
+
+
+@pytest.mark.parametrize("asked", [None, "shared_prefix"])
+def test_rows_are_padded_where_one_of_the_models_cannot_be_packed(asked):
+    fine, other = (Policy(model(kind), 1.0) for kind in ("llama", "nemotron"))
+    said = []
+    learner = SimpleNamespace(
+        engine=fine,
+        frozen={"guide": other},
+        layout=layouts.shared_prefix,
+        accelerator=SimpleNamespace(print=said.append),
+    )
+    experiment = config.load(Path(__file__).parents[1] / "recipes/dpo_reviews.yaml")
+    if asked:
+        with pytest.raises(ConfigError, match="layout.*write padded"):
+            check_packing(experiment, asked, learner)
+        return
+    checked = check_packing(experiment, asked, learner)
+    assert learner.layout is layouts.padded and checked.recipe.optim.layout == "padded" and said
+    learner.frozen, learner.layout = {}, layouts.shared_prefix
+    assert check_packing(experiment, asked, learner) is experiment
+
+
+@pytest.mark.parametrize("layout", [layouts.padded, layouts.shared_prefix], ids=lambda layout: layout.name)
+def test_a_load_is_what_the_inputs_take(layout):
+    batch = ragged().rows(torch.tensor([0, 2, 4, 1, 3]))  # groups together, as a plan has them
+    wanted = batch.mask & (torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(0)) > 0.4)
+    load = reduce(layout.add, layouts.rows(batch, wanted), layouts.Load())
+    inputs = layout.inputs(batch, wanted)
+    assert load.positions == inputs.input_ids.numel()
+    assert load.predictions == len(inputs.predict_at) * len(inputs.input_ids)
+    assert load.rows == 5 and load.attended > load.positions
 
 
 def test_flex_attention_sees_what_packed_attention_sees():

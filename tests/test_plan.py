@@ -6,7 +6,7 @@ from align.batch import Batch
 from align.layouts import padded, shared_prefix
 from align.plan import divide
 
-NOTHING = torch.zeros(20, dtype=torch.bool)
+NOTHING = torch.zeros(400, dtype=torch.bool)
 
 
 def planned(batch, rows, ranks, tokens, layout, coupled=None, wanted=None, quadratic=0.0):
@@ -58,3 +58,33 @@ def test_rows_of_a_pair_are_in_one_micro_batch_whatever_it_takes(lengths, ranks,
     micro_of = {i: micro for rank in plan for micro in rank for i in micro}
     assert sorted(micro_of) == list(range(8))
     assert micro_of[0] is micro_of[3] and micro_of[4] is micro_of[7]
+
+
+def test_attention_counts_and_micro_batches_are_even():
+    """A long response attends to more than its tokens; without that the halves are 3 and 5."""
+    batch = Batch.of(range(8), [[1] * n for n in (200, 200, 200, 200, 50, 50, 50, 50)], prompt_ids=[[2] * 10] * 8)
+    rows = torch.ones(8, dtype=torch.bool)
+
+    def sizes(plan):
+        return [len(micro) for micro in plan]
+
+    [one, two] = planned(batch, rows, 2, 10_000, shared_prefix, quadratic=0.0)
+    assert sizes(one) == [3] and sizes(two) == [5]
+    [one, two] = planned(batch, rows, 2, 10**9, shared_prefix, quadratic=1.0)
+    assert sizes(one) == [2] and sizes(two) == [6]
+    assert sizes(planned(batch, rows, 1, 1000, shared_prefix)[0]) == [3, 5]  # filled greedily: 6 and 2
+
+
+def test_only_what_is_wanted_counts():
+    batch = Batch.of([0, 1], [[1] * 100] * 2, prompt_ids=[[2] * 10] * 2)
+    wanted = batch.mask & (torch.arange(100) < 5)
+    rows = torch.ones(2, dtype=torch.bool)
+    assert len(planned(batch, rows, 1, 40, shared_prefix, wanted=wanted)[0]) == 1
+    assert len(planned(batch, rows, 1, 40, shared_prefix)[0]) == 2
+
+
+def test_many_blocks_are_planned_in_no_time_worth_counting():
+    """As many micro-batches as blocks once made the search run down to the smallest number there is."""
+    batch = Batch.of(range(400), [[1] * 100] * 400, prompt_ids=[[2] * 10] * 400)
+    [plan] = planned(batch, torch.ones(400, dtype=torch.bool), 1, 100, shared_prefix)
+    assert plan == [[i] for i in range(400)]

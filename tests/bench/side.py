@@ -100,7 +100,7 @@ class Ours:
     def _objective(call):
         from align import objectives
 
-        name, arguments, *chain = call
+        name, arguments = call
         return getattr(objectives, name)(**arguments)
 
     def run(self, work: str, name: str) -> dict:
@@ -198,8 +198,8 @@ def padded(batch: Batch) -> dict[str, torch.Tensor]:
     }
 
 
-def high_water(reset: bool = False) -> float:
-    """GiB: the most that this process held, since the start or the last reset."""
+def high_water() -> float:
+    """GiB: the most that this process held, since `main` last set it back."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 2**20
