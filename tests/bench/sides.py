@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DEFAULTS = {"dtype": "float32", "adapter": True, "micro_batch_tokens": 16384, "objectives": {"grpo": ["grpo", {}]}}
+DEFAULTS = {"dtype": "float32", "adapter": True, "micro_batch_tokens": 16384, "objectives": {"grpo": {}}}
 
 
 @contextmanager
