@@ -45,6 +45,6 @@ gaps["synced"] = gap(loop)
 if accelerator.is_main_process:
     with open(out, "w") as file:
         json.dump({"gaps": gaps, "metrics": metrics, "threads": torch.get_num_threads()}, file)
-loop.generator.close()
 accelerator.wait_for_everyone()  # as a run does: a rank that leaves early breaks the gathers of the others
+loop.generator.close()
 accelerator.end_training()
