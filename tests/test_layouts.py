@@ -170,7 +170,7 @@ def test_a_few_tokens_tell_what_a_configuration_does_not(kind, changes):
 
 
 def test_the_probe_takes_rounding_for_what_it_is():
-    """bfloat16 and large logits, as trained models have them: the gap is rounding, and larger than a nat."""
+    """bfloat16 and large logits, as trained models have them: the gap is rounding, which grows with the logits."""
     assert probe.packs(Policy(model("llama", initializer_range=0.5).bfloat16(), 0.1))
 
 
@@ -203,7 +203,12 @@ def test_a_load_is_what_the_inputs_take(layout):
     inputs = layout.inputs(batch, wanted)
     assert load.positions == inputs.input_ids.numel()
     assert load.predictions == len(inputs.predict_at) * len(inputs.input_ids)
-    assert load.rows == 5 and load.attended > load.positions
+    if layout is layouts.padded:
+        assert load.attended == 5 * inputs.input_ids.shape[1] ** 2
+    else:  # each prompt's triangle, and of each response its own square and its prompt
+        reach = dict(enumerate(layouts.reach(wanted).tolist()))
+        own = sum(reach[i] * (len(batch.prompt_ids[i]) + reach[i]) for i in reach)
+        assert load.attended == own + sum(n**2 // 2 for n in {len(prompt) for prompt in batch.prompt_ids})
 
 
 def test_flex_attention_sees_what_packed_attention_sees():
