@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,9 +70,9 @@ class Credited:
         return self.batch.kept & self.objective.pairs
 
 
-def assign(objective: Objective, batch: Batch, annotate: Annotate) -> Credited:
+def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Collection[str] = ()) -> Credited:
     """Apply the chain, then weigh the losses. Quantities are asked for when they are needed and for the rows
-    that still take part, so a dropped row costs no pass over any model."""
+    that still take part, so a dropped row costs no pass over any model. Those `in_update` come from the learner."""
     generated = int(batch.mask.sum())
     left, taken = generated, {}
     for link in objective.chain:
@@ -84,7 +84,8 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate) -> Credited:
     for loss in objective.losses:
         batch = annotate(batch, loss.weighs, batch.kept, loss.name)
         weighted = loss.weigh(batch)
-        batch = annotate(batch, loss.needs, weighted.live.any(1), loss.name)
+        needs = [name for name in loss.needs if name not in in_update]
+        batch = annotate(batch, needs, weighted.live.any(1), loss.name)
         terms.append(Term(loss, weighted, objective.weight))
     return Credited(objective, batch, tuple(terms), Signal(generated, left, taken))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
@@ -188,8 +188,9 @@ class Learner:
         quantities = _quantities(credits, sources)
         current = Current(**self._forward(credits[0].batch, micro, _live(credits), quantities, "policy"))
         index = torch.tensor(micro.rows, dtype=torch.int64)
+        parts = [_part(credited.batch, index, current) for credited in credits] if micro.rows else []
         several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
-        return _loss(credits, current, index), _measure(credits, current, index, several)
+        return _loss(credits, parts, current, index), _measure(credits, parts, current, index, several)
 
     def _step(self) -> float:
         """Apply the accumulated gradient; its norm before clipping."""
@@ -246,23 +247,28 @@ def _live(credits: Sequence[Credited]) -> Tensor:
     return torch.stack([credited.live for credited in credits]).any(0)
 
 
-def _loss(credits: Sequence[Credited], current: Current, rows: Tensor) -> Tensor:
+def _part(batch: Batch, rows: Tensor, current: Current) -> Batch:
+    """These rows. Where no earlier pass gave the policy's log-probabilities, this one does: nothing was updated yet."""
+    part = batch.rows(rows)
+    return part if part.old_logprob is not None else replace(part, old_logprob=current.logprob.detach())
+
+
+def _loss(credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor) -> Tensor:
     """Scalar: what these rows add to the loss of the whole batch; 0 with a gradient of 0 for no rows."""
     there = [value for f in fields(current) if (value := getattr(current, f.name)) is not None]
     total = sum(value.sum() * 0.0 for value in there)  # what no loss of this source reads takes part too
-    if len(rows):
-        for credited in credits:
-            part = credited.batch.rows(rows)
-            total = total + sum(term.share(current, part, rows) for term in credited.terms)
+    for credited, part in zip(credits, parts, strict=False):
+        total = total + sum(term.share(current, part, rows) for term in credited.terms)
     return total
 
 
 @torch.no_grad()
-def _measure(credits: Sequence[Credited], current: Current, rows: Tensor, several: bool) -> dict[str, Tensor]:
+def _measure(
+    credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor, several: bool
+) -> dict[str, Tensor]:
     """{metric: values} of these rows."""
     out = {}
-    for credited in credits if len(rows) else ():
-        part = credited.batch.rows(rows)
+    for credited, part in zip(credits, parts, strict=False):
         for term in credited.terms:
             for name, value in term.loss.measure(current, part, term.weighted.rows(rows)).items():
                 out[f"{credited.objective.name}/{name}" if several else name] = value.float()

@@ -111,7 +111,8 @@ class Loop:
     def _credit(self, name: str, batch: Batch, passes: Passes) -> list[Credited]:
         mine = [objective for objective in self.experiment.objectives if objective.data in (None, name)]
         annotate = passes.of_batch(sorted({quantity for objective in mine for quantity in objective.reads}))
-        return [assign(objective, batch, annotate) for objective in mine]
+        once = self.experiment.recipe.optim.updates_per_step == 1  # then the update's own pass is that of before it
+        return [assign(objective, batch, annotate, ("old_logprob",) if once else ()) for objective in mine]
 
     def _rollouts(self, name: str, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
         """(all that were sampled, those for the batch). Dynamic sampling goes on until the batch is full of mixed

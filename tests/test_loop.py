@@ -67,6 +67,16 @@ def test_old_logprob_of_the_sampler_costs_no_pass():
     assert learner.asked == []
 
 
+def test_what_the_update_gives_costs_no_pass_but_links_still_get_it():
+    learner = CountingLearner()
+    credited = assign(gfpo(k=2), two_groups(), annotate(learner, "trainer"), ("old_logprob",))
+    assert learner.asked == [] and credited.batch.old_logprob is None
+    link = Transform("reads", lambda batch: replace(batch, kept=batch.old_logprob[:, 0] < 0), needs=("old_logprob",))
+    objective = replace(grpo(), chain=(link, *grpo().chain))
+    assign(objective, two_groups(), annotate(learner, "trainer"), ("old_logprob",))
+    assert learner.asked == [("policy", list(range(8)))]
+
+
 @pytest.mark.parametrize("rows, scored", [("kept", [2, 3, 6, 7]), ("all", list(range(8)))])
 def test_the_reference_scores_the_rows_that_the_kl_term_acts_on(rows, scored):
     learner = CountingLearner()

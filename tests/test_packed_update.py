@@ -1,4 +1,4 @@
-"""The gradient of every objective on ragged rows, packed against padded: the same to 1e-5 of its norm."""
+"""The gradient of every objective on ragged rows, packed against padded."""
 
 import sys
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 
 from align import layouts, models
 from align.credit import assign
-from align.learner import _loss
+from align.learner import _loss, _part
 from align.losses import Current
 from align.objectives import PAIRS, nsr
 from align.plan import divide
@@ -72,14 +72,12 @@ def gradient(policy, base, credited, layout, tokens):
             reference = Reference(base(inputs, (what,))[what], base.logits) if what else None
         said = policy(inputs, quantities, reference, 2)
         current = Current(**{name: inputs.scatter(value, part.mask.shape) for name, value in said.items()})
-        _loss([credited], current, index).backward()
+        _loss([credited], [_part(credited.batch, index, current)], current, index).backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_packed_is_padded(kind, name, folder):
-    objective = OBJECTIVES[name]
+def made(folder, kind, objective):
+    """(policy, its base), as a run has them after some steps."""
     model = models.load_model(str(folder), "float32")
     base = Policy(models.load_model(str(folder), "float32"), 0.7)
     torch.manual_seed(0)
@@ -87,9 +85,28 @@ def test_packed_is_padded(kind, name, folder):
         model = models.add_adapter(model, Adapter(rank=4, alpha=8), str(folder))
         for parameter in (p for n, p in model.named_parameters() if "lora_B" in n):
             torch.nn.init.normal_(parameter, std=0.1)  # they start at 0, and with them the slope of the others
-    policy = Policy(model, 0.7, head_specs([objective]))
-    credited = assign(objective, with_quantities(policy), lambda batch, names, rows, reader: batch)
-    padded = gradient(policy, base, credited, layouts.padded, 10_000)
-    for tokens in (10_000, 60):
-        packed = gradient(policy, base, credited, layouts.shared_prefix, tokens)
-        assert (packed - padded).norm() < 1e-5 * padded.norm()
+    return Policy(model, 0.7, head_specs([objective])), base
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_packed_is_padded(kind, name, folder):
+    """In float32 up to rounding: the padded rows of RLOO differ by 1.1e-5 from themselves in other micro-batches."""
+    objective = OBJECTIVES[name]
+    for dtype, close in ((torch.float32, 2e-5), (torch.float64, 1e-6)):  # logits are float32 in both
+        policy, base = (module.to(dtype) for module in made(folder, kind, objective))
+        credited = assign(objective, with_quantities(policy), lambda batch, names, rows, reader: batch)
+        padded = gradient(policy, base, credited, layouts.padded, 10_000)
+        for tokens in (10_000, 60):
+            packed = gradient(policy, base, credited, layouts.shared_prefix, tokens)
+            assert (packed - padded).norm() < close * padded.norm()
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "cispo", "d3s", "gfpo"])
+def test_the_update_gives_the_old_log_probabilities_that_a_pass_before_it_would(folder, name):
+    policy, base = made(folder, "lora", OBJECTIVES[name])
+    credited = assign(OBJECTIVES[name], with_quantities(policy), lambda batch, *_: batch)
+    without = replace(credited, batch=replace(credited.batch, old_logprob=None))
+    one, two = (gradient(policy, base, what, layouts.shared_prefix, 400) for what in (credited, without))
+    assert one.norm() > 0
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5 * float(one.norm()))
