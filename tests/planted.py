@@ -17,6 +17,10 @@ def process(completions, **columns):
     return [float(os.getpid())] * len(completions)
 
 
+def first_id(completion_ids, **columns):
+    return [float(ids[0]) for ids in completion_ids]
+
+
 def argument(completions, *, level, **columns):
     """`level` is a column, or a number of the recipe."""
     return list(map(float, level)) if isinstance(level, list) else [float(level)] * len(completions)

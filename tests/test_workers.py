@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.config import RewardFunction
+from align.calls import RewardFunction
 from align.data import Prompt
 from align.generator import Response
 from align.recipe import RewardLimits
-from align.scoring import Failure, combine, score
+from align.scoring import Failure, score
 from align.workers import RewardError, Worker
 
 LIMITS = {"seconds": 1.0, "memory_gib": 0.5, "max_failed": 0.5}
@@ -191,7 +191,9 @@ def test_it_stops_as_soon_as_too_many_failed(worker):
 def test_max_failed_0_allows_none_and_1_allows_all(worker):
     with pytest.raises(RewardError, match="failed on 1 of 3 rows, and reward_limits.max_failed is 0;"):
         values(worker("planted", max_failed=0.0), "fine", "fine", "nan")
-    assert values(worker("planted", max_failed=1.0), "nan", "nan") == ["returned nan; return a finite number or None"] * 2
+    assert (
+        values(worker("planted", max_failed=1.0), "nan", "nan") == ["returned nan; return a finite number or None"] * 2
+    )
 
 
 def test_a_long_response_is_cut_in_the_message(worker):
@@ -208,15 +210,15 @@ def test_a_long_response_is_cut_in_the_message(worker):
     ],
 )
 def test_a_reward_that_cannot_be_loaded_stops_the_run(path, why):
-    with closing(Worker(RewardFunction("own", path, 1.0), RewardLimits())) as one:
-        with pytest.raises(RewardError, match=f"reward 'own' cannot be loaded: .*{why}"):
-            one.wait()
+    one = Worker(RewardFunction("own", path, 1.0), RewardLimits())
+    with closing(one), pytest.raises(RewardError, match=f"reward 'own' cannot be loaded: .*{why}"):
+        one.wait()
 
 
-def test_columns_that_are_no_plain_values():
-    with closing(Worker(RewardFunction("own", "planted:lengths", 1.0), RewardLimits())) as one:
-        with pytest.raises(RewardError, match="the columns of the prompts must be plain values"):
-            score([one], [Prompt([1], "q", "q", {"fn": lambda: 0})], [Response([1], [-1.0], False)], ["a"])
+def test_columns_that_are_no_plain_values(worker):
+    prompt, response = Prompt([1], "q", "q", {"fn": lambda: 0}), Response([1], [-1.0], False)
+    with pytest.raises(RewardError, match="the columns of the prompts must be plain values"):
+        score([worker("lengths")], [prompt], [response], ["a"])
 
 
 # ---- the end
@@ -254,9 +256,3 @@ def wait_for(condition, seconds=20):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-def test_a_row_with_a_failed_component_has_no_reward():
-    rewards = [RewardFunction(name, "", 1.0) for name in "ab"]
-    found = combine(rewards, {"a": [1.0, 1.0, None, None], "b": [2.0, Failure("x"), Failure("x"), None]})
-    assert found == [3.0, None, None, None]
