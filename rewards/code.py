@@ -114,7 +114,7 @@ async def run(parts: list[str], limits: dict[str, int], seconds: float) -> bool:
     finally:
         if process.returncode is None:
             process.kill()  # and with it everything in its namespace
-        await process.wait()
+        await process.communicate()  # what is left in its pipes; asyncio waits for their end
 
 
 def _command(disk: int) -> list[str]:

@@ -85,6 +85,12 @@ TERRIBLE = {
 }
 
 
+def fragile(completion_ids, **columns):
+    """Of responses as a model samples them, half do something terrible; the others are rated by their length."""
+    kinds = ("loop", "memory", "segfault", "raises", "nan")
+    return [TERRIBLE[kinds[n]]() if (n := sum(ids) % 10) < len(kinds) else len(ids) / 10 for ids in completion_ids]
+
+
 def too_many(completions, **columns):
     return [1.0] * (10**6 if "many" in completions else len(completions))
 

@@ -1,13 +1,18 @@
 """rewards.code: programs earn what their tests say, and reach nothing beyond their sandbox, whatever they try."""
 
 import asyncio
+import pickle
 import stat
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from align.calls import RewardFunction
+from align.recipe import RewardLimits
+from align.workers import RewardError, Worker
 from rewards import code
 
 try:
@@ -24,6 +29,14 @@ TESTS = "assert double(2) == 4\nassert double(-1) == -2"
 def value(response, tests=TESTS, **arguments):
     (found,) = asyncio.run(code.passes(["q"], [response], [[1]], tests=[tests], **arguments))
     return found
+
+
+def all_end():
+    """Waits until no program is left."""
+    end = time.monotonic() + 20
+    while any(code.SANDBOXED in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def fenced(program):
@@ -122,13 +135,13 @@ except OSError:
 def test_processes_are_limited_and_end_with_the_program():
     assert value(FORKS, "assert 0 < made < 8", processes=8) == 1.0
     assert value(FORKS, "assert made >= 8", processes=8) == 0.0
-    assert not [p for p in psutil.process_iter(["cmdline"]) if code.SANDBOXED in (p.info["cmdline"] or ())]
+    all_end()
 
 
 @sandboxed
 def test_a_fork_bomb_is_contained():
     assert value("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "", seconds=1) == 0.0
-    assert not [p for p in psutil.process_iter(["cmdline"]) if code.SANDBOXED in (p.info["cmdline"] or ())]
+    all_end()
     assert value(SOLVED) == 1.0
 
 
@@ -165,8 +178,9 @@ def test_home_environment_and_the_files_of_the_run_are_not_there(tmp_path, monke
 
 
 @sandboxed
-def test_only_tmp_can_be_written_and_nothing_is_left(tmp_path):
+def test_only_tmp_can_be_written_and_nothing_is_left():
     writes = """
+import os
 def can(path):
     try:
         open(path, "w")
@@ -200,3 +214,33 @@ def test_a_bubblewrap_that_does_not_work_is_no_wrong_answer(monkeypatch, tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(code.SandboxError, match=r"\(apt-get install bubblewrap\), which does not work here: bwrap: No"):
         value(SOLVED)
+
+
+# ---- as a reward of a run
+
+
+@sandboxed
+def test_programs_of_a_step_are_rewarded_in_its_process():
+    programs = [SOLVED, "while True: pass", "raise SystemExit", SOLVED]
+    arguments = {"prompts": ["q"] * 4, "completions": programs, "completion_ids": [[1]] * 4, "tests": [TESTS] * 4}
+    reward = RewardFunction("passes", "rewards.code:passes", 1.0, {"seconds": 1})
+    with closing(Worker(reward, RewardLimits())) as worker:
+        worker.ask(pickle.dumps((arguments, 4)), 4)
+        assert worker.answer() == [1.0, 0.0, 0.0, 1.0]
+
+
+@sandboxed
+def test_programs_end_with_the_process_that_started_them():
+    arguments = {"prompts": ["q"], "completions": ["while True: pass"], "completion_ids": [[1]], "tests": [""]}
+    reward = RewardFunction("passes", "rewards.code:passes", 1.0, {"seconds": 1000})
+    with closing(Worker(reward, RewardLimits(seconds=1))) as worker:
+        worker.ask(pickle.dumps((arguments, 1)), 1)
+        time.sleep(0.5)
+    all_end()
+
+
+def test_a_missing_sandbox_stops_a_run_before_its_first_step(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    one = Worker(RewardFunction("passes", "rewards.code:passes", 1.0), RewardLimits())
+    with closing(one), pytest.raises(RewardError, match="'passes' cannot be loaded: .*apt-get install bubblewrap"):
+        one.wait()
