@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from align.calls import RewardFunction
 from align.compose import build_objectives
 from align.hub import check_repo_name
 from align.objectives import OBJECTIVES, Objective
@@ -31,16 +31,6 @@ from align.schema import (
 from align.transforms import Stage
 
 Rule = Callable[[Recipe, tuple[Objective, ...], Source], list[str]]
-
-
-@dataclass(frozen=True)
-class RewardFunction:
-    """A reward with its own arguments. `name` is the attribute's name, made distinct within the recipe."""
-
-    name: str
-    fn: Any
-    weight: float
-    args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +113,7 @@ def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
         name, taken = reward.fn.partition(":")[2], {other.name for other in out}
         if name in taken:
             name = next(numbered for n in count(1) if (numbered := f"{name}_{n}") not in taken)
-        out.append(RewardFunction(name, fn, reward.weight, reward.args))
+        out.append(RewardFunction(name, reward.fn, reward.weight, reward.args))
     if problems:
         raise ConfigError(problems)
     return tuple(out)

@@ -19,18 +19,21 @@ def pass_at(k: int, correct: Sequence[bool]) -> float:
 
 
 def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequence[int]) -> dict[str, float]:
-    """Means over prompts, with 95% bootstrap intervals over prompts for those that the report shows."""
+    """Means over prompts, with 95% bootstrap intervals over prompts for those that the report shows.
+
+    A response whose reward failed is neither right nor wrong; prompts with fewer than k others have no pass@k."""
     groups: dict[int, list[Rollout]] = {}
     for rollout in sampled:
         groups.setdefault(rollout.group, []).append(rollout)
     rows = list(groups.values())
+    judged = [[r.correct for r in row if not r.failed] for row in rows]
     measures = {
         "reward": [_mean(r.reward for r in row) for row in rows],
         "length": [fmean(len(r.response.ids) for r in row) for row in rows],
         "truncated": [fmean(r.response.truncated for r in row) for row in rows],
-        **{f"pass@{k}": [pass_at(k, [r.correct for r in row]) for row in rows] for k in ks},
+        **{f"pass@{k}": [pass_at(k, row) if len(row) >= k else None for row in judged] for k in ks},
         "greedy_reward": [_mean([r.reward]) for r in greedy],
-        "greedy_pass@1": [float(r.correct) for r in greedy],
+        "greedy_pass@1": [None if r.failed else float(r.correct) for r in greedy],
         "greedy_length": [float(len(r.response.ids)) for r in greedy],
         "greedy_truncated": [float(r.response.truncated) for r in greedy],
     }
@@ -39,6 +42,7 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
         values = [value for value in values if value is not None]
         if values:
             out[name], out[f"{name}_low"], out[f"{name}_high"] = interval(values)
+    out["failed"] = sum(bool(r.failed) for r in (*sampled, *greedy))
     for name in sampled[0].rewards:
         component = _mean(r.rewards[name] for r in sampled)
         if component is not None:

@@ -21,7 +21,7 @@ from align.generator import Generator
 from align.learner import Learner
 from align.passes import Clock, Passes
 from align.rollouts import Rank, Rollout
-from align.scoring import RewardError
+from align.workers import RewardError, Worker
 
 TRAIN, SAMPLED, GREEDY = range(3)  # purposes, each with random numbers of its own
 PHASES = ("generate", "score", "credit", "update", "sync")  # together they are a step
@@ -47,6 +47,7 @@ class Loop:
     tokenizer: PreTrainedTokenizerBase
     generator: Generator | None  # None where nothing is sampled
     learner: Learner
+    workers: Sequence[Worker] = ()  # of the rewards; none where nothing is sampled
 
     @property
     def held_out(self) -> bool:
@@ -95,7 +96,7 @@ class Loop:
             scored, taken = self._rollouts(name, step, clock)
             rated = [rollout for rollout in taken if rollout.reward is not None]
             if not rated:
-                raise RewardError(f"step {step + 1}: no reward function applied to any of {len(scored)} responses")
+                raise RewardError(f"step {step + 1}: {_nothing_rated(scored)}")
             batch = rollouts.to_batch(rated, self.tokenizer, progress)
         else:
             pairs = self.sources[name].step(step, data.prompts_per_step, self.experiment.recipe.run.seed)
@@ -125,7 +126,7 @@ class Loop:
             with clock("generate"):
                 sampled = self._sample(name, step * rounds + number)
             with clock("score"):
-                scored = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
+                scored = self._score(sampled)
             scored = [replace(rollout, group=rollout.group + number * size) for rollout in scored]
             everything += scored
             full += rollouts.mixed(scored) if dynamic else scored
@@ -147,6 +148,10 @@ class Loop:
             max_tokens=recipe.sampling.max_response_tokens,
             seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN, *self._place(name)),
         )
+
+    def _score(self, sampled: list[tuple]) -> list[Rollout]:
+        """All ranks' responses with their rewards."""
+        return rollouts.gather(rollouts.score(sampled, self.workers, self.experiment, self.tokenizer))
 
     def _place(self, name: str) -> list[int]:
         """Tells the random numbers of several sources apart."""
@@ -182,7 +187,7 @@ class Loop:
                 max_tokens=recipe.sampling.max_response_tokens,
                 seed=rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose),
             )
-            found[purpose] = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
+            found[purpose] = self._score(sampled)
         metrics = summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at)
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
         if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:
@@ -207,6 +212,14 @@ def pairs_in(prompts: Sequence[Prompt]) -> list[Pair]:
     return [prompt for prompt in prompts if isinstance(prompt, Pair)]
 
 
+def _nothing_rated(scored: Sequence[Rollout]) -> str:
+    failed = [rollout for rollout in scored if rollout.failed]
+    if not failed:
+        return f"no reward function applied to any of {len(scored)} responses"
+    name, why = next(iter(failed[0].failed.items()))
+    return f"no response has a reward; on {len(failed)} of {len(scored)} a reward failed, first {name!r}: {why}"
+
+
 def peak_memory() -> float:
     """GiB: most that this process ever held, of the GPU's memory where it has one."""
     if torch.cuda.is_available():
@@ -219,20 +232,23 @@ def describe(scored: Sequence[Rollout]) -> dict[str, float]:
     if not scored:
         return {}
     rated = [r.reward for r in scored if r.reward is not None]
+    judged = [r for r in scored if not r.failed]
     out = {
         "reward/mean": fmean(rated),
         "reward/std": float(torch.tensor(rated).std(correction=0)),
-        "correct": fmean(r.correct for r in scored),
+        "correct": fmean(r.correct for r in judged),
         "response/length": fmean(len(r.response.ids) for r in scored),
         "response/length_max": max(len(r.response.ids) for r in scored),
         "response/truncated": fmean(r.response.truncated for r in scored),
-        "response/unrated": len(scored) - len(rated),
+        "response/unrated": len(judged) - len(rated),
+        "response/failed": len(scored) - len(judged),
         "tokens/generated": sum(len(r.response.ids) for r in scored),
     }
     for name in scored[0].rewards:
         values = [r.rewards[name] for r in scored if r.rewards[name] is not None]
         if values:
             out[f"rewards/{name}"] = fmean(values)
+        out[f"rewards/{name}/failed"] = sum(name in r.failed for r in scored)
     return out
 
 
@@ -242,8 +258,9 @@ def signal(taken: Sequence[Taken], update: dict[str, float]) -> dict[str, int]:
     out = {}
     for source in taken:
         generated = sum(len(r.response.ids) for r in source.scored) or int(source.batch.mask.sum())
-        unrated = sum(len(r.response.ids) for r in source.rollouts if r.reward is None)
-        left_out = generated - unrated - int(source.batch.mask.sum())
+        failed = sum(len(r.response.ids) for r in source.rollouts if r.failed)
+        unrated = sum(len(r.response.ids) for r in source.rollouts if r.reward is None and not r.failed)
+        left_out = generated - unrated - failed - int(source.batch.mask.sum())
         for credited in source.credits:
             prefix, name = "signal", ""
             if several:
@@ -251,6 +268,7 @@ def signal(taken: Sequence[Taken], update: dict[str, float]) -> dict[str, int]:
             clipped = round(update.get(f"{name}clipped", 0.0) * credited.signal.carrying)
             out[f"{prefix}/generated"] = generated
             out[f"{prefix}/carrying"] = credited.signal.carrying - clipped
-            losses = {"dynamic_sampling": left_out, "unrated": unrated, **credited.signal.taken, "clipped": clipped}
+            apart = {"dynamic_sampling": left_out, "unrated": unrated, "failed": failed}
+            losses = {**apart, **credited.signal.taken, "clipped": clipped}
             out |= {f"{prefix}/taken/{link}": count for link, count in losses.items()}
     return out

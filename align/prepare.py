@@ -26,6 +26,7 @@ from align.objectives import Objective
 from align.policy import Policy
 from align.recipe import Recipe
 from align.schema import ConfigError
+from align.workers import Worker
 
 
 def check_stages(experiment: Experiment) -> None:
@@ -53,6 +54,7 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     limit, sampled = models.context_length(model_config), needs_sampler(experiment, sources)
     context = needed_context(sources, recipe, limit) if sampled else None
     check_pairs(experiment, sources, limit)
+    judges = [Worker(reward, recipe.reward_limits) for reward in experiment.rewards if sampled]  # they load meanwhile
     banks = load_banks(experiment, sources, tokenizer)
     if recipe.run.resume:
         checkpoint.find(recipe.run.resume)
@@ -68,7 +70,9 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     probe.check_head(learner)
     experiment = check_packing(experiment, asked, learner)
     generator = make_generator(path, recipe, learner, tokenizer, context) if sampled else None
-    return Loop(experiment, sources, banks, tokenizer, generator, learner)
+    for judge in judges:
+        judge.wait()
+    return Loop(experiment, sources, banks, tokenizer, generator, learner, judges)
 
 
 def check_pairs(experiment: Experiment, sources: Mapping[str, Prompts], limit: int | None) -> None:

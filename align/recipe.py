@@ -15,6 +15,7 @@ class Section(BaseModel):
 
 Positive = Annotated[FiniteFloat, Gt(0)]
 Count = Annotated[int, Ge(1)]
+Share = Annotated[FiniteFloat, Ge(0), Le(1)]
 
 
 class Adapter(Section):
@@ -86,12 +87,22 @@ class Sampling(Section):
     cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
     compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
     max_sequences: Count = Field(64, description="responses that the engine works on at once")
+    deadline_s: Positive = Field(1800.0, description="seconds after which a generation or a sync counts as hung")
 
 
 class Reward(Section):
     fn: str
     weight: FiniteFloat = 1.0
     args: dict[str, Any] = {}
+
+
+class RewardLimits(Section):
+    """What a call of a reward function may take, and how often one may fail."""
+
+    seconds: Positive = Field(60.0, description="of one call; of async functions, of one row")
+    memory_gib: Positive = Field(8.0, description="address space of the process that calls them")
+    concurrency: Count = Field(16, description="rows that an async function works on at once")
+    max_failed: Share = Field(0.5, description="a reward that fails on more of a step's rows than this stops the run")
 
 
 class Correct(Section):
@@ -131,13 +142,22 @@ class Run(Section):
     seed: Annotated[int, Ge(0), Le(2**31)] = 0
     eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
     save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
+    keep: Count = Field(3, description="checkpoints that stay; older ones are removed")
     resume: str | None = Field(None, description="run folder or checkpoint to go on from")
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
+
+
+class Gate(Section):
+    """The held-out measure that must be reached, or nothing is pushed."""
+
+    measure: str = Field("reward", description="of the last evaluation, without `eval/`")
+    at_least: FiniteFloat
 
 
 class Hub(Section):
     repo: str
     private: bool = True
+    gate: Gate | None = None
 
 
 def _sources(data: Any) -> str:
@@ -153,6 +173,7 @@ class Recipe(Section):
     ]
     sampling: Sampling = Sampling()
     rewards: dict[str, FiniteFloat] | list[Reward] = Field({}, description="needed where responses are sampled")
+    reward_limits: RewardLimits = RewardLimits()
     correct: Correct | None = Field(None, description="default: the first reward, at least 1")
     objective: dict[str, Any] | None = None
     objectives: list[dict[str, Any]] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from align import scoring
 from align.batch import Batch, pad
+from align.calls import Failure
 from align.config import Experiment
 from align.data import Pair, Prompt
 from align.generator import Generator, Response
+from align.workers import Worker
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Rollout:
     response: Response
     text: str
     rewards: dict[str, float | None]
-    reward: float | None
+    reward: float | None  # None: none applied, or one failed; the response takes no part
     correct: bool
+    failed: dict[str, str] = field(default_factory=dict)  # {reward: why it gave no value}
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,22 @@ def sample(
     return [(i, j, prompts[i], r) for i, responses in zip(mine, outputs, strict=True) for j, r in enumerate(responses)]
 
 
-def score(sampled: list[tuple], experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> list[Rollout]:
+def score(
+    sampled: list[tuple], workers: Sequence[Worker], experiment: Experiment, tokenizer: PreTrainedTokenizerBase
+) -> list[Rollout]:
     """This rank's responses with their rewards. Raises `scoring.RewardError`."""
     texts = tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
     prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
-    values = scoring.score(experiment.rewards, prompts, responses, texts)
+    values = scoring.score(workers, prompts, responses, texts)
     totals = scoring.combine(experiment.rewards, values)
     solved, rollouts = experiment.correct, []
     for i, (group, index, prompt, response) in enumerate(sampled):
-        components = {name: column[i] for name, column in values.items()}
+        row = {name: column[i] for name, column in values.items()}
+        failed = {name: value.why for name, value in row.items() if isinstance(value, Failure)}
+        components = {name: None if name in failed else value for name, value in row.items()}
         decides = components[solved.reward]
         correct = decides is not None and decides >= solved.at_least
-        rollouts.append(Rollout(group, index, prompt, response, texts[i], components, totals[i], correct))
+        rollouts.append(Rollout(group, index, prompt, response, texts[i], components, totals[i], correct, failed))
     return rollouts
 
 
@@ -82,10 +89,11 @@ def gather(rollouts: list[Rollout]) -> list[Rollout]:
 
 
 def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts of groups that have both correct and wrong responses."""
-    outcomes: dict[int, set[bool]] = {}
+    """The rollouts of groups that have both correct and wrong responses; one whose reward failed is neither."""
+    outcomes: dict[int, set[bool]] = {rollout.group: set() for rollout in rollouts}
     for rollout in rollouts:
-        outcomes.setdefault(rollout.group, set()).add(rollout.correct)
+        if not rollout.failed:
+            outcomes[rollout.group].add(rollout.correct)
     return [rollout for rollout in rollouts if len(outcomes[rollout.group]) == 2]
 
 

