@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
 
+from align.sentinel import Sentinel
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -180,6 +182,7 @@ class Recipe(Section):
     optim: Optim = Optim()
     eval: Eval = Eval()
     run: Run
+    sentinel: Sentinel = Sentinel()
     hub: str | Hub | None = Field(None, description="user/name to push the result to (private), or {repo, private}")
 
     def sources(self) -> dict[str, Data]:
