@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from annotated_types import Gt
+from pydantic import Field, FiniteFloat
+
+from align.section import Count, Positive, Section, Share
 
 Step = Mapping[str, float]  # a line of metrics.jsonl, with its `step`
 Action = Literal["ignore", "warn", "stop", "rollback"]
-Count = Annotated[int, Ge(1)]
-Positive = Annotated[FiniteFloat, Gt(0)]
-Share = Annotated[FiniteFloat, Ge(0), Le(1)]
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class Seen:
     decides: str | None = None  # the reward that says what is correct; None where there is none
 
 
-class Rule(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Rule(Section):
     for_steps: Count = Field(5, description="newest steps that must all show it, or their mean")
     action: Action = "warn"
 
@@ -189,10 +187,9 @@ class NonFinite(Rule):
         return bool(steps[-1].get("skipped")) and sum(bool(step.get("skipped")) for step in steps) <= self.dumps
 
 
-class Sentinel(BaseModel):
+class Sentinel(Section):
     """Each rule with its thresholds and its action."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     all_truncated: AllTruncated = AllTruncated()
     no_signal: NoSignal = NoSignal()
     entropy_collapse: EntropyCollapse = EntropyCollapse()
