@@ -82,6 +82,20 @@ def test_rolled_back_and_then_stopped(machine, engine, folder, tmp_path):
     assert (checkpoints / "step_7").is_dir()
 
 
+def test_a_run_without_gradient_stops_says_why_and_goes_on(folder, tmp_path):
+    """All rewards are 0. What was stopped is saved, so a resumed run has the next step before it."""
+    nothing = ('rewards={"tiny_task:digits": 0.0}', "sampling.engine=transformers", "run.steps=4")
+    watch = "sentinel.no_signal={for_steps: 2, action: stop}"
+    done = launched("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, watch))
+    assert done.returncode != 0 and "Traceback" not in done.stdout
+    assert "step 2: sentinel: no_signal: no token carried gradient in 2 steps" in done.stdout
+    assert "group_advantage: the responses of a group had the same reward; raise sampling.group_size" in done.stdout
+    resume = (f"run.resume={tmp_path / 'run'}", "sentinel.no_signal={for_steps: 2, action: warn}")
+    said = launch("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, *resume))
+    assert "step 4: sentinel: no_signal" in said
+    assert [row["step"] for row in steps_of(tmp_path)] == [1, 2, 3, 4]
+
+
 def saved(folder: Path) -> dict[str, torch.Tensor]:
     """What a checkpoint holds of the first rank's trained weights, whole or its part of them."""
     parts = [path for path in sorted((folder / "engine").rglob("*.pt")) if "model_states" in path.name]
