@@ -171,6 +171,9 @@ def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Sour
         problems.append(
             source.problem(("sampling", "sync"), "the transformers engine shares the weights; leave it out")
         )
+    for name, rule in recipe.sentinel.rules.items() if recipe.sentinel and run else ():
+        if rule.action == "rollback" and run.save_every is None:
+            problems.append(source.problem(("sentinel", name, "action"), "rollback needs checkpoints: run.save_every"))
     for i, tracker in enumerate(run.trackers if run else ()):
         if importlib.util.find_spec(tracker) is None:
             what = f"{tracker} is not installed; pip install {tracker}"

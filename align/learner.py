@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -117,24 +118,29 @@ class Learner:
 
         `sources` holds what the objectives made of each source's batch. DeepSpeed averages gradients over ranks,
         so each rank's sum is multiplied by their number; the counts are those of the whole batch. Where no token
-        carries gradient nothing is updated.
+        carries gradient nothing is updated, nor where loss or gradient is not finite (`skipped`); then weights and
+        optimiser stay what they were on all ranks.
         """
         plan = self._plan(sources)
         lr = self.optim.lr * self.lr_factor(step)
         for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = base * self.lr_factor(step)
-        losses, measured = [], []
+        losses, measured, whole = [], [], 0.0
         for i, (credits, micro) in enumerate(plan):
             loss, values = self._losses(credits, micro, sources)
             losses.append(float(loss.detach()))
             measured.append(values)
-            self.engine.set_gradient_accumulation_boundary(i == len(plan) - 1)
+            last = i == len(plan) - 1
+            if last and not math.isfinite(whole := float(sum(gather_object(losses)))):
+                loss = loss * math.nan  # the gradient tells all ranks
+            self.engine.set_gradient_accumulation_boundary(last)
             self.engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
         moved = {"grad_norm": self._step(), "lr": lr} if plan else {}
         live = [_live(credits) for credits in sources]
         return {
-            "loss": float(sum(gather_object(losses))),
+            "loss": whole,
             **moved,
+            "skipped": int(not math.isfinite(moved.get("grad_norm", 0.0))),
             "rows/trained": sum(int(tokens.any(1).sum()) for tokens in live),
             "tokens/trained": sum(int(tokens.sum()) for tokens in live),
             **summarised(_joined(gather_object(measured))),
@@ -193,13 +199,16 @@ class Learner:
         return _loss(credits, parts, current, index), _measure(credits, parts, current, index, several)
 
     def _step(self) -> float:
-        """Apply the accumulated gradient; its norm before clipping."""
+        """Apply the accumulated gradient if it is finite; its norm before clipping, over all ranks."""
         if self.engine.zero_optimization():
-            self.engine.step()
+            self.engine.step()  # leaves out what is not finite by itself, and calls its norm infinite
             return float(self.engine.get_global_grad_norm())
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
-        self.engine.step()
+        if math.isfinite(norm):
+            self.engine.step()
+        else:
+            self.engine.zero_grad()
         return norm
 
     def save(self, folder: Path) -> None:

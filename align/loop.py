@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from align import rollouts
 from align.bank import Bank
 from align.batch import Batch
-from align.config import Experiment
+from align.config import Experiment, RewardFunction
 from align.credit import Credited, assign
 from align.data import Pair, Prompt, Prompts
 from align.evaluation import drift, pair_summary, summarise
@@ -77,16 +77,17 @@ class Loop:
         passes = Passes(self.learner, recipe.sampling.old_logprob, clock)
         progress = min(1.0, step / recipe.optim.schedule_steps)
         taken = [self._take(name, step, progress, passes, clock) for name in self.sources]
-        update = {}
+        credits = [source.credits for source in taken]
         with clock("update"):
-            for _ in range(recipe.optim.updates_per_step):
-                update = self.learner.update([source.credits for source in taken], step)
+            updates = [self.learner.update(credits, step) for _ in range(recipe.optim.updates_per_step)]
+        update = {**updates[-1], "skipped": sum(update["skipped"] for update in updates)}
         if self.samples:
             with clock("sync"):
                 self.generator.sync(self.learner.model)
         spent = {**clock.seconds(), **passes.work, "memory/peak_gib": peak_memory()}
         scored = [rollout for source in taken for rollout in source.scored]
-        return {**describe(scored), **signal(taken, update), **update, **spent}, taken
+        sampled = {**describe(scored), **shares(scored, self.experiment.rewards)}
+        return {**sampled, **signal(taken, update), **update, **spent}, taken
 
     def _take(self, name: str, step: int, progress: float, passes: Passes, clock: Clock) -> Taken:
         """A source's batch of this step, credited by the objectives that learn from it."""
@@ -242,13 +243,30 @@ def describe(scored: Sequence[Rollout]) -> dict[str, float]:
         "response/truncated": fmean(r.response.truncated for r in scored),
         "response/unrated": len(judged) - len(rated),
         "response/failed": len(scored) - len(judged),
-        "tokens/generated": sum(len(r.response.ids) for r in scored),
+        "tokens/generated": (tokens := sum(len(r.response.ids) for r in scored)),
     }
+    if tokens:  # nats a token, estimated from what was sampled
+        out["response/entropy"] = -sum(sum(r.response.logprobs) for r in scored) / tokens
     for name in scored[0].rewards:
         values = [r.rewards[name] for r in scored if r.rewards[name] is not None]
         if values:
             out[f"rewards/{name}"] = fmean(values)
         out[f"rewards/{name}/failed"] = sum(name in r.failed for r in scored)
+    return out
+
+
+def shares(scored: Sequence[Rollout], rewards: Sequence[RewardFunction]) -> dict[str, float]:
+    """Of several rewards with a weight, the share of each in the variance of the weighted sum; together 1."""
+    weighed = [reward for reward in rewards if reward.weight]
+    rated = [r for r in scored if r.reward is not None]
+    mean = fmean(r.reward for r in rated) if rated else 0.0
+    variance = sum((r.reward - mean) ** 2 for r in rated)
+    if len(weighed) < 2 or variance == 0:
+        return {}
+    out = {}
+    for reward in weighed:
+        common = sum((r.reward - mean) * (r.rewards[reward.name] or 0.0) for r in rated)
+        out[f"rewards/{reward.name}/share"] = reward.weight * common / variance
     return out
 
 

@@ -6,16 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
+from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Positive = Annotated[FiniteFloat, Gt(0)]
-Count = Annotated[int, Ge(1)]
-Share = Annotated[FiniteFloat, Ge(0), Le(1)]
+from align.section import Count, Positive, Section, Share
+from align.sentinel import Sentinel
 
 
 class Adapter(Section):
@@ -180,6 +174,7 @@ class Recipe(Section):
     optim: Optim = Optim()
     eval: Eval = Eval()
     run: Run
+    sentinel: Sentinel = Sentinel()
     hub: str | Hub | None = Field(None, description="user/name to push the result to (private), or {repo, private}")
 
     def sources(self) -> dict[str, Data]:

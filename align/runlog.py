@@ -53,6 +53,10 @@ class RunLog:
         rows = [row for row in _read(self._metrics) if any(name.startswith("eval/") for name in row)]
         return [{name: value for name, value in row.items() if name != "step"} for row in rows]
 
+    def steps(self) -> list[dict[str, float]]:
+        """The metrics of all steps of this run so far, without evaluations."""
+        return [row for row in _read(self._metrics) if "loss" in row]
+
     def training_seconds(self) -> float:
         """Seconds of all steps so far."""
         return sum(row.get(f"seconds/{phase}", 0.0) for row in _read(self._metrics) for phase in PHASES)

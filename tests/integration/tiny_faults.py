@@ -1,0 +1,34 @@
+"""Objectives of runs that go wrong at a known step: what `batch.progress` says of it."""
+
+from dataclasses import replace
+
+import torch
+
+from align.objectives import Objective, grpo
+from align.transforms import Transform
+
+
+def _with(link: Transform) -> Objective:
+    base = grpo()
+    return replace(base, name=link.name, chain=(*base.chain, link))
+
+
+def not_finite(*, at: float) -> Objective:
+    """One token's advantage is not a number, in one step."""
+
+    def apply(batch):
+        advantage = batch.advantage.clone()
+        if batch.progress == at:
+            advantage[tuple(advantage.nonzero()[0])] = torch.nan
+        return replace(batch, advantage=advantage)
+
+    return _with(Transform("not_finite", apply, needs=("advantage",)))
+
+
+def far(*, after: float) -> Objective:
+    """The old policy seems to be 6 nats away in each token, from a step on; the weights go on changing."""
+
+    def apply(batch):
+        return replace(batch, old_logprob=batch.sampler_logprob - 6) if batch.progress >= after else batch
+
+    return _with(Transform("far", apply, needs=("sampler_logprob",)))
