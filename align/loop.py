@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -18,6 +19,7 @@ from align.credit import Credited, assign
 from align.data import Pair, Prompt, Prompts
 from align.evaluation import drift, pair_summary, summarise
 from align.generator import Generator
+from align.journal import Journal, Place
 from align.learner import Learner
 from align.passes import Clock, Passes
 from align.rollouts import Rank, Rollout
@@ -47,6 +49,7 @@ class Loop:
     tokenizer: PreTrainedTokenizerBase
     generator: Generator | None  # None where nothing is sampled
     learner: Learner
+    journal: Journal | None = None  # of a run that can be resumed
 
     @property
     def held_out(self) -> bool:
@@ -122,9 +125,9 @@ class Loop:
         everything, full = [], []
         for number in range(rounds):
             with clock("generate"):
-                sampled = self._sample(name, step * rounds + number)
+                sampled = self._sample(name, step, number, rounds)
             with clock("score"):
-                scored = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
+                scored = rollouts.gather(self._score(sampled, self._place(name, step, number)))
             scored = [replace(rollout, group=rollout.group + number * size) for rollout in scored]
             everything += scored
             full += rollouts.mixed(scored) if dynamic else scored
@@ -134,23 +137,27 @@ class Loop:
         taken = [rollout for rollout in full if rollout.group in groups[:size]]
         return everything, taken or scored
 
-    def _sample(self, name: str, position: int) -> list[tuple]:
-        """This rank's responses to the prompts at a position of the data; a step is one, or a few."""
-        recipe = self.experiment.recipe
-        return rollouts.sample(
-            self.sources[name].step(position, recipe.sources()[name].prompts_per_step, recipe.run.seed),
-            self.generator,
-            self.rank,
+    def _sample(self, name: str, step: int, number: int, rounds: int) -> list[tuple]:
+        """This rank's responses to the prompts at a position of the data; a step is one, or as many as `rounds`."""
+        recipe, position, place = self.experiment.recipe, step * rounds + number, self._place(name, step, number)
+        prompts = self.sources[name].step(position, recipe.sources()[name].prompts_per_step, recipe.run.seed)
+        apart = [place.source] if place.source else []  # the random numbers of several sources
+        sample = partial(
+            rollouts.sample,
+            *(prompts, self.generator, self.rank),
             n=recipe.sampling.group_size,
             temperature=recipe.sampling.temperature,
             max_tokens=recipe.sampling.max_response_tokens,
-            seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN, *self._place(name)),
+            seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN, *apart),
         )
+        return self.journal.sampled(place, prompts, sample) if self.journal else sample()
 
-    def _place(self, name: str) -> list[int]:
-        """Tells the random numbers of several sources apart."""
-        place = list(self.sources).index(name)
-        return [place] if place else []
+    def _score(self, sampled: list[tuple], place: Place) -> list[Rollout]:
+        score = partial(rollouts.score, sampled, self.experiment, self.tokenizer)
+        return self.journal.scored(place, sampled, score) if self.journal else score()
+
+    def _place(self, name: str, step: int, number: int) -> Place:
+        return Place(step, list(self.sources).index(name), number, self.rank.index)
 
     def evaluate(self) -> tuple[dict[str, float], list[Rollout]]:
         """Metrics on what was held out, and the greedy responses. The same random numbers every time."""

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from align import bank, checkpoint, data, layouts, models, probe
+from align import bank, data, layouts, models, probe
 from align.activations import recorded
 from align.bank import Bank
 from align.config import Experiment
@@ -54,8 +54,6 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     context = needed_context(sources, recipe, limit) if sampled else None
     check_pairs(experiment, sources, limit)
     banks = load_banks(experiment, sources, tokenizer)
-    if recipe.run.resume:
-        checkpoint.find(recipe.run.resume)
     model = models.load_model(path, recipe.model.dtype)
     if needs(experiment, banks) & {"reward_mask", "kl_mask"} - head_gives(experiment):
         check_activations(model)
