@@ -67,10 +67,10 @@ def _all_or_none(work: Path, accelerator: Accelerator) -> Iterator[None]:
     if problems:
         if accelerator.is_main_process:
             shutil.rmtree(work, ignore_errors=True)
-        free = shutil.disk_usage(work.parent if work.parent.exists() else ".").free / 2**30
+        free = shutil.disk_usage(next(folder for folder in work.parents if folder.exists())).free / 2**30
         raise CheckpointError(
             f"{work.with_name(work.name[1:])}: cannot be written: {problems[0]} ({free:.2f} GiB are free there)."
-            " The checkpoints before it are whole: make room, then go on with --resume"
+            " The checkpoint before it is whole: make room, then go on with --resume"
         )
 
 

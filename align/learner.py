@@ -60,7 +60,7 @@ class Learner:
         self.lrs = [group["initial_lr"] for group in optimizer.param_groups]
         _configure(accelerator, policy, optim)
         self.engine, _ = accelerator.prepare(policy, optimizer)
-        self.files = weights.keep_failures(self.engine)
+        self.writer = weights.keep_failures(self.engine)
         self.frozen = {who: prepare_deepspeed(other, accelerator) for who, other in frozen.items()}
 
     @property
@@ -207,7 +207,7 @@ class Learner:
         rank could not write, when all ranks are through."""
         frozen = any(not p.requires_grad for p in self.engine.module.parameters())
         self.accelerator.save_state(str(folder), exclude_frozen_parameters=frozen, save_latest=False)
-        self.files.raise_failure()
+        self.writer.raise_failure()
 
     def load(self, folder: Path) -> None:
         """What `save` wrote."""

@@ -51,42 +51,50 @@ def agree(run: Run, accelerator: Accelerator) -> Origin:
 
 
 def find(run: Run) -> Origin:
-    """The checkpoint that `run.resume` names or the newest intact one of that run. Raises `CheckpointError`.
-
-    A run that was killed before its first checkpoint starts again from where it started.
-    """
+    """The checkpoint that `run.resume` names or the newest intact one of that run. Raises `CheckpointError`."""
     if run.resume is None:
         return Origin()
     path, out = Path(run.resume), Path(run.out)
-    in_place = path.resolve().is_relative_to(out.resolve())
     if checkpoint.is_one(path):
-        if problem := checkpoint.damage(path):
-            raise CheckpointError(
-                f"run.resume: {problem}; name another checkpoint, or the run for its newest intact one"
-            )
-        return _at(path, in_place)
+        origin = _intact(path)
+    elif folders := checkpoint.newest_first(path / "checkpoints"):
+        origin = _newest_intact(folders)
+    elif path.resolve() == out.resolve():
+        origin = _first(out)
+    else:
+        raise CheckpointError(f"run.resume: {path}: holds no checkpoint; name a run's folder or one of its checkpoints")
+    if origin.step > run.steps:
+        what = f"{origin.checkpoint} has done {origin.step} steps and run.steps is {run.steps}"
+        raise CheckpointError(f"run.resume: {what}; raise it, or name an earlier checkpoint")
+    return replace(origin, in_place=path.resolve().is_relative_to(out.resolve()))
+
+
+def _intact(folder: Path) -> Origin:
+    if problem := checkpoint.damage(folder):
+        raise CheckpointError(f"run.resume: {problem}; name another, or the run's folder for its newest intact one")
+    return _at(folder)
+
+
+def _at(folder: Path) -> Origin:
+    state = checkpoint.read(folder)
+    return Origin(folder, state.step, tuple(state.lineage))
+
+
+def _newest_intact(folders: list[Path]) -> Origin:
     passed_over = []
-    for folder in checkpoint.newest_first(path / "checkpoints"):
+    for folder in folders:
         problem = checkpoint.damage(folder)
         if problem is None:
-            return _at(folder, in_place, passed_over)
+            return replace(_at(folder), passed_over=tuple(passed_over))
         passed_over.append(problem)
-    if passed_over:
-        raise CheckpointError("\n".join(["run.resume: no checkpoint is intact; start again without it", *passed_over]))
-    if path.resolve() != out.resolve():
-        raise CheckpointError(f"run.resume: {path}: holds no checkpoint; name a run's folder or one of its checkpoints")
+    raise CheckpointError("\n".join(["run.resume: no checkpoint is intact; start again without it", *passed_over]))
+
+
+def _first(out: Path) -> Origin:
+    """Of a run that was killed before its first checkpoint: what it had started from itself."""
     recorded = out / "config.yaml"
     first = yaml.safe_load(recorded.read_text())["run"].get("resume") if recorded.exists() else None
-    if first is None:
-        return Origin(in_place=True)
-    if problem := checkpoint.damage(Path(first)):
-        raise CheckpointError(f"run.resume: {path} went on from a checkpoint that is not there any more: {problem}")
-    return _at(Path(first), in_place)
-
-
-def _at(folder: Path, in_place: bool, passed_over: list[str] | tuple = ()) -> Origin:
-    state = checkpoint.read(folder)
-    return Origin(folder, state.step, tuple(state.lineage), in_place, tuple(passed_over))
+    return Origin() if first is None else _intact(Path(first))
 
 
 def lineage(
@@ -112,9 +120,8 @@ def versions_then(origin: Origin, out: Path) -> dict[str, str]:
 
 def explain(origin: Origin, out: Path, rollouts: int, then: Mapping[str, str], now: Mapping[str, str]) -> str:
     """What a resumed run tells first."""
-    start = origin.checkpoint or f"{out}: no checkpoint yet, from the start"
-    lines = [f"resume: {start}, {origin.step} steps done"]
-    lines += [f"resume: {rollouts} rollouts of later steps are on disk and are not sampled again"]
+    start = origin.checkpoint or f"{out}, which has no checkpoint yet, from the start"
+    lines = [f"resume: {start}: {origin.step} steps done, {rollouts} rollouts of later steps on disk"]
     lines += [f"passed over: {problem}" for problem in origin.passed_over]
     changed = [name for name in sorted({*then, *now}) if then and then.get(name) != now.get(name)]
     lines += [f"another version: {name} was {then.get(name)}, is {now.get(name)}" for name in changed]

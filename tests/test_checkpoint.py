@@ -33,8 +33,8 @@ def saved(run: Path, *steps: int, keep=9) -> list[Path]:
     return [run / "checkpoints" / f"step_{step}" for step in steps]
 
 
-def find(path: Path, out: Path | str = "elsewhere"):
-    return resume.find(Run(out=str(out), steps=9, resume=str(path)))
+def find(path: Path, out: Path | str = "elsewhere", steps=10):
+    return resume.find(Run(out=str(out), steps=steps, resume=str(path)))
 
 
 def names(run: Path) -> list[str]:
@@ -114,6 +114,12 @@ def test_what_cannot_be_written_leaves_the_last_good_one(tmp_path):
     assert names(tmp_path) == ["step_2"] and find(tmp_path).checkpoint == good
 
 
+def test_a_run_does_not_go_on_from_behind_its_end(tmp_path):
+    saved(tmp_path, 10)
+    with pytest.raises(CheckpointError, match="10 steps and run.steps is 9"):
+        find(tmp_path, steps=9)
+
+
 def test_where_there_is_nothing_to_go_on_from(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         find(tmp_path)
@@ -148,5 +154,5 @@ def test_a_resume_tells_which_versions_differ(tmp_path):
     (tmp_path / "versions.json").write_text('{"torch": "1", "peft": "3"}')
     origin = find(tmp_path, out=tmp_path)
     text = resume.explain(origin, tmp_path, 5, resume.versions_then(origin, tmp_path), {"torch": "2", "peft": "3"})
-    assert f"{folder}, 2 steps done" in text and "5 rollouts" in text
+    assert f"{folder}: 2 steps done, 5 rollouts" in text
     assert "torch was 1, is 2" in text and "peft" not in text

@@ -2,13 +2,14 @@
 
 KILLS is JSON, [[point, step], ...]: one life each that ends there by SIGKILL, and then one that ends by itself. A step
 is the one that is being done, counted from 1; before the first it is 0. On several ranks there is one life only, whose
-last rank (or launcher) is killed. SEEN gets a line for each response that was sampled or scored for training.
+last rank (or launcher) is killed. At `full disk` it lives on and cannot write. SEEN gets a line for each response that was sampled or scored for training.
 
 One process imports everything and forks each life, so that a life takes seconds.
 """
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -69,6 +70,13 @@ def half_a_file(original, engine, state, path):
     kill()
 
 
+def full_disk(original, learner, folder):
+    """No kill: this rank may not write more into a file than this, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+    original(learner, folder)
+
+
 def half_removed(original, folder, keep):
     def remove(path):
         next(file for file in path.rglob("*") if file.is_file()).unlink()
@@ -122,6 +130,7 @@ POINTS = {
     "evaluation logged": (RunLog, "evaluation", after),
     "checkpoint begun": (checkpoint, "_begin", after),
     "half a checkpoint file": (KeepsFailures, "save", half_a_file),
+    "full disk": (Learner, "save", full_disk),
     "before checksums": (files, "digests", before),
     "before fsync": (files, "to_disk", of_sums),
     "checkpoint named": (checkpoint, "_complete", after),

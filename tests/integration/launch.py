@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(machine: str, script: Path, *arguments: str, timeout: int = 600, **variables: str):
-    """Run a script under `launch/<machine>.yaml`; the process that has ended, with its output."""
+def start(
+    machine: str, script: Path, *arguments: str, inside: Sequence[str] = (), timeout: int = 600, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run a script under `launch/<machine>.yaml`, by the command `inside` where there is one; the process that has
+    ended, with its output."""
     accelerate = Path(sys.executable).with_name("accelerate")
-    command = [str(accelerate), "launch", "--config_file", str(ROOT / "launch" / f"{machine}.yaml")]
+    command = [*inside, str(accelerate), "launch", "--config_file", str(ROOT / "launch" / f"{machine}.yaml")]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests/integration'}", **variables}
     command += ["--main_process_port", "0", str(script), *map(str, arguments)]
     return subprocess.run(

@@ -1,6 +1,9 @@
 """Runs that are killed with SIGKILL and resumed, again and again, against one that is left alone: bit for bit."""
 
 import json
+import re
+import shutil
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -99,15 +102,33 @@ def test_two_ranks_of_which_one_is_killed(folder, tmp_path):
     launch("cpu_zero2", DRIVER, "[]", tmp_path / "whole.seen", *arguments(folder, whole, *schedule))
     words = arguments(folder, killed, *schedule)
     resume: list[str] = []
-    for kill in (["updating", 1], ["half a checkpoint file", 2], ["scored (launcher)", 4]):
-        assert start("cpu_zero2", DRIVER, json.dumps([kill]), seen, *words, *resume).returncode != 0
+    for kill in (["updating", 1], ["half a checkpoint file", 2], ["scored (launcher)", 4], ["full disk", 4]):
+        stopped = start("cpu_zero2", DRIVER, json.dumps([kill]), seen, *words, *resume)
+        assert stopped.returncode != 0
         assert_none_left(killed)
         resume = ["--resume"]
+    assert stopped.stdout.count("step_4: cannot be written") == 1  # the rank that could tells it
+    assert [path.name for path in (killed / "checkpoints").iterdir()] == ["step_2"]
     last = launch("cpu_zero2", DRIVER, "[]", seen, *words, *resume)
-    assert "step_2, 2 steps done" in last and "rollouts of later steps are on disk" in last
+    assert re.search(r"step_2: 2 steps done, [1-9]\d* rollouts", last)
     assert_same(killed, whole, steps=4)
     assert set(counts(seen, "sampled")) == set(counts(tmp_path / "whole.seen", "sampled"))
     assert set(counts(seen, "sampled").values()) == {1}
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(folder, tmp_path):
+    """A file system of 6 MB: there is room for one checkpoint and not for two."""
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    small = ["bwrap", "--dev-bind", "/", "/", "--size", "6000000", "--tmpfs", str(out / "checkpoints")]
+    if not shutil.which("bwrap") or subprocess.run([*small, "true"]).returncode:
+        pytest.skip("bubblewrap, which would mount a small file system, is not there or may not")
+    look = f'"$@"; cd {out}/checkpoints; ls -A; cd step_1; sha256sum -c SHA256SUMS'
+    words = arguments(folder, out, "run.steps=2", "run.save_every=1", *TRANSFORMERS)
+    done = start("cpu", DRIVER, "[]", tmp_path / "seen", *words, inside=[*small, "sh", "-c", look, "sh"])
+    assert "step_2: cannot be written" in done.stdout and "--resume" in done.stdout, done.stdout
+    assert done.returncode == 0 and "engine/random_states_0.pkl: OK" in done.stdout
+    assert ".step_2" not in done.stdout
 
 
 def assert_none_left(out: Path):
