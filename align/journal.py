@@ -93,7 +93,7 @@ class Journal:
 
 def write(path: Path, key: dict[str, str], rows: list[dict[str, Any]]) -> None:
     """A head of one line, and the rows. JSON writes a float so that it reads back the same. Raises `DiskError`."""
-    body = json.dumps(to_jsonable_python(rows))
+    body = json.dumps(rows, default=to_jsonable_python)
     head = {**key, "rows": len(rows), "sha256": sha256(body.encode()).hexdigest()}
     files.write_whole(path, f"{json.dumps(head)}\n{body}")
 

@@ -1,10 +1,10 @@
 """Train, and be killed on the way: KILLS SEEN RECIPE [key=value ...].
 
 KILLS is JSON, [[point, step], ...]: one life each that ends there by SIGKILL, and then one that ends by itself. A step
-is the one that is being done, counted from 1; before the first it is 0. On several ranks there is one life only, whose
-last rank (or launcher) is killed. At `full disk` it lives on and cannot write. SEEN gets a line for each response that was sampled or scored for training.
+is the one that is being done, counted from 1; before the first it is 0. SEEN gets a line for each call that sampled or
+scored for training. One process imports everything and forks each life, so that a life takes seconds.
 
-One process imports everything and forks each life, so that a life takes seconds.
+On several ranks there is one life only, and the last rank, or the launcher, is killed; at `full disk` it cannot write.
 """
 
 import json
