@@ -64,8 +64,8 @@ def half_an_entry(original, path, text):
     kill()
 
 
-def half_a_file(original, engine, state, path):
-    original(engine, state, path)
+def half_a_file(original, writer, state_dict, path):
+    original(writer, state_dict, path)
     os.truncate(path, os.path.getsize(path) // 2)
     kill()
 
@@ -151,6 +151,10 @@ def at(step, deadly, original, *arguments, **named):
 def follow():
     """Notes the step, and what is sampled and scored for training."""
 
+    def steps(original, loop, log, start):
+        now["step"] = start
+        original(loop, log, start)
+
     def step(original, loop, number):
         now["step"] = number + 1
         return original(loop, number)
@@ -176,6 +180,7 @@ def follow():
         note("scored", sha256(repr([response.ids for *_, response in sampled]).encode()).hexdigest())
         return out
 
+    wrap(train, "steps", steps)
     wrap(Loop, "step", step)
     wrap(Loop, "evaluate", evaluate)
     wrap(Transformers, "generate", generate)
@@ -207,6 +212,8 @@ kills, seen, rank = json.loads(kills), Path(seen), int(os.environ["RANK"])
 if os.environ["WORLD_SIZE"] != "1":
     (mine,) = kills if kills and rank == int(os.environ["WORLD_SIZE"]) - 1 else (None,)
     sys.exit(live(mine, arguments))
+if "sampling.engine=transformers" not in arguments:
+    import vllm  # noqa: F401  a third of what a life with it takes
 for number, kill_at in enumerate([*kills, None]):
     status = forked(kill_at, [*arguments, *(["--resume"] if number else [])])
     if status != (-signal.SIGKILL if kill_at else 0):
