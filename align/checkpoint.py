@@ -35,11 +35,10 @@ class State:
     lineage: list[tuple[int, str]]  # (step, fingerprint of the recipe that holds from there on)
 
 
-def save(folder: Path, learner: Learner, state: State, keep: int) -> None:
-    """Write `folder/step_N`, then remove all but the newest `keep`.
+def save(folder: Path, learner: Learner, state: State) -> None:
+    """Write `folder/step_N`; it appears under its name only when it is whole and on the disk.
 
-    It appears under its name only when it is whole and on the disk. Raises `CheckpointError` on all ranks where one
-    of them cannot write; the checkpoints before it stay.
+    Raises `CheckpointError` on all ranks where one of them cannot write; the checkpoints before it stay.
     """
     main = learner.accelerator.is_main_process
     work, final = folder / f".step_{state.step}", folder / f"step_{state.step}"
@@ -51,8 +50,6 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> None:
     with _all_or_none(work, learner.accelerator):
         if main:
             _complete(work, final, state)
-    if main:
-        remove_older(folder, keep)
 
 
 @contextmanager
@@ -75,8 +72,7 @@ def _all_or_none(work: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def _begin(work: Path) -> None:
-    for left in work.parent.glob(".step_*"):  # of a run that was killed
-        shutil.rmtree(left)
+    shutil.rmtree(work, ignore_errors=True)
     (work / "engine").mkdir(parents=True)
 
 
@@ -91,11 +87,12 @@ def _complete(work: Path, final: Path, state: State) -> None:
     files.to_disk(final.parent)
 
 
-def remove_older(folder: Path, keep: int) -> None:
-    """Leave the newest `keep` checkpoints. One that is being removed has lost its name already."""
+def tidy(folder: Path, keep: int) -> None:
+    """Leave the newest `keep` checkpoints, and nothing that a killed run was writing or removing."""
     for old in newest_first(folder)[keep:]:
-        going = old.rename(old.with_name(f".{old.name}"))
-        shutil.rmtree(going)
+        old.rename(old.with_name(f".{old.name}"))  # so that a part of it does not bear its name
+    for part in folder.glob(".step_*"):
+        shutil.rmtree(part)
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -84,6 +84,8 @@ def run(experiment: Experiment) -> None:
     loop = replace(loop, journal=journal)
     if accelerator.is_main_process:
         set_aside(out, origin)
+        if origin.in_place:
+            tidy(loop, origin.step)  # it may have been killed just before
         if recipe.run.resume:
             then = resume.versions_then(origin, out)
             print(resume.explain(origin, out, journal.kept(origin.step), then, now))
@@ -110,8 +112,8 @@ def set_aside(out: Path, origin: Origin) -> None:
 
 def steps(loop: Loop, log: RunLog, start: int) -> None:
     """All steps with their evaluations and checkpoints."""
-    recipe = loop.experiment.recipe
-    with progress(loop.learner.accelerator) as bar:
+    recipe, accelerator = loop.experiment.recipe, loop.learner.accelerator
+    with progress(accelerator) as bar:
         task = bar.add_task("training", total=recipe.run.steps, completed=start, state="")
         for step in range(start, recipe.run.steps):
             metrics, taken = loop.step(step)
@@ -125,16 +127,18 @@ def steps(loop: Loop, log: RunLog, start: int) -> None:
                 log.evaluation(done, *loop.evaluate())
             if final or due(done, recipe.run.save_every):
                 log.to_disk()
-                save(loop, done)
+                links, processes = checkpoint.states(loop.experiment.objectives), accelerator.num_processes
+                state = State(done, links, processes, loop.journal.lineage)
+                checkpoint.save(Path(recipe.run.out) / "checkpoints", loop.learner, state)
+                if accelerator.is_main_process:
+                    tidy(loop, done)
 
 
-def save(loop: Loop, done: int) -> None:
-    """A checkpoint; the rollouts up to it are of no use then."""
-    recipe, accelerator = loop.experiment.recipe, loop.learner.accelerator
-    state = State(done, checkpoint.states(loop.experiment.objectives), accelerator.num_processes, loop.journal.lineage)
-    checkpoint.save(Path(recipe.run.out) / "checkpoints", loop.learner, state, recipe.run.keep)
-    if accelerator.is_main_process:
-        loop.journal.forget(done)
+def tidy(loop: Loop, done: int) -> None:
+    """Remove the checkpoints beyond `run.keep`, and the rollouts that the newest one has made of no use."""
+    run = loop.experiment.recipe.run
+    checkpoint.tidy(Path(run.out) / "checkpoints", run.keep)
+    loop.journal.forget(done)
 
 
 def state_of(metrics: dict[str, float]) -> str:

@@ -27,9 +27,9 @@ def state(step: int) -> State:
     return State(step, [{"seen": [0.1, 1 / 3]}], 1, [(0, "recipe")])
 
 
-def saved(run: Path, *steps: int, keep=9) -> list[Path]:
+def saved(run: Path, *steps: int) -> list[Path]:
     for step in steps:
-        checkpoint.save(run / "checkpoints", Learner(), state(step), keep)
+        checkpoint.save(run / "checkpoints", Learner(), state(step))
     return [run / "checkpoints" / f"step_{step}" for step in steps]
 
 
@@ -84,7 +84,8 @@ def test_a_cut_line_of_the_checksums_does_not_pass(tmp_path):
 
 def test_keep_bounds_their_number_and_leftovers_go(tmp_path):
     (tmp_path / "checkpoints/.step_1/engine").mkdir(parents=True)
-    saved(tmp_path, 8, 9, 10, 11, keep=2)
+    saved(tmp_path, 8, 9, 10, 11)
+    checkpoint.tidy(tmp_path / "checkpoints", 2)
     assert names(tmp_path) == ["step_10", "step_11"]
 
 
@@ -110,7 +111,7 @@ def largest_file(size: int):
 def test_what_cannot_be_written_leaves_the_last_good_one(tmp_path):
     (good,) = saved(tmp_path, 2)
     with largest_file(10_000), pytest.raises(CheckpointError, match="step_4: cannot be written.*too large.*--resume"):
-        checkpoint.save(tmp_path / "checkpoints", Learner(size=100_000), state(4), 1)
+        checkpoint.save(tmp_path / "checkpoints", Learner(size=100_000), state(4))
     assert names(tmp_path) == ["step_2"] and find(tmp_path).checkpoint == good
 
 

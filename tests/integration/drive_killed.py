@@ -134,7 +134,7 @@ POINTS = {
     "before checksums": (files, "digests", before),
     "before fsync": (files, "to_disk", of_sums),
     "checkpoint named": (checkpoint, "_complete", after),
-    "half removed": (checkpoint, "remove_older", half_removed),
+    "half removed": (checkpoint, "tidy", half_removed),
     "before forgetting": (Journal, "forget", before),
     "before the adapter": (train.weights, "save", before),
     "adapter saved": (train.weights, "save", after),
