@@ -20,9 +20,9 @@ from align.recipe import Run
 from align.schema import ConfigError
 
 EXACT = """\
-exact, bit for bit: metrics and weights, on CPU with one process, or with ZeRO-2 and as many processes as before
-not exact: other versions; rewards that are not functions of their input; GPU kernels that are not deterministic;
-  seconds/ and memory/; trackers, which may get steps that were not yet in a checkpoint twice"""
+Exact, bit for bit: metrics and weights, on CPU with one process, or with ZeRO-2 and as many processes as before.
+Not exact: other versions; rewards that are not functions of their input; GPU kernels that are not deterministic;
+seconds/ and memory/; trackers, which may get steps twice that were not yet in a checkpoint."""
 
 
 @dataclass(frozen=True)
