@@ -5,74 +5,154 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
+from align import files
 from align.learner import Learner
 from align.objectives import Objective
 
+SUMS = "SHA256SUMS"  # of the other files, as sha256sum writes and checks them
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be resumed from."""
+    """A checkpoint that cannot be written, or resumed from."""
 
 
-def save(folder: Path, step: int, learner: Learner, objectives: tuple[Objective, ...]) -> None:
-    """Write `folder/step_N`; it appears under its name only when it is whole. The data position is the step."""
-    accelerator = learner.accelerator
-    final, work = folder / f"step_{step}", folder / f".step_{step}"
-    if accelerator.is_main_process:
-        shutil.rmtree(work, ignore_errors=True)
-        (work / "engine").mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    learner.save(work / "engine")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        state = {"step": step, "links": _states(objectives), "processes": accelerator.num_processes}
-        (work / "state.json").write_text(json.dumps(state))
-        shutil.rmtree(final, ignore_errors=True)
-        work.rename(final)
-    accelerator.wait_for_everyone()
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds besides the learner."""
+
+    step: int  # steps done, which is also the position in the data
+    links: list[dict[str, Any]]
+    processes: int
+    lineage: list[tuple[int, str]]  # (step, fingerprint of the recipe that holds from there on)
 
 
-def find(path: str | Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest one of a run. Raises `CheckpointError`."""
-    path = Path(path)
-    if (path / "state.json").is_file():
-        return path
-    steps = sorted((path / "checkpoints").glob("step_*/state.json"), key=lambda p: int(p.parent.name[5:]))
-    if not steps:
-        raise CheckpointError(f"run.resume: {path}: holds no checkpoint; name a run's folder or one of its checkpoints")
-    return steps[-1].parent
+def save(folder: Path, learner: Learner, state: State) -> None:
+    """Write `folder/step_N`; it appears under its name only when it is whole and on the disk.
+
+    Raises `CheckpointError` on all ranks where one of them cannot write; the checkpoints before it stay.
+    """
+    main = learner.accelerator.is_main_process
+    work, final = folder / f".step_{state.step}", folder / f"step_{state.step}"
+    with _all_or_none(work, learner.accelerator):
+        if main:
+            _begin(work)
+    with _all_or_none(work, learner.accelerator):
+        learner.save(work / "engine")
+    with _all_or_none(work, learner.accelerator):
+        if main:
+            _complete(work, final, state)
 
 
-def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> int:
-    """Restore everything; returns the number of steps done. Raises `CheckpointError`."""
-    state = json.loads((folder / "state.json").read_text())
-    accelerator: Accelerator = learner.accelerator
-    if state["processes"] != accelerator.num_processes:
+@contextmanager
+def _all_or_none(work: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Waits for all ranks; where one could not write, the folder is removed and all raise `CheckpointError`."""
+    problem = None
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        problem = str(error).partition("\n")[0]
+    problems = [problem for problem in gather_object([problem]) if problem is not None]
+    if problems:
+        if accelerator.is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
+        free = shutil.disk_usage(next(folder for folder in work.parents if folder.exists())).free / 2**30
         raise CheckpointError(
-            f"run.resume: {folder} was written by {state['processes']} processes and this run has"
-            f" {accelerator.num_processes}; launch as many"
+            f"{work.with_name(work.name[1:])}: cannot be written: {problems[0]} ({free:.2f} GiB are free there)."
+            " The checkpoint before it is whole: make room, then go on with --resume"
+        )
+
+
+def _begin(work: Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "engine").mkdir(parents=True)
+
+
+def _complete(work: Path, final: Path, state: State) -> None:
+    (work / "state.json").write_text(json.dumps(asdict(state)))
+    sums = "".join(f"{digest}  {name}\n" for name, digest in files.digests(work).items())
+    (work / SUMS).write_text(sums)
+    for path in (*work.rglob("*"), work):
+        files.to_disk(path)
+    shutil.rmtree(final, ignore_errors=True)
+    work.rename(final)
+    files.to_disk(final.parent)
+
+
+def tidy(folder: Path, keep: int) -> None:
+    """Leave the newest `keep` checkpoints, and nothing that a killed run was writing or removing."""
+    for old in newest_first(folder)[keep:]:
+        old.rename(old.with_name(f".{old.name}"))  # so that a part of it does not bear its name
+    for part in folder.glob(".step_*"):
+        shutil.rmtree(part)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, damaged ones among them."""
+    numbered = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def is_one(path: Path) -> bool:
+    """Whether a path means one checkpoint, and not a run's folder."""
+    return any((path / name).exists() for name in ("state.json", "engine", SUMS))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where every file is as it was written."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return f"{folder}: has no list of checksums that can be read ({SUMS})"
+    wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if "state.json" not in wanted:  # the last line
+        return f"{folder}: its list of checksums is cut ({SUMS})"
+    found = files.digests(folder)
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            return f"{folder}: {name} is {'not as it was written' if name in found else 'missing'}"
+    return None
+
+
+def read(folder: Path) -> State:
+    """The state of an intact checkpoint."""
+    state = json.loads((folder / "state.json").read_text())
+    return State(**{**state, "lineage": [tuple(entry) for entry in state["lineage"]]})
+
+
+def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> None:
+    """Restore learner and links. Raises `CheckpointError`."""
+    state, processes = read(folder), learner.accelerator.num_processes
+    if state.processes != processes:
+        raise CheckpointError(
+            f"run.resume: {folder} was written by {state.processes} processes and this run has {processes};"
+            " launch as many"
         )
     links = [link for objective in objectives for link in objective.chain if link.state]
-    if len(links) != len(state["links"]):
+    if len(links) != len(state.links):
         raise CheckpointError(f"run.resume: {folder} was written with another objective; resume with the same recipe")
-    for link, saved in zip(links, state["links"], strict=True):
+    for link, saved in zip(links, state.links, strict=True):
         link.state.load_state_dict(saved)
     learner.load(folder / "engine")
-    return state["step"]
 
 
-def set_later_aside(folder: Path) -> None:
-    """Rename the checkpoints behind the one at `folder`: the run that goes on from it will write its own."""
-    step = int(folder.name.removeprefix("step_"))
-    for other in folder.parent.glob("step_*"):
-        if int(other.name.removeprefix("step_")) > step:
-            free = next(n for n in itertools.count(1) if not folder.with_name(f"replaced_{n}_{other.name}").exists())
-            other.rename(folder.with_name(f"replaced_{free}_{other.name}"))
+def state_at(step: int, learner: Learner, objectives: tuple[Objective, ...], lineage: list[tuple[int, str]]) -> State:
+    """What there is to save after so many steps."""
+    links = [link.state.state_dict() for objective in objectives for link in objective.chain if link.state]
+    return State(step, links, learner.accelerator.num_processes, lineage)
 
 
-def _states(objectives: tuple[Objective, ...]) -> list[dict[str, Any]]:
-    return [link.state.state_dict() for objective in objectives for link in objective.chain if link.state]
+def set_later_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints behind a step: the run that goes on from there will write its own."""
+    for path in newest_first(folder):
+        if int(path.name.removeprefix("step_")) > step:
+            free = next(n for n in itertools.count(1) if not path.with_name(f"replaced_{n}_{path.name}").exists())
+            path.rename(path.with_name(f"replaced_{free}_{path.name}"))

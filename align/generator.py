@@ -86,6 +86,7 @@ class VLLM:
         if not prompts:
             return []
         torch.manual_seed(seed)  # a seed for each request would end the CPU engine
+        self._llm.reset_prefix_cache()  # what was sampled before must not decide how the prompts are computed
         params = self._params(n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0, detokenize=False)
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
@@ -101,7 +102,6 @@ class VLLM:
             weights.save(model, folder, write=True)
             self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))
             shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
-        self._llm.reset_prefix_cache()
 
     def close(self):
         self._llm.llm_engine.engine_core.shutdown()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 from trl.models import prepare_deepspeed
 
-from align import layouts, models, policy
+from align import layouts, models, policy, weights
 from align.batch import Batch
 from align.credit import Credited
 from align.layouts import Layout, Load
@@ -61,6 +61,7 @@ class Learner:
         self.lrs = [group["initial_lr"] for group in optimizer.param_groups]
         _configure(accelerator, policy, optim)
         self.engine, _ = accelerator.prepare(policy, optimizer)
+        self.writer = weights.keep_failures(self.engine)
         self.frozen = {who: prepare_deepspeed(other, accelerator) for who, other in frozen.items()}
 
     @property
@@ -212,9 +213,11 @@ class Learner:
         return norm
 
     def save(self, folder: Path) -> None:
-        """Trained weights, optimiser and random states of all ranks."""
+        """Trained weights, optimiser and random states of all ranks. Raises OSError or RuntimeError for what this
+        rank could not write, when all ranks are through."""
         frozen = any(not p.requires_grad for p in self.engine.module.parameters())
-        self.accelerator.save_state(str(folder), exclude_frozen_parameters=frozen)
+        self.accelerator.save_state(str(folder), exclude_frozen_parameters=frozen, save_latest=False)
+        self.writer.raise_failure()
 
     def load(self, folder: Path) -> None:
         """What `save` wrote."""

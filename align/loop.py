@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from align import rollouts
+from align import checkpoint, rollouts
 from align.bank import Bank
 from align.batch import Batch
 from align.config import Experiment, RewardFunction
@@ -18,6 +20,7 @@ from align.credit import Credited, assign
 from align.data import Pair, Prompt, Prompts
 from align.evaluation import drift, pair_summary, summarise
 from align.generator import Generator
+from align.journal import Journal, Place
 from align.learner import Learner
 from align.passes import Clock, Passes
 from align.rollouts import Rank, Rollout
@@ -48,6 +51,7 @@ class Loop:
     generator: Generator | None  # None where nothing is sampled
     learner: Learner
     workers: Sequence[Worker] = ()  # of the rewards; none where nothing is sampled
+    journal: Journal | None = None  # of a run that can be resumed
 
     @property
     def held_out(self) -> bool:
@@ -125,9 +129,9 @@ class Loop:
         everything, full = [], []
         for number in range(rounds):
             with clock("generate"):
-                sampled = self._sample(name, step * rounds + number)
+                sampled = self._sample(name, step, number, rounds)
             with clock("score"):
-                scored = self._score(sampled)
+                scored = self._score(sampled, self._place(name, step, number))
             scored = [replace(rollout, group=rollout.group + number * size) for rollout in scored]
             everything += scored
             full += rollouts.mixed(scored) if dynamic else scored
@@ -137,27 +141,36 @@ class Loop:
         taken = [rollout for rollout in full if rollout.group in groups[:size]]
         return everything, taken or scored
 
-    def _sample(self, name: str, position: int) -> list[tuple]:
-        """This rank's responses to the prompts at a position of the data; a step is one, or a few."""
-        recipe = self.experiment.recipe
-        return rollouts.sample(
-            self.sources[name].step(position, recipe.sources()[name].prompts_per_step, recipe.run.seed),
-            self.generator,
-            self.rank,
+    def _sample(self, name: str, step: int, number: int, rounds: int) -> list[tuple]:
+        """This rank's responses to the prompts at a position of the data; a step is one, or as many as `rounds`."""
+        recipe, position, place = self.experiment.recipe, step * rounds + number, self._place(name, step, number)
+        prompts = self.sources[name].step(position, recipe.sources()[name].prompts_per_step, recipe.run.seed)
+        apart = [place.source] if place.source else []  # the random numbers of several sources
+        sample = partial(
+            rollouts.sample,
+            *(prompts, self.generator, self.rank),
             n=recipe.sampling.group_size,
             temperature=recipe.sampling.temperature,
             max_tokens=recipe.sampling.max_response_tokens,
-            seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN, *self._place(name)),
+            seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN, *apart),
         )
+        return self.journal.sampled(place, prompts, sample) if self.journal else sample()
 
-    def _score(self, sampled: list[tuple]) -> list[Rollout]:
-        """All ranks' responses with their rewards."""
-        return rollouts.gather(rollouts.score(sampled, self.workers, self.experiment, self.tokenizer))
+    def _score(self, sampled: list[tuple], place: Place) -> list[Rollout]:
+        """All ranks' responses of a step with their rewards."""
+        score = partial(self._rewarded, sampled)
+        return rollouts.gather(self.journal.scored(place, sampled, score) if self.journal else score())
 
-    def _place(self, name: str) -> list[int]:
-        """Tells the random numbers of several sources apart."""
-        place = list(self.sources).index(name)
-        return [place] if place else []
+    def _rewarded(self, sampled: list[tuple]) -> list[Rollout]:
+        return rollouts.score(sampled, self.workers, self.experiment, self.tokenizer)
+
+    def _place(self, name: str, step: int, number: int) -> Place:
+        return Place(step, list(self.sources).index(name), number, self.rank.index)
+
+    def save(self, done: int) -> None:
+        """A checkpoint of the run after so many steps. Raises `CheckpointError`."""
+        state = checkpoint.state_at(done, self.learner, self.experiment.objectives, self.journal.lineage)
+        checkpoint.save(Path(self.experiment.recipe.run.out) / "checkpoints", self.learner, state)
 
     def evaluate(self) -> tuple[dict[str, float], list[Rollout]]:
         """Metrics on what was held out, and the greedy responses. The same random numbers every time."""
@@ -188,7 +201,7 @@ class Loop:
                 max_tokens=recipe.sampling.max_response_tokens,
                 seed=rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose),
             )
-            found[purpose] = self._score(sampled)
+            found[purpose] = rollouts.gather(self._rewarded(sampled))
         metrics = summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at)
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
         if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from align import bank, checkpoint, data, layouts, models, probe
+from align import bank, data, layouts, models, probe
 from align.activations import recorded
 from align.bank import Bank
 from align.config import Experiment
@@ -56,8 +56,6 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     check_pairs(experiment, sources, limit)
     judges = [Worker(reward, recipe.reward_limits) for reward in experiment.rewards if sampled]  # they load meanwhile
     banks = load_banks(experiment, sources, tokenizer)
-    if recipe.run.resume:
-        checkpoint.find(recipe.run.resume)
     model = models.load_model(path, recipe.model.dtype)
     if needs(experiment, banks) & {"reward_mask", "kl_mask"} - head_gives(experiment):
         check_activations(model)

@@ -137,7 +137,7 @@ class Run(Section):
     eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
     save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
     keep: Count = Field(3, description="checkpoints that stay; older ones are removed")
-    resume: str | None = Field(None, description="run folder or checkpoint to go on from")
+    resume: str | None = Field(None, description="run folder or checkpoint to go on from; --resume: that in run.out")
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
 
 

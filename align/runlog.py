@@ -9,31 +9,36 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
+from align import files
 from align.loop import PHASES, Taken
 from align.rollouts import Rollout
 
 
 class RunLog:
-    """Writes on the main process; the other ranks may call it too. A resumed run keeps the lines up to its start."""
+    """Writes on the main process; the other ranks may call it too. A resumed run keeps the lines up to its start.
+
+    An evaluation is there once its line in metrics.jsonl is, which is written after its responses.
+    """
 
     def __init__(self, out: Path, accelerator: Accelerator, start: int):
         self.out, self.accelerator = out, accelerator
         self.writes = accelerator.is_main_process
-        self._metrics, self._samples, self._greedy = out / "metrics.jsonl", out / "samples.jsonl", out / "greedy.jsonl"
+        self._files = [out / name for name in ("metrics.jsonl", "samples.jsonl", "greedy.jsonl")]
+        self._metrics, self._samples, self._greedy = self._files
         if self.writes:
             out.mkdir(parents=True, exist_ok=True)
-            for path in (self._metrics, self._samples, self._greedy):
-                kept = [row for row in _read(path) if row["step"] <= start] if start else []
-                work = path.with_name(f".{path.name}")
-                work.write_text("".join(json.dumps(row) + "\n" for row in kept))
-                work.rename(path)
+            kept = {path: [row for row in _read(path) if row["step"] <= start] for path in self._files}
+            evaluated = {row["step"] for row in kept[self._metrics] if _is_evaluation(row)}
+            kept[self._greedy] = [row for row in kept[self._greedy] if row["step"] in evaluated]
+            for path, rows in kept.items():
+                files.write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         accelerator.wait_for_everyone()
 
     def describe(self, config: dict, versions: dict[str, str]) -> None:
         """The resolved recipe and the versions, beside the metrics and to the trackers."""
         if self.writes:
-            (self.out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-            (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+            files.write_whole(self.out / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            files.write_whole(self.out / "versions.json", json.dumps(versions, indent=2) + "\n")
         self.accelerator.init_trackers("align", config=_flat(config))
 
     def step(self, step: int, metrics: dict[str, float], taken: Sequence[Taken]) -> None:
@@ -43,14 +48,14 @@ class RunLog:
         self.accelerator.log(metrics, step=step)
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
-        self._append(self._metrics, [{"step": step, **metrics}])
         rows = [{"step": step, "prompt": _question(r), "response": r.text, "reward": r.reward} for r in greedy]
         self._append(self._greedy, rows)
+        self._append(self._metrics, [{"step": step, **metrics}])
         self.accelerator.log(metrics, step=step)
 
     def evaluations(self) -> list[dict[str, float]]:
         """All evaluations of this run so far; a resumed one has those before its start."""
-        rows = [row for row in _read(self._metrics) if any(name.startswith("eval/") for name in row)]
+        rows = [row for row in _read(self._metrics) if _is_evaluation(row)]
         return [{name: value for name, value in row.items() if name != "step"} for row in rows]
 
     def steps(self) -> list[dict[str, float]]:
@@ -69,8 +74,13 @@ class RunLog:
 
     def _append(self, path: Path, rows: list[dict]) -> None:
         if self.writes:
-            with path.open("a") as file:
+            with files.writing(path), path.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def to_disk(self) -> None:
+        """Before a checkpoint: the lines up to it must not be lost where it is not."""
+        for path in self._files if self.writes else ():
+            files.to_disk(path)
 
 
 def _sample_rows(prefix: str, step: int, source: Taken) -> list[dict]:
@@ -104,6 +114,10 @@ def _sample_rows(prefix: str, step: int, source: Taken) -> list[dict]:
             position += 1
         rows.append(row)
     return rows
+
+
+def _is_evaluation(row: dict) -> bool:
+    return any(name.startswith("eval/") for name in row)
 
 
 def _question(rollout: Rollout) -> str:

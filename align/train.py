@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import itertools
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,17 +24,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from align import checkpoint, compose, config, hub, report, weights, workers
+from align import checkpoint, compose, config, hub, report, resume, weights, workers
 from align.batch import MissingQuantity
 from align.checkpoint import CheckpointError
 from align.config import Experiment
 from align.data import DataError
 from align.evaluation import comparison
+from align.files import DiskError
+from align.journal import Journal
 from align.loop import Loop
 from align.losses import PairError
 from align.models import ModelError
 from align.prepare import make_accelerator, prepare, set_threads
 from align.recipe import Hub
+from align.resume import Origin
 from align.runlog import RunLog
 from align.schema import ConfigError
 from align.watch import SentinelError, Watch
@@ -41,21 +48,26 @@ PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deep
 
 USER_ERRORS = (
     *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity, SentinelError),
-    FileNotFoundError,
+    *(FileNotFoundError, DiskError),
 )
 
 
 def main(arguments: list[str]) -> int:
-    """`RECIPE [key=value ...]`. Returns the exit code."""
-    if not arguments:
-        print("usage: accelerate launch --config_file launch/cpu.yaml recipes/train.py RECIPE [key=value ...]")
-        return 2
+    """`RECIPE [key=value ...] [--resume]`. Returns the exit code."""
+    usage = "accelerate launch --config_file launch/cpu.yaml recipes/train.py RECIPE [key=value ...] [--resume]"
+    parser = argparse.ArgumentParser(usage=usage)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--resume", action="store_true", help=f"go on with the run in run.out. {resume.EXACT}")
+    asked = parser.parse_intermixed_args(arguments)
+    end_with_launcher()
     quiet()
     try:
-        run(config.load(arguments[0], arguments[1:]))
+        experiment = config.load(asked.recipe, asked.overrides)
+        run(resume.in_place(experiment) if asked.resume else experiment)
     except USER_ERRORS as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, RewardError):
-            print(error, file=sys.stderr)  # rewards are scored on each rank, the rest fails on all alike
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, (RewardError, DiskError)):
+            print(error, file=sys.stderr)  # rewards and files are a rank's own, the rest fails on all alike
         return 1
     return 0
 
@@ -67,28 +79,34 @@ def run(experiment: Experiment) -> None:
         raise ConfigError(["hub: no token to push with; set HF_TOKEN or run `hf auth login`"])
     set_threads()
     accelerator = make_accelerator(experiment)
-    loop = prepare(experiment, accelerator)
-    out = Path(recipe.run.out)
+    origin = resume.agree(recipe.run, accelerator)
+    loop = prepare(resume.recorded(experiment, origin), accelerator)
+    out, plain, now = Path(recipe.run.out), resolved(loop.experiment), versions()
+    journal = Journal(out / "rollouts", resume.lineage(origin, plain, now, accelerator.num_processes))
+    loop = replace(loop, journal=journal)
     if accelerator.is_main_process:
-        set_aside(out, recipe.run.resume)
-    start = 0
-    if recipe.run.resume:
-        start = checkpoint.load(checkpoint.find(recipe.run.resume), loop.learner, experiment.objectives)
+        set_aside(out, origin)
+        if origin.in_place:
+            tidy(loop, origin.step)  # it may have been killed just before
+        if recipe.run.resume:
+            then = resume.versions_then(origin, out)
+            print(resume.explain(origin, out, journal.kept(origin.step), then, now))
+    if origin.checkpoint:
+        checkpoint.load(origin.checkpoint, loop.learner, experiment.objectives)
         if loop.generator:
             loop.generator.sync(loop.learner.model)
-    log = RunLog(out, accelerator, start)
-    log.describe(resolved(loop.experiment), versions())
+    log = RunLog(out, accelerator, origin.step)
+    log.describe(plain, now)
     if loop.held_out and not log.evaluations():
-        log.evaluation(start, *loop.evaluate())
-    steps(loop, log, start)
+        log.evaluation(origin.step, *loop.evaluate())
+    steps(loop, log, origin.step)
     finish(loop, log)
 
 
-def set_aside(out: Path, resume: str | None) -> None:
+def set_aside(out: Path, origin: Origin) -> None:
     """Rename what stands where this run will write: an earlier run, or checkpoints behind the one to go on from."""
-    goes_on = resume is not None and checkpoint.find(resume).resolve().is_relative_to(out.resolve())
-    if goes_on:
-        checkpoint.set_later_aside(checkpoint.find(resume))
+    if origin.in_place:
+        checkpoint.set_later_aside(out / "checkpoints", origin.step)
     elif (out / "metrics.jsonl").exists():
         free = next(n for n in itertools.count(1) if not out.with_name(f"{out.name}.{n}").exists())
         out.rename(out.with_name(f"{out.name}.{free}"))
@@ -96,9 +114,9 @@ def set_aside(out: Path, resume: str | None) -> None:
 
 def steps(loop: Loop, log: RunLog, start: int) -> None:
     """All steps with their evaluations and checkpoints."""
-    recipe = loop.experiment.recipe
+    recipe, accelerator = loop.experiment.recipe, loop.learner.accelerator
     watch = Watch(loop, log)
-    with progress(loop.learner.accelerator) as bar:
+    with progress(accelerator) as bar:
         task = bar.add_task("training", total=recipe.run.steps, completed=start, state="")
         for step in range(start, recipe.run.steps):
             metrics, taken = loop.step(step)
@@ -113,8 +131,17 @@ def steps(loop: Loop, log: RunLog, start: int) -> None:
             if loop.held_out and (final or due(done, recipe.run.eval_every)):
                 log.evaluation(done, *loop.evaluate())
             if final or due(done, recipe.run.save_every):
-                folder = Path(recipe.run.out) / "checkpoints"
-                checkpoint.save(folder, done, loop.learner, loop.experiment.objectives)
+                log.to_disk()
+                loop.save(done)
+                if accelerator.is_main_process:
+                    tidy(loop, done)
+
+
+def tidy(loop: Loop, done: int) -> None:
+    """Remove the checkpoints beyond `run.keep`, and the rollouts that the newest one has made of no use."""
+    run = loop.experiment.recipe.run
+    checkpoint.tidy(Path(run.out) / "checkpoints", run.keep)
+    loop.journal.forget(done)
 
 
 def state_of(metrics: dict[str, float]) -> str:
@@ -211,6 +238,13 @@ def command() -> str:
     words = launcher.cmdline()
     start = next((i for i, word in enumerate(words) if Path(word).name == "accelerate"), 0)
     return shlex.join([Path(words[start]).name, *words[start + 1 :]])
+
+
+def end_with_launcher() -> None:
+    """Where `accelerate launch` is killed, its processes would go on, beside the run that is resumed (Linux only)."""
+    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1  # of sys/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def quiet() -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor
 
 from align import checkpoint
-from align.checkpoint import CheckpointError
 from align.loop import Loop, Taken
 from align.objectives import Objective
 from align.runlog import RunLog
@@ -70,7 +70,7 @@ class Watch:
             return Verdict(found, "warn" if found else "ignore")
         # when the first of them began to hold
         began = step - max(alarm.for_steps for alarm in found if alarm.action == "rollback")
-        good = last_good(self.log.out / "checkpoints", began)
+        good = gather_object([last_good(self.log.out / "checkpoints", began)])[0]
         left = self.rollbacks < self.sentinel.rollbacks
         return Verdict(found, "rollback", good) if good and left else Verdict(found, "stop")
 
@@ -88,7 +88,7 @@ class Watch:
         accelerator = self.loop.learner.accelerator
         accelerator.wait_for_everyone()  # all have found it
         if accelerator.is_main_process:
-            checkpoint.set_later_aside(good)
+            checkpoint.set_later_aside(good.parent, checkpoint.read(good).step)
         accelerator.wait_for_everyone()
         checkpoint.load(good, self.loop.learner, self.loop.experiment.objectives)
         if self.loop.generator:
@@ -98,7 +98,7 @@ class Watch:
 
     def _stop(self, step: int, found: Sequence[Alarm]) -> None:
         out = self.log.out
-        checkpoint.save(out / "checkpoints", step, self.loop.learner, self.loop.experiment.objectives)
+        self.loop.save(step)
         causes = [alarm for alarm in found if alarm.action in ("stop", "rollback")]
         lines = [f"step {step}: {alarm}" for alarm in causes]
         if all(alarm.action == "rollback" for alarm in causes):
@@ -119,13 +119,8 @@ def since_action(rows: Sequence[Step]) -> list[Step]:
 
 def last_good(folder: Path, before: int) -> Path | None:
     """The newest checkpoint in `folder` that is whole and no later than the step `before`."""
-    steps = [int(path.name.removeprefix("step_")) for path in folder.glob("step_*")]
-    for step in sorted((step for step in steps if step <= before), reverse=True):
-        try:
-            return checkpoint.find(folder / f"step_{step}")
-        except CheckpointError:
-            continue
-    return None
+    whole = (path for path in checkpoint.newest_first(folder) if checkpoint.damage(path) is None)
+    return next((path for path in whole if checkpoint.read(path).step <= before), None)
 
 
 def warnings_of(objectives: Sequence[Objective], metrics: dict[str, float]) -> dict[str, str]:

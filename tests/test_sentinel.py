@@ -3,6 +3,7 @@
 import json
 import re
 import timeit
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers import batch_of
 
+from align import checkpoint, files
 from align.config import RewardFunction, load
 from align.data import Prompt
 from align.generator import Response
@@ -245,8 +247,11 @@ def test_a_rule_that_comes_and_goes_is_not_said_each_time(tmp_path):
 
 def make_checkpoints(tmp_path, *steps):
     for step in steps:
-        (tmp_path / f"checkpoints/step_{step}").mkdir(parents=True)
-        (tmp_path / f"checkpoints/step_{step}/state.json").write_text("{}")
+        folder = tmp_path / f"checkpoints/step_{step}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps(asdict(checkpoint.State(step, [], 1, []))))
+        sums = [f"{digest}  {name}\n" for name, digest in files.digests(folder).items()]
+        (folder / checkpoint.SUMS).write_text("".join(sums))
 
 
 ROLLBACK = {"ratio_blow_up": {"for_steps": 3, "action": "rollback"}}

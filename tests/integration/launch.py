@@ -3,24 +3,28 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(machine: str, script: Path, *arguments: str, timeout: int = 600, **variables: str) -> str:
-    """Run a script under `launch/<machine>.yaml`; its output. Fails the test with that output otherwise."""
-    done = launched(machine, script, *arguments, timeout=timeout, **variables)
-    assert done.returncode == 0, done.stdout[-8000:]
-    return done.stdout
-
-
-def launched(machine: str, script: Path, *arguments: str, timeout: int = 600, **variables: str):
-    """The process, done, whatever its exit code."""
+def start(
+    machine: str, script: Path, *arguments: str, inside: Sequence[str] = (), timeout: int = 600, **variables: str
+) -> subprocess.CompletedProcess:
+    """Run a script under `launch/<machine>.yaml`, by the command `inside` where there is one; the process that has
+    ended, with its output."""
     accelerate = Path(sys.executable).with_name("accelerate")
-    command = [str(accelerate), "launch", "--config_file", str(ROOT / "launch" / f"{machine}.yaml")]
+    command = [*inside, str(accelerate), "launch", "--config_file", str(ROOT / "launch" / f"{machine}.yaml")]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests/integration'}", **variables}
     command += ["--main_process_port", "0", str(script), *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
     )
+
+
+def launch(machine: str, script: Path, *arguments: str, timeout: int = 600, **variables: str) -> str:
+    """The same, and its output. Fails the test with that output where it ended with an error."""
+    done = start(machine, script, *arguments, timeout=timeout, **variables)
+    assert done.returncode == 0, done.stdout[-8000:]
+    return done.stdout

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_task import RECIPE
 
-from launch import ROOT, launch, launched
+from launch import ROOT, launch, start
 
 pytestmark = pytest.mark.engine
 
@@ -66,7 +66,7 @@ def test_rolled_back_and_then_stopped(machine, engine, folder, tmp_path):
     steps = ("run.steps=8", "run.save_every=1", "run.keep=9")
     far = 'objective={name: "tiny_faults:far", after: 0.375}'
     own = recipe(folder, tmp_path, far, watch, f"sampling.engine={engine}", *steps)
-    done = launched(machine, ROOT / "recipes/train.py", *own)
+    done = start(machine, ROOT / "recipes/train.py", *own)
     assert done.returncode != 0
     assert "step 5: sentinel: ratio_blow_up: ratio_max is" in done.stdout
     assert "the run stops: it was rolled back 1 times" in done.stdout and "Traceback" not in done.stdout
@@ -86,7 +86,7 @@ def test_a_run_without_gradient_stops_says_why_and_goes_on(folder, tmp_path):
     """All rewards are 0. What was stopped is saved, so a resumed run has the next step before it."""
     nothing = ('rewards={"tiny_task:digits": 0.0}', "sampling.engine=transformers", "run.steps=4")
     watch = "sentinel.no_signal={for_steps: 2, action: stop}"
-    done = launched("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, watch))
+    done = start("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, watch))
     assert done.returncode != 0 and "Traceback" not in done.stdout
     assert "step 2: sentinel: no_signal: no token carried gradient in 2 steps" in done.stdout
     assert "group_advantage: the responses of a group had the same reward; raise sampling.group_size" in done.stdout

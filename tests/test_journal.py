@@ -1,0 +1,95 @@
+"""Persisted rollouts: they come back bit for bit, and only where they belong."""
+
+import math
+import random
+
+import pytest
+
+from align.data import Prompt
+from align.generator import Response
+from align.journal import Journal, Place
+from align.rollouts import Rollout
+
+PROMPTS = [Prompt([1, i], f"text {i}", [{"role": "user", "content": str(i)}], {"answer": object()}) for i in range(3)]
+PLACE = Place(step=4, source=0, round=1, rank=0)
+LINEAGE = [(0, "one recipe")]
+
+
+def sampled():
+    """Two responses a prompt, with logarithms of all sizes."""
+    draw = random.Random(0)
+    logprobs = [-math.exp(draw.uniform(-40, 5)) for _ in range(50)] + [0.0, -5e-324, -math.inf]
+    return [(i, j, p, Response(list(range(53)), logprobs, bool(j))) for i, p in enumerate(PROMPTS) for j in range(2)]
+
+
+def scored(responses):
+    return [Rollout(i, j, p, r, "\u2028ü", {"a": 0.1, "b": None}, 1 / 3, False) for i, j, p, r in responses]
+
+
+def never(*_):
+    raise AssertionError("made again")
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path, LINEAGE)
+    responses = journal.sampled(PLACE, PROMPTS, sampled)
+    journal.scored(PLACE, responses, lambda: scored(responses))
+    return journal
+
+
+def test_rollouts_come_back_bit_for_bit(journal):
+    again = Journal(journal.folder, LINEAGE)
+    assert again.sampled(PLACE, PROMPTS, never) == sampled()
+    rollouts = again.scored(PLACE, sampled(), never)
+    assert rollouts == scored(sampled())
+    assert all(rollout.prompt is PROMPTS[rollout.group] for rollout in rollouts)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [flip, empty])
+def test_what_is_damaged_is_made_again(harm, journal):
+    harm(journal.folder / "step_5/0-1-0.sampled")
+    harm(journal.folder / "step_5/0-1-0.scored")
+    made = []
+    assert journal.sampled(PLACE, PROMPTS, lambda: made.append("sampled") or sampled()) == sampled()
+    assert journal.scored(PLACE, sampled(), lambda: made.append("scored") or scored(sampled())) == scored(sampled())
+    assert made == ["sampled", "scored"]
+
+
+@pytest.mark.parametrize(
+    "lineage, place, prompts",
+    [
+        ([(0, "another recipe")], PLACE, PROMPTS),
+        ([*LINEAGE, (2, "another recipe")], PLACE, PROMPTS),
+        (LINEAGE, Place(5, 0, 1, 0), PROMPTS),
+        (LINEAGE, Place(4, 1, 1, 0), PROMPTS),
+        (LINEAGE, Place(4, 0, 0, 0), PROMPTS),
+        (LINEAGE, Place(4, 0, 1, 1), PROMPTS),
+        (LINEAGE, PLACE, PROMPTS[::-1]),  # the data has changed
+    ],
+)
+def test_rollouts_of_anything_else_are_not_used(lineage, place, prompts, journal):
+    other, made = Journal(journal.folder, lineage), []
+    other.sampled(place, prompts, lambda: made.append(1) or sampled())
+    responses = [(i, j, prompts[i], r) for i, j, _, r in sampled()]
+    other.scored(place, responses, lambda: made.append(2) or scored(responses))
+    assert made == [1, 2]
+
+
+def test_count_and_forget(journal):
+    assert [journal.kept(step) for step in (0, 4, 5)] == [6, 6, 0]
+    assert Journal(journal.folder, [(0, "another recipe")]).kept(0) == 0
+    journal.forget(4)
+    assert journal.kept(0) == 6
+    journal.forget(5)
+    assert journal.kept(0) == 0 and not list(journal.folder.iterdir())
