@@ -16,15 +16,17 @@ from align.batch import Batch
 from align.config import Experiment
 from align.credit import Credited, assign
 from align.data import Pair, Prompt, Prompts
+from align.deadline import deadline
 from align.evaluation import drift, pair_summary, summarise
 from align.generator import Generator
 from align.learner import Learner
 from align.passes import Clock, Passes
+from align.proof import Proof
 from align.rollouts import Rank, Rollout
 from align.scoring import RewardError
 
 TRAIN, SAMPLED, GREEDY = range(3)  # purposes, each with random numbers of its own
-PHASES = ("generate", "score", "credit", "update", "sync")  # together they are a step
+PHASES = ("generate", "score", "credit", "update", "sync", "proof")  # together they are a step
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Loop:
     tokenizer: PreTrainedTokenizerBase
     generator: Generator | None  # None where nothing is sampled
     learner: Learner
+    proof: Proof | None  # likewise
 
     @property
     def held_out(self) -> bool:
@@ -80,12 +83,10 @@ class Loop:
         with clock("update"):
             for _ in range(recipe.optim.updates_per_step):
                 update = self.learner.update([source.credits for source in taken], step)
-        if self.samples:
-            with clock("sync"):
-                self.generator.sync(self.learner.model)
+        proved = self.sync(clock) if self.samples else {}
         spent = {**clock.seconds(), **passes.work, "memory/peak_gib": peak_memory()}
         scored = [rollout for source in taken for rollout in source.scored]
-        return {**describe(scored), **signal(taken, update), **update, **spent}, taken
+        return {**describe(scored), **signal(taken, update), **update, **proved, **spent}, taken
 
     def _take(self, name: str, step: int, progress: float, passes: Passes, clock: Clock) -> Taken:
         """A source's batch of this step, credited by the objectives that learn from it."""
@@ -137,15 +138,35 @@ class Loop:
     def _sample(self, name: str, position: int) -> list[tuple]:
         """This rank's responses to the prompts at a position of the data; a step is one, or a few."""
         recipe = self.experiment.recipe
-        return rollouts.sample(
+        return self._generate(
             self.sources[name].step(position, recipe.sources()[name].prompts_per_step, recipe.run.seed),
-            self.generator,
-            self.rank,
             n=recipe.sampling.group_size,
             temperature=recipe.sampling.temperature,
-            max_tokens=recipe.sampling.max_response_tokens,
             seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN, *self._place(name)),
         )
+
+    def _generate(self, prompts: Sequence[Prompt], *, n: int, temperature: float, seed: int) -> list[tuple]:
+        sampling = self.experiment.recipe.sampling
+        with deadline("generation", sampling.deadline_s):
+            return rollouts.sample(
+                *(prompts, self.generator, self.rank),
+                n=n,
+                temperature=temperature,
+                max_tokens=sampling.max_response_tokens,
+                seed=seed,
+            )
+
+    def sync(self, clock: Clock) -> dict[str, float]:
+        """Hand the policy to the sampler, and prove that it has it: metrics. Collective. Raises `SyncError` where the
+        sampler has something else."""
+        with clock("sync"), deadline("sync", self.experiment.recipe.sampling.deadline_s):
+            self.generator.sync(self.learner.model)
+        return self.prove(clock)
+
+    def prove(self, clock: Clock) -> dict[str, float]:
+        """What `sync` proves, of a sampler that has the policy already."""
+        with clock("proof"), deadline("proof of the sync", self.experiment.recipe.sampling.deadline_s):
+            return {"sync/gap_max": self.proof.check(self.generator, self.learner)}
 
     def _place(self, name: str) -> list[int]:
         """Tells the random numbers of several sources apart."""
@@ -168,19 +189,12 @@ class Loop:
     def _evaluate_responses(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[Rollout]]:
         recipe = self.experiment.recipe
         if not self.samples:
-            self.generator.sync(self.learner.model)
+            self.sync(Clock())
         settings = {SAMPLED: (recipe.eval.samples, recipe.eval.temperature), GREEDY: (1, 0.0)}
         found = {}
         for purpose, (n, heat) in settings.items():
-            sampled = rollouts.sample(
-                prompts,
-                self.generator,
-                self.rank,
-                n=n,
-                temperature=heat,
-                max_tokens=recipe.sampling.max_response_tokens,
-                seed=rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose),
-            )
+            seed = rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose)
+            sampled = self._generate(prompts, n=n, temperature=heat, seed=seed)
             found[purpose] = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
         metrics = summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at)
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)

@@ -24,11 +24,14 @@ from align.batch import MissingQuantity
 from align.checkpoint import CheckpointError
 from align.config import Experiment
 from align.data import DataError
+from align.deadline import DeadlineError
 from align.evaluation import comparison
 from align.loop import Loop
 from align.losses import PairError
 from align.models import ModelError
+from align.passes import Clock
 from align.prepare import make_accelerator, prepare, set_threads
+from align.proof import SyncError
 from align.recipe import Hub
 from align.runlog import RunLog
 from align.schema import ConfigError
@@ -39,7 +42,7 @@ PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deep
 
 USER_ERRORS = (
     *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
-    FileNotFoundError,
+    *(SyncError, DeadlineError, FileNotFoundError),
 )
 
 
@@ -52,8 +55,8 @@ def main(arguments: list[str]) -> int:
     try:
         run(config.load(arguments[0], arguments[1:]))
     except USER_ERRORS as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, RewardError):
-            print(error, file=sys.stderr)  # rewards are scored on each rank, the rest fails on all alike
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, (RewardError, DeadlineError)):
+            print(error, file=sys.stderr)  # each rank scores and samples its own, the rest fails on all alike
         return 1
     return 0
 
@@ -72,8 +75,8 @@ def run(experiment: Experiment) -> None:
     start = 0
     if recipe.run.resume:
         start = checkpoint.load(checkpoint.find(recipe.run.resume), loop.learner, experiment.objectives)
-        if loop.generator:
-            loop.generator.sync(loop.learner.model)
+    if loop.generator:
+        _ = loop.sync(Clock()) if start else loop.prove(Clock())
     log = RunLog(out, accelerator, start)
     log.describe(resolved(loop.experiment), versions())
     if loop.held_out and not log.evaluations():
