@@ -35,7 +35,7 @@ class Probe:
     following: dict[int, float]  # {token: ...} of the likeliest next tokens and the one sampled, as it samples
 
 
-LIKELIEST = 8  # next tokens of a probe
+LIKELIEST = 65  # next tokens of a probe: a support that is cut to 64 or fewer shows
 
 
 class Generator(Protocol):
@@ -89,6 +89,7 @@ class VLLM:
             enable_prefix_caching=True,
             enforce_eager=not recipe.sampling.compile,
             logprobs_mode="processed_logprobs",
+            max_logprobs=LIKELIEST,
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=recipe.run.seed,

@@ -166,7 +166,8 @@ class Loop:
     def prove(self, clock: Clock) -> dict[str, float]:
         """What `sync` proves, of a sampler that has the policy already."""
         with clock("proof"), deadline("proof of the sync", self.experiment.recipe.sampling.deadline_s):
-            return {"sync/gap_max": self.proof.check(self.generator, self.learner)}
+            gaps = self.proof.check(self.generator, self.learner)
+        return {"sync/gap": gaps.mean, "sync/gap_max": gaps.largest}
 
     def _place(self, name: str) -> list[int]:
         """Tells the random numbers of several sources apart."""

@@ -88,7 +88,7 @@ class Sampling(Section):
     compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
     max_sequences: Count = Field(64, description="responses that the engine works on at once")
     tolerance: Positive | None = Field(
-        None, description="nats that sampler and trainer may differ by on a token; default: by model.dtype"
+        None, description="mean nats a token that sampler and trainer may differ by; default: by model.dtype"
     )
     deadline_s: Positive = Field(1800.0, description="seconds after which a generation or a sync counts as hung")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from align.generator import Probe
-from align.proof import ROUNDING, Said, Suspect, compare, diagnose
+from align.proof import MOVED, ROUNDING, Said, Suspect, compare, diagnose, left_behind
 
 TOLERANCE, HEAT = 1e-3, 0.7
 torch.manual_seed(0)
@@ -30,14 +30,14 @@ SAID = Said(prompt_of(LOGITS), (LOGITS[-1] / HEAT).log_softmax(-1))
 BASE, STALE, GUIDE = (LOGITS + scale * torch.randn(6, 40) for scale in (0.8, 0.4, 1.2))
 SUSPECTS = [
     Suspect("base only", "base", prompt_of(BASE)),
-    Suspect("stale adapter", "one sync ago", prompt_of(STALE)),
-    Suspect("stale adapter", "two syncs ago", prompt_of(BASE)),  # the same as the base: it stands first
+    Suspect("stale adapter", "the last sync", prompt_of(STALE)),
+    Suspect("stale adapter", "the first sync", prompt_of(BASE)),  # the same as the base, which stands first
     Suspect("wrong adapter", "guide", prompt_of(GUIDE)),
 ]
 
 
 def found(probe):
-    assert compare(probe, SAID).largest > TOLERANCE
+    assert compare(probe, SAID).mean > TOLERANCE
     return diagnose(probe, SAID, SUSPECTS, temperature=HEAT, tolerance=TOLERANCE)
 
 
@@ -48,7 +48,7 @@ def test_a_sampler_with_the_policy_is_within_rounding():
 
 def test_what_the_sampler_says_of_the_next_token_counts_too():
     gaps = compare(probe_of(LOGITS, temperature=1.0), SAID)
-    assert gaps.prompt < 1e-5 and gaps.largest == gaps.following > 0.1
+    assert gaps.prompt < 1e-5 and gaps.largest > gaps.mean == gaps.following > 0.1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -62,9 +62,9 @@ def test_no_number_is_the_largest_gap(bad):
     "logits, kind, what",
     [
         (BASE, "base only", "base"),
-        (STALE, "stale adapter", "one sync ago"),
+        (STALE, "stale adapter", "the last sync"),
         (GUIDE, "wrong adapter", "guide"),
-        (LOGITS + 0.02 * torch.randn(6, 40), "merge rounding", "rounds"),
+        (LOGITS + 0.02 * torch.randn(6, 40), "merge rounding", "rounded"),
         (torch.randn(6, 40), "unknown weights", "no weights that the trainer knows"),
     ],
 )
@@ -84,6 +84,25 @@ def test_without_suspects_small_gaps_are_rounding_and_large_ones_unknown():
     for gap, kind in ((0.9 * ROUNDING, "merge rounding"), (1.1 * ROUNDING, "unknown weights")):
         probe = Probe((SAID.prompt + gap).tolist(), {})
         assert diagnose(probe, SAID, [], temperature=HEAT, tolerance=TOLERANCE).kind == kind
+
+
+def test_a_sampler_that_stays_as_it_was_is_stale_however_little_the_policy_moved():
+    probe = probe_of(LOGITS)  # rounded as this engine does
+    for moved, stale in ((0.5, False), (2.0, True)):
+        said = Said(SAID.prompt + moved * MOVED * TOLERANCE, SAID.following)
+        before = Suspect("stale adapter", "the last sync", SAID.prompt, probe.prompt)
+        assert compare(probe, said).mean < TOLERANCE
+        assert left_behind(probe, said, [before], TOLERANCE) == stale
+    finding = diagnose(probe, said, [before], temperature=HEAT, tolerance=TOLERANCE)
+    assert finding.kind == "stale adapter"
+    assert not left_behind(probe_of(LOGITS * (1 + 1e-6)), said, [before], TOLERANCE)
+
+
+def test_what_the_sampler_said_before_tells_weights_apart_that_the_tolerance_does_not():
+    probe, wide = probe_of(STALE), 10.0
+    near = Suspect("base only", "base", prompt_of(STALE))
+    seen = Suspect("stale adapter", "the last sync", prompt_of(STALE) + 0.01, probe.prompt)
+    assert diagnose(probe, SAID, [near, seen], temperature=HEAT, tolerance=wide).kind == "stale adapter"
 
 
 def top_k(k):

@@ -1,5 +1,5 @@
-"""Does the proof find what is planted? RECIPE OUT GUIDE FAILURES [key=value ...]: the largest gaps of a healthy run, and
-{failure: the kind and message that the proof gave}, as JSON. After each failure a healthy sync must be silent again."""
+"""Does the proof find what is planted? RECIPE OUT GUIDE FAILURES [key=value ...]: (mean, largest) gap of each healthy sync
+and {failure: kind and message that the proof gave}, as JSON. Behind each failure a healthy sync must be silent again."""
 
 import json
 import sys
@@ -20,10 +20,19 @@ quiet()
 set_threads()
 experiment = config.load(recipe, overrides)
 accelerator = make_accelerator(experiment)
-loop = prepare(experiment, accelerator)
+own_adapter = models.add_adapter
+
+
+def with_guide(model, adapter, base_name):
+    """As for an objective that needs one."""
+    model = own_adapter(model, adapter, base_name)
+    models.add_guide(model, guide, base_name)
+    return model
+
+
+with patch.object(models, "add_adapter", with_guide):
+    loop = prepare(experiment, accelerator)
 learner, generator, merged = loop.learner, loop.generator, weights.merged
-if experiment.recipe.model.adapter:
-    models.add_guide(learner.model, guide, experiment.recipe.model.policy)  # as for an objective that needs it
 
 
 def streams(change):
@@ -38,7 +47,7 @@ def every(change):
 def samples_with(**other):
     """Each request gets other settings than `generate` asks for."""
     own = generator._sample
-    return patch.object(generator, "_sample", lambda prompts, **settings: own(prompts, **{**settings, **other}))
+    return patch.object(generator, "_sample", lambda *prompts, **settings: own(*prompts, **{**settings, **other}))
 
 
 @contextmanager
@@ -70,18 +79,21 @@ PLANTED = {
     "guide passed": lambda: serves(lambda: generator._lora_request("guide", 999, guide)),
     "merged in bfloat16": lambda: every(lambda weight: weight.bfloat16().to(weight.dtype)),
     "merged with noise": lambda: every(noisy),
+    "another model": lambda: every(lambda weight: weight.flip(0)),
     "head not streamed": lambda: streams(lambda stream: ((n, w) for n, w in stream if n != "lm_head.weight")),
     "temperature forgotten": lambda: samples_with(temperature=1.0),
     "another temperature": lambda: samples_with(temperature=0.8),
-    "top-p": lambda: samples_with(top_p=0.9),
-    "top-k": lambda: samples_with(top_k=20),
-    "min-p": lambda: samples_with(min_p=0.1),
+    "top-p": lambda: samples_with(top_p=0.95),
+    "top-k": lambda: samples_with(top_k=50),
+    "min-p": lambda: samples_with(min_p=0.02),
 }
 
-gaps = [loop.prove(Clock())["sync/gap_max"]]
+measures = ("sync/gap", "sync/gap_max")
+proved = loop.prove(Clock())
+gaps = [[proved[name] for name in measures]]
 for step in range(4):
     metrics, (taken,) = loop.step(step)
-    gaps.append(metrics["sync/gap_max"])
+    gaps.append([metrics[name] for name in measures])
 found = {}
 for failure in failures.split(","):
     learner.update([taken.credits], 4)  # so that there is something to sync
@@ -91,10 +103,11 @@ for failure in failures.split(","):
             found[failure] = ["silent", ""]
         except SyncError as error:
             found[failure] = [error.kind, str(error)]
-    gaps.append(loop.sync(Clock())["sync/gap_max"])
+    proved = loop.sync(Clock())
+    gaps.append([proved[name] for name in measures])
 if accelerator.is_main_process:
     with open(out, "w") as file:
-        json.dump({"gaps": gaps, "found": found, "probe": loop.proof.ids}, file, indent=1)
+        json.dump({"gaps": gaps, "found": found, "probe": loop.proof.ids}, file, indent=None)
 accelerator.wait_for_everyone()
 generator.close()
 accelerator.end_training()
