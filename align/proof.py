@@ -1,8 +1,8 @@
 """After each sync, sampler and trainer say what they think of the same few tokens. Where they differ, this tells what
 the sampler has instead of the policy.
 
-Engines round differently: in bfloat16 by more than an update moves a token. So a sampler counts as stale, too, that says
-bit for bit what it said after an earlier sync although the policy has moved on since.
+Engines round differently: in bfloat16 by more than an update moves a token. So a sampler that says bit for bit what it
+said after an earlier sync, although the policy has moved on since, counts as stale too.
 """
 
 from __future__ import annotations
@@ -196,6 +196,6 @@ class Proof:
         return SyncError(
             found.kind,
             f"sync {len(self.earlier)}: the sampler does not sample from the policy ({found.kind}): {found.what}."
-            f" It is off by {gaps.prompt:.2g} nats on {len(self.ids) - 1} prompt tokens and by {gaps.following:.2g} on the"
-            f" likeliest next ones; sampling.tolerance is {self.sampling.tolerance:g}. {found.mend}",
+            f" It is off by {gaps.prompt:.2g} nats on {len(self.ids) - 1} prompt tokens and by {gaps.following:.2g} on"
+            f" the likeliest next ones; sampling.tolerance is {self.sampling.tolerance:g}. {found.mend}",
         )

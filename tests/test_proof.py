@@ -99,7 +99,7 @@ def test_a_sampler_that_stays_as_it_was_is_stale_however_little_the_policy_moved
 
 
 def test_what_the_sampler_said_before_tells_weights_apart_that_the_tolerance_does_not():
-    probe, wide = probe_of(STALE), 10.0
+    probe, wide = probe_of(STALE), 1.0
     near = Suspect("base only", "base", prompt_of(STALE))
     seen = Suspect("stale adapter", "the last sync", prompt_of(STALE) + 0.01, probe.prompt)
     assert diagnose(probe, SAID, [near, seen], temperature=HEAT, tolerance=wide).kind == "stale adapter"

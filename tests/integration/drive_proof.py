@@ -1,5 +1,5 @@
-"""Does the proof find what is planted? RECIPE OUT GUIDE FAILURES [key=value ...]: (mean, largest) gap of each healthy sync
-and {failure: kind and message that the proof gave}, as JSON. Behind each failure a healthy sync must be silent again."""
+"""Does the proof find what is planted? RECIPE OUT GUIDE FAILURES [key=value ...]: (mean, largest) gap of each healthy
+sync and {failure: kind and message of the proof}, as JSON. Behind each failure a healthy sync must be silent again."""
 
 import json
 import sys
@@ -85,6 +85,7 @@ PLANTED = {
     "another temperature": lambda: samples_with(temperature=0.8),
     "top-p": lambda: samples_with(top_p=0.95),
     "top-k": lambda: samples_with(top_k=50),
+    "the model's own settings": lambda: patch.object(generator, "_plain", learner.model.generation_config),
     "min-p": lambda: samples_with(min_p=0.02),
 }
 

@@ -17,6 +17,7 @@ SAMPLING = dict.fromkeys(["temperature forgotten", "another temperature", "top-p
 IN_MERGED = {"sync skipped": "stale adapter", "no adapter merged": "base only", "guide merged": "wrong adapter"}
 IN_ADAPTER = {"sync skipped": "stale adapter", "no adapter passed": "base only", "guide passed": "wrong adapter"}
 ROUNDED = dict.fromkeys(["merged in bfloat16", "merged with noise"], "merge rounding")
+OWN = dict.fromkeys(["temperature forgotten", "another temperature", "the model's own settings"], SUPPORT)
 FULL = {"sync skipped": "stale weights", "another model": "unknown weights"}
 BFLOAT16 = "model.dtype=bfloat16"
 
@@ -46,7 +47,7 @@ def guide(folder, tmp_path_factory):
         ("cpu", True, IN_ADAPTER | SAMPLING, 0.2, [ADAPTER, BFLOAT16]),
         ("cpu", False, FULL | SAMPLING, 0.2, [BFLOAT16]),
         ("cpu_zero3", True, IN_MERGED | {"top-p": SUPPORT}, 1e-4, [MERGED]),
-        ("cpu", True, SAMPLING, 1e-4, ["sampling.engine=transformers"]),
+        ("cpu", True, OWN, 1e-4, ["sampling.engine=transformers"]),
     ],
 )
 def test_the_proof_names_what_was_planted(machine, adapter, planted, largest, more, folder, guide, tmp_path):
