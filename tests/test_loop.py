@@ -229,6 +229,7 @@ def looped(plan, rounds):
             group_size=2,
             temperature=1.0,
             max_response_tokens=1,
+            deadline_s=60.0,
             dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
         ),
     )
@@ -237,7 +238,7 @@ def looped(plan, rounds):
     prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
     learner = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1))
     sampler = Sampler(plan)
-    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner), sampler
+    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner, None), sampler
 
 
 def outcome(found):
