@@ -189,15 +189,14 @@ class Loop:
 
     def _evaluate_responses(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[Rollout]]:
         recipe = self.experiment.recipe
-        if not self.samples:
-            self.sync(Clock())
+        proved = {} if self.samples else self.sync(Clock())
         settings = {SAMPLED: (recipe.eval.samples, recipe.eval.temperature), GREEDY: (1, 0.0)}
         found = {}
         for purpose, (n, heat) in settings.items():
             seed = rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose)
             sampled = self._generate(prompts, n=n, temperature=heat, seed=seed)
             found[purpose] = rollouts.gather(rollouts.score(sampled, self.experiment, self.tokenizer))
-        metrics = summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at)
+        metrics = {**summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at), **proved}
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
         if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:
             metrics |= drift([r.group for r in found[SAMPLED]], self._kl(found[SAMPLED]))

@@ -72,7 +72,7 @@ class Suspect:
 class Finding:
     kind: str
     what: str
-    mend: str = "Sync in the other way (sampling.sync), or with the release of vLLM that align pins."
+    mend: str = "Sync in the other way (sampling.sync), or with another release of vLLM."
 
 
 def compare(probe: Probe, said: Said) -> Gaps:
