@@ -27,8 +27,19 @@ class Response:
     truncated: bool  # stopped by the token limit
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What a sampler says about a few tokens, in nats."""
+
+    prompt: list[float]  # of each prompt token but the first, at temperature 1
+    following: dict[int, float]  # {token: ...} of the likeliest next tokens and the one sampled, as it samples
+
+
+LIKELIEST = 65  # next tokens of a probe: a support that is cut to 64 or fewer shows
+
+
 class Generator(Protocol):
-    """An engine on this rank. `sync` is collective; `generate` is not."""
+    """An engine on this rank. `sync` is collective; `generate` and `probe` are not."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, n: int, temperature: float, max_tokens: int, seed: int
@@ -38,6 +49,10 @@ class Generator(Protocol):
 
     def sync(self, model: nn.Module) -> None:
         """Make the next `generate` sample from the model's weights of now."""
+        ...
+
+    def probe(self, ids: Sequence[int], *, temperature: float) -> Probe:
+        """What it says about a prompt and about the next token, sampled just as `generate` does."""
         ...
 
     def close(self) -> None:
@@ -74,6 +89,7 @@ class VLLM:
             enable_prefix_caching=True,
             enforce_eager=not recipe.sampling.compile,
             logprobs_mode="processed_logprobs",
+            max_logprobs=LIKELIEST,
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=recipe.run.seed,
@@ -87,10 +103,21 @@ class VLLM:
             return []
         torch.manual_seed(seed)  # a seed for each request would end the CPU engine
         self._llm.reset_prefix_cache()  # what was sampled before must not decide how the prompts are computed
-        params = self._params(n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0, detokenize=False)
-        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
+        outputs = self._sample(prompts, n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0)
         return [[_response(sample) for sample in output.outputs] for output in outputs]
+
+    def _sample(self, prompts, **settings):
+        """The engine's outputs; whatever is sampled is sampled here."""
+        params = self._params(**settings, detokenize=False)
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
+
+    def probe(self, ids, *, temperature):
+        settings = dict(temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
+        [output] = self._sample([ids], **settings)
+        prompt = [position[token].logprob for token, position in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+        [following] = output.outputs[0].logprobs
+        return Probe(prompt, {token: found.logprob for token, found in following.items()})
 
     def sync(self, model):
         self._version += 1
@@ -134,6 +161,15 @@ class Transformers:
             return []
         torch.manual_seed(seed)
         width = max(map(len, prompts))
+        out = self._sample(prompts, width, n=n, temperature=temperature, max_tokens=max_tokens)
+        tokens = out.sequences[:, width:]
+        logprobs = torch.stack(out.scores, 1).float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        rows = [self._cut(t, lp) for t, lp in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+        per = n if temperature else 1
+        return [rows[i : i + per] * (n // per) for i in range(0, len(rows), per)]
+
+    def _sample(self, prompts, width, *, n, temperature, max_tokens):
+        """The model's output; whatever is sampled is sampled here. Its scores are what it samples from."""
         ids = torch.tensor([[self._pad_id] * (width - len(p)) + list(p) for p in prompts], device=self._model.device)
         seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
         choice = (
@@ -143,22 +179,26 @@ class Transformers:
         )
         own, self._model.generation_config = self._model.generation_config, self._plain
         try:
-            out = self._model.generate(
+            return self._model.generate(
                 input_ids=ids,
                 attention_mask=seen,
                 max_new_tokens=max_tokens,
                 return_dict_in_generate=True,
-                output_logits=True,
+                output_scores=True,
                 **choice,
             )
         finally:
             self._model.generation_config = own
-        tokens = out.sequences[:, width:]
-        logits = torch.stack(out.logits, 1).float() / (temperature or 1.0)
-        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-        rows = [self._cut(t, lp) for t, lp in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
-        per = n if temperature else 1
-        return [rows[i : i + per] * (n // per) for i in range(0, len(rows), per)]
+
+    @torch.no_grad()
+    def probe(self, ids, *, temperature):
+        tokens = torch.tensor([list(ids)], device=self._model.device)
+        before = self._model(tokens[:, :-1]).logits.float().log_softmax(-1)
+        out = self._sample([ids], len(ids), n=1, temperature=temperature, max_tokens=1)
+        following = out.scores[0][0].float().log_softmax(-1)
+        likeliest = {*following.topk(LIKELIEST).indices.tolist(), int(out.sequences[0, -1])}
+        prompt = before.gather(-1, tokens[:, 1:, None])[0, :, 0].tolist()
+        return Probe(prompt, {token: float(following[token]) for token in likeliest})
 
     def _cut(self, tokens: list[int], logprobs: list[float]) -> Response:
         """Up to the first end token, by position: the pad token may be the end token."""

@@ -114,6 +114,13 @@ class Learner:
                 out[name][rows] = values[name]
         return out
 
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], who: Speaker = "policy") -> Tensor:
+        """[len(ids),V] float32 on the CPU: what one model expects behind each token, at the policy's temperature."""
+        batch = Batch.of([0], [[*ids[1:], ids[0]]], prompt_ids=[ids[:1]])
+        with self._speaking(who) as module:
+            return module(layouts.padded.inputs(batch, batch.mask), ("logits",))["logits"][0].cpu()
+
     def update(self, sources: Sequence[Sequence[Credited]], step: int) -> dict[str, float]:
         """One optimiser update on the sum of all terms; returns what was measured on the way.
 

@@ -18,16 +18,18 @@ from align.batch import Batch
 from align.config import Experiment, RewardFunction
 from align.credit import Credited, assign
 from align.data import Pair, Prompt, Prompts
+from align.deadline import deadline
 from align.evaluation import drift, pair_summary, summarise
 from align.generator import Generator
 from align.journal import Journal, Place
 from align.learner import Learner
 from align.passes import Clock, Passes
+from align.proof import Proof
 from align.rollouts import Rank, Rollout
 from align.workers import RewardError, Worker
 
 TRAIN, SAMPLED, GREEDY = range(3)  # purposes, each with random numbers of its own
-PHASES = ("generate", "score", "credit", "update", "sync")  # together they are a step
+PHASES = ("generate", "score", "credit", "update", "sync", "proof")  # together they are a step
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Loop:
     tokenizer: PreTrainedTokenizerBase
     generator: Generator | None  # None where nothing is sampled
     learner: Learner
+    proof: Proof | None  # likewise
     workers: Sequence[Worker] = ()  # of the rewards; none where nothing is sampled
     journal: Journal | None = None  # of a run that can be resumed
 
@@ -85,13 +88,11 @@ class Loop:
         with clock("update"):
             updates = [self.learner.update(credits, step) for _ in range(recipe.optim.updates_per_step)]
         update = {**updates[-1], "skipped": sum(update["skipped"] for update in updates)}
-        if self.samples:
-            with clock("sync"):
-                self.generator.sync(self.learner.model)
+        proved = self.sync(clock) if self.samples else {}
         spent = {**clock.seconds(), **passes.work, "memory/peak_gib": peak_memory()}
         scored = [rollout for source in taken for rollout in source.scored]
         sampled = {**describe(scored), **shares(scored, self.experiment.rewards)}
-        return {**sampled, **signal(taken, update), **update, **spent}, taken
+        return {**sampled, **signal(taken, update), **update, **proved, **spent}, taken
 
     def _take(self, name: str, step: int, progress: float, passes: Passes, clock: Clock) -> Taken:
         """A source's batch of this step, credited by the objectives that learn from it."""
@@ -147,11 +148,10 @@ class Loop:
         prompts = self.sources[name].step(position, recipe.sources()[name].prompts_per_step, recipe.run.seed)
         apart = [place.source] if place.source else []  # the random numbers of several sources
         sample = partial(
-            rollouts.sample,
-            *(prompts, self.generator, self.rank),
+            self._generate,
+            prompts,
             n=recipe.sampling.group_size,
             temperature=recipe.sampling.temperature,
-            max_tokens=recipe.sampling.max_response_tokens,
             seed=rollouts.seed_of(recipe.run.seed, position, self.rank.index, TRAIN, *apart),
         )
         return self.journal.sampled(place, prompts, sample) if self.journal else sample()
@@ -172,6 +172,30 @@ class Loop:
         state = checkpoint.state_at(done, self.learner, self.experiment.objectives, self.journal.lineage)
         checkpoint.save(Path(self.experiment.recipe.run.out) / "checkpoints", self.learner, state)
 
+    def _generate(self, prompts: Sequence[Prompt], *, n: int, temperature: float, seed: int) -> list[tuple]:
+        sampling = self.experiment.recipe.sampling
+        with deadline("generation", sampling.deadline_s):
+            return rollouts.sample(
+                *(prompts, self.generator, self.rank),
+                n=n,
+                temperature=temperature,
+                max_tokens=sampling.max_response_tokens,
+                seed=seed,
+            )
+
+    def sync(self, clock: Clock) -> dict[str, float]:
+        """Hand the policy to the sampler, and prove that it has it: metrics. Collective. Raises `SyncError` where the
+        sampler has something else."""
+        with clock("sync"), deadline("sync", self.experiment.recipe.sampling.deadline_s):
+            self.generator.sync(self.learner.model)
+        return self.prove(clock)
+
+    def prove(self, clock: Clock) -> dict[str, float]:
+        """What `sync` proves, of a sampler that has the policy already."""
+        with clock("proof"), deadline("proof of the sync", self.experiment.recipe.sampling.deadline_s):
+            gaps = self.proof.check(self.generator, self.learner)
+        return {"sync/gap": gaps.mean, "sync/gap_max": gaps.largest}
+
     def evaluate(self) -> tuple[dict[str, float], list[Rollout]]:
         """Metrics on what was held out, and the greedy responses. The same random numbers every time."""
         metrics, greedy = {}, []
@@ -187,22 +211,14 @@ class Loop:
 
     def _evaluate_responses(self, prompts: Sequence[Prompt]) -> tuple[dict[str, float], list[Rollout]]:
         recipe = self.experiment.recipe
-        if not self.samples:
-            self.generator.sync(self.learner.model)
+        proved = {} if self.samples else self.sync(Clock())
         settings = {SAMPLED: (recipe.eval.samples, recipe.eval.temperature), GREEDY: (1, 0.0)}
         found = {}
         for purpose, (n, heat) in settings.items():
-            sampled = rollouts.sample(
-                prompts,
-                self.generator,
-                self.rank,
-                n=n,
-                temperature=heat,
-                max_tokens=recipe.sampling.max_response_tokens,
-                seed=rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose),
-            )
+            seed = rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose)
+            sampled = self._generate(prompts, n=n, temperature=heat, seed=seed)
             found[purpose] = rollouts.gather(self._rewarded(sampled))
-        metrics = summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at)
+        metrics = {**summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at), **proved}
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
         if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:
             metrics |= drift([r.group for r in found[SAMPLED]], self._kl(found[SAMPLED]))

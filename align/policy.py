@@ -65,9 +65,9 @@ class Policy(nn.Module):
     ) -> dict[str, Tensor]:
         """{quantity: [R,N]}: logprob, entropy and ref_kl in nats, and what the heads give. Sums run in float32.
 
-        `layers` gives a list of [R,N,D] instead, one a layer without the embeddings, and `hidden` one with the last
-        alone. `activation_mask` is MaPO's. `head_gap` checks that logits are made as the model makes them. The head
-        runs `chunks` times: under ZeRO-3 each run is collective, so that all ranks need the same number.
+        `layers` gives a list of [R,N,D] instead, one a layer without the embeddings, `hidden` one with the last alone,
+        and `logits` [R,N,V]. `activation_mask` is MaPO's. `head_gap` checks that logits are made as the model makes
+        them. The head runs `chunks` times: under ZeRO-3 each run is collective, so that all ranks need the same number.
         """
         if "head_gap" in quantities:
             return {"head_gap": self._head_gap(inputs)}
@@ -77,6 +77,8 @@ class Policy(nn.Module):
             hidden = self._hidden(inputs)
         if "hidden" in quantities:
             return {"hidden": hidden}
+        if "logits" in quantities:
+            return {"logits": self.logits(hidden[-1])}
         out = self._vocabulary(hidden[-1], inputs.targets, quantities, reference, chunks)
         if activations is not None:
             out["activation_mask"] = activation_mask(activations, self._logit_means(hidden[-1], chunks), inputs)

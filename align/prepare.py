@@ -24,6 +24,7 @@ from align.loop import Loop, pairs_in
 from align.models import ModelError, Speaker
 from align.objectives import Objective
 from align.policy import Policy
+from align.proof import TOLERANCE, Proof, choose
 from align.recipe import Recipe
 from align.schema import ConfigError
 from align.workers import Worker
@@ -68,9 +69,10 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     probe.check_head(learner)
     experiment = check_packing(experiment, asked, learner)
     generator = make_generator(path, recipe, learner, tokenizer, context) if sampled else None
+    proof = make_proof(experiment, sources, learner) if sampled else None
     for judge in judges:
         judge.wait()
-    return Loop(experiment, sources, banks, tokenizer, generator, learner, judges)
+    return Loop(experiment, sources, banks, tokenizer, generator, learner, proof, judges)
 
 
 def check_pairs(experiment: Experiment, sources: Mapping[str, Prompts], limit: int | None) -> None:
@@ -194,7 +196,9 @@ def settle(experiment: Experiment, model_config: PretrainedConfig, accelerator: 
         "optim": recipe.optim.model_copy(
             update={"layout": layout, "schedule_steps": recipe.optim.schedule_steps or recipe.run.steps}
         ),
-        "sampling": recipe.sampling.model_copy(update={"sync": sync}),
+        "sampling": recipe.sampling.model_copy(
+            update={"sync": sync, "tolerance": recipe.sampling.tolerance or TOLERANCE[recipe.model.dtype]}
+        ),
         "eval": recipe.eval.model_copy(update={"temperature": temperature}),
         "correct": experiment.correct,
     }
@@ -223,6 +227,12 @@ def make_generator(path: str, recipe: Recipe, learner: Learner, tokenizer, conte
         ends = learner.model.generation_config.eos_token_id or tokenizer.eos_token_id
         return Transformers(learner.model, ends if isinstance(ends, list) else [ends], tokenizer.pad_token_id or 0)
     return VLLM(path, recipe, context)
+
+
+def make_proof(experiment: Experiment, sources: Mapping[str, Prompts], learner: Learner) -> Proof:
+    """On the same tokens after a resume: they are chosen before anything was trained."""
+    prompts = [prompt.ids for source in sources.values() for prompt in (*source.train, *source.held_out)]
+    return Proof(choose(learner, max(prompts, key=len)), experiment.recipe.sampling)
 
 
 def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | None) -> int:

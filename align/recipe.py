@@ -81,6 +81,9 @@ class Sampling(Section):
     cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
     compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
     max_sequences: Count = Field(64, description="responses that the engine works on at once")
+    tolerance: Positive | None = Field(
+        None, description="mean nats a token that sampler and trainer may differ by; default: by model.dtype"
+    )
     deadline_s: Positive = Field(1800.0, description="seconds after which a generation or a sync counts as hung")
 
 

@@ -29,13 +29,16 @@ from align.batch import MissingQuantity
 from align.checkpoint import CheckpointError
 from align.config import Experiment
 from align.data import DataError
+from align.deadline import DeadlineError
 from align.evaluation import comparison
 from align.files import DiskError
 from align.journal import Journal
 from align.loop import Loop
 from align.losses import PairError
 from align.models import ModelError
+from align.passes import Clock
 from align.prepare import make_accelerator, prepare, set_threads
+from align.proof import SyncError
 from align.recipe import Hub
 from align.resume import Origin
 from align.runlog import RunLog
@@ -48,8 +51,9 @@ PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deep
 
 USER_ERRORS = (
     *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity, SentinelError),
-    *(FileNotFoundError, DiskError),
+    *(SyncError, DeadlineError, FileNotFoundError, DiskError),
 )
+OWN_ERRORS = (RewardError, DeadlineError, DiskError)  # of one rank; the others fail on all alike
 
 
 def main(arguments: list[str]) -> int:
@@ -66,8 +70,8 @@ def main(arguments: list[str]) -> int:
         experiment = config.load(asked.recipe, asked.overrides)
         run(resume.in_place(experiment) if asked.resume else experiment)
     except USER_ERRORS as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, (RewardError, DiskError)):
-            print(error, file=sys.stderr)  # rewards and files are a rank's own, the rest fails on all alike
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
+            print(error, file=sys.stderr)
         return 1
     return 0
 
@@ -93,8 +97,8 @@ def run(experiment: Experiment) -> None:
             print(resume.explain(origin, out, journal.kept(origin.step), then, now))
     if origin.checkpoint:
         checkpoint.load(origin.checkpoint, loop.learner, experiment.objectives)
-        if loop.generator:
-            loop.generator.sync(loop.learner.model)
+    if loop.generator:
+        _ = loop.sync(Clock()) if origin.checkpoint else loop.prove(Clock())
     log = RunLog(out, accelerator, origin.step)
     log.describe(plain, now)
     if loop.held_out and not log.evaluations():

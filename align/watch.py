@@ -15,6 +15,7 @@ from torch import Tensor
 from align import checkpoint
 from align.loop import Loop, Taken
 from align.objectives import Objective
+from align.passes import Clock
 from align.runlog import RunLog
 from align.sentinel import Action, Alarm, Step, alarms
 
@@ -92,7 +93,7 @@ class Watch:
         accelerator.wait_for_everyone()
         checkpoint.load(good, self.loop.learner, self.loop.experiment.objectives)
         if self.loop.generator:
-            self.loop.generator.sync(self.loop.learner.model)
+            self.loop.sync(Clock())
         self.rollbacks += 1
         self.steps = []
 

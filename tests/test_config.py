@@ -126,7 +126,7 @@ BAD = [
     # unknown keys, at every depth
     ("modl: {}\n", 13, "modl", f"{WRONG_KEY} 'model'?"),
     (("group_size", "gruop_size"), 6, "sampling.gruop_size", f"{WRONG_KEY} 'group_size'?"),
-    (sampling("zzz: 1"), 7, "sampling.zzz", "unknown key; there are: cache_gib, compile, dynamic_sampling, engine, "),
+    (sampling("zzz: 1"), 7, "sampling.zzz", "unknown key; there are: cache_gib, compile, deadline_s, "),
     (model("adapter: {rnk: 8}"), 3, "model.adapter.rnk", f"{WRONG_KEY} 'rank'?"),
     (rewards("\n  - {fn: 'user_code:correct', wieght: 2}"), 8, "rewards.0.wieght", f"{WRONG_KEY} 'weight'"),
     ("hub: {repo: a/b, privat: true}\n", 13, "hub.privat", f"{WRONG_KEY} 'private'?"),

@@ -286,6 +286,7 @@ def _looped(right, worker, plan, rounds):
             group_size=2,
             temperature=1.0,
             max_response_tokens=1,
+            deadline_s=60.0,
             dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
         ),
     )
@@ -293,7 +294,7 @@ def _looped(right, worker, plan, rounds):
     prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
     learner = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1))
     sampler = Sampler(plan)
-    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner, [worker]), sampler
+    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner, None, [worker]), sampler
 
 
 def outcome(found):

@@ -1,0 +1,51 @@
+"""What takes too long raises, and what cannot be interrupted ends the process: nothing hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+GRACE = 10.0  # seconds that an overdue call has to get back to Python, where it can raise
+
+
+class DeadlineError(RuntimeError):
+    """A generation or a sync took longer than the recipe allows."""
+
+
+@contextmanager
+def deadline(what: str, seconds: float) -> Iterator[None]:
+    """Raises `DeadlineError` inside the block once it has run for `seconds`.
+
+    An exception only comes up between two Python instructions. A call that stays in C++, such as a collective that the
+    other ranks never join, gets `GRACE` seconds more; then the stacks of all threads are printed and the process ends
+    with code 1, whereupon the launcher ends the other ranks. In the main thread only; blocks do not nest.
+    """
+    error = DeadlineError(
+        f"{what}: not done after {seconds:g} s, so it counts as hung; where it is only slow, raise sampling.deadline_s"
+    )
+
+    def late(*_) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, late)
+    watch = threading.Timer(seconds + GRACE, _end, [error])
+    watch.daemon = True
+    watch.start()
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        watch.cancel()
+        signal.signal(signal.SIGALRM, before)
+
+
+def _end(error: DeadlineError) -> None:
+    print(f"{error}; it hangs here:", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback()
+    os._exit(1)

@@ -1,0 +1,21 @@
+"""A generation or a sync that takes too long ends the whole run with a message: real engines, two ranks."""
+
+import time
+from pathlib import Path
+
+import pytest
+import tiny_task
+
+from launch import launch
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("how, what", [("slow", "generation"), ("hung", "sync")])
+def test_nothing_hangs(how, what, folder, tmp_path):
+    recipe = tiny_task.RECIPE.format(folder=folder, adapter=", adapter: {rank: 4, alpha: 8}", out=tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    script, start = Path(__file__).parent / "drive_deadline.py", time.monotonic()
+    with pytest.raises(AssertionError, match=rf"{what}: not done after 4 s.*raise sampling\.deadline_s"):
+        launch("cpu_zero3", script, how, tmp_path / "recipe.yaml", "data.holdout=0", "sampling.deadline_s=4")
+    assert time.monotonic() - start < 120
