@@ -10,7 +10,8 @@ import yaml
 from accelerate import Accelerator
 
 from align import files
-from align.loop import PHASES, Taken
+from align.loop import PHASES
+from align.measures import Taken
 from align.rollouts import Rollout
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from align import checkpoint
-from align.loop import Loop, Taken
+from align.loop import Loop
+from align.measures import Taken
 from align.objectives import Objective
 from align.passes import Clock
 from align.runlog import RunLog

@@ -16,8 +16,9 @@ from align.credit import assign
 from align.data import DataError, Prompt, Prompts
 from align.evaluation import comparison, pass_at, summarise
 from align.generator import Response
-from align.loop import Loop, Taken, _nothing_rated, describe, signal
+from align.loop import Loop, _nothing_rated
 from align.losses import kl_policy_ref
+from align.measures import Taken, describe, signal
 from align.objectives import gfpo, grpo, mapo, rto, sparsepo
 from align.passes import Clock, Passes
 from align.prepare import needed_context

@@ -15,8 +15,8 @@ from align import checkpoint, files
 from align.config import RewardFunction, load
 from align.data import Prompt
 from align.generator import Response
-from align.loop import describe, shares
 from align.losses import pair_logistic_masked
+from align.measures import describe, shares
 from align.recipe import Correct
 from align.rollouts import Rollout
 from align.schema import ConfigError

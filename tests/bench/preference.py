@@ -128,7 +128,7 @@ def memory(kind: str, guide: str, out: str) -> None:
     import torch
 
     from align import data, layouts, models, rollouts
-    from align.loop import peak_memory
+    from align.measures import peak_memory
     from align.policy import Policy
     from align.recipe import Adapter, Data
 
