@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from align.compose import build_objectives
-from align.hub import check_repo_name
+from align.hub import base_problem, check_repo_name
 from align.objectives import OBJECTIVES, Objective
 from align.recipe import Correct, Data, FromRecipe, Hub, Recipe
 from align.schema import (
@@ -283,11 +283,18 @@ REPLAY: tuple[Rule, ...] = (_cross_rules,)  # recorded rollouts bring along what
 
 
 def _hub_problems(recipe: Recipe, source: Source) -> list[str]:
-    repo = recipe.hub.repo if isinstance(recipe.hub, Hub) else recipe.hub
-    if repo is None:
+    """What would keep the result from being pushed. A section that is None was found wrong before."""
+    if recipe.hub is None:
         return []
+    problems, model, gate = [], recipe.model, recipe.hub.gate if isinstance(recipe.hub, Hub) else None
     try:
-        check_repo_name(repo)
+        check_repo_name(recipe.hub.repo if isinstance(recipe.hub, Hub) else recipe.hub)
     except ValueError as error:
-        return [source.problem(("hub",), str(error))]
-    return []
+        problems.append(source.problem(("hub",), str(error)))
+    if model and model.adapter:
+        base = model.policy.recipe if isinstance(model.policy, FromRecipe) else model.policy
+        if (what := base_problem(base)) is not None:
+            problems.append(source.problem(("hub",), what))
+    if gate and recipe.data and not any(data.holdout or data.eval_prompts for data in recipe.sources().values()):
+        problems.append(source.problem(("hub", "gate"), "needs an evaluation; write data.holdout or data.eval_prompts"))
+    return problems

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
-from align import checkpoint, compose, config, hub, report, weights
+from align import checkpoint, compose, config, data, hub, publish, record, report, weights
 from align.batch import MissingQuantity
 from align.checkpoint import CheckpointError
 from align.config import Experiment
@@ -29,7 +29,9 @@ from align.loop import Loop
 from align.losses import PairError
 from align.models import ModelError
 from align.prepare import make_accelerator, prepare, set_threads
-from align.recipe import Hub
+from align.publish import GateShut, NotPushed
+from align.recipe import Hub, Recipe
+from align.redact import redact, scrub
 from align.runlog import RunLog
 from align.schema import ConfigError
 from align.scoring import RewardError
@@ -39,7 +41,7 @@ PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deep
 
 USER_ERRORS = (
     *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
-    FileNotFoundError,
+    *(NotPushed, FileNotFoundError),
 )
 
 
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
         run(config.load(arguments[0], arguments[1:]))
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, RewardError):
-            print(error, file=sys.stderr)  # rewards are scored on each rank, the rest fails on all alike
+            print(scrub(str(error)), file=sys.stderr)  # rewards are scored on each rank, the rest fails on all alike
         return 1
     return 0
 
@@ -76,10 +78,29 @@ def run(experiment: Experiment) -> None:
             loop.generator.sync(loop.learner.model)
     log = RunLog(out, accelerator, start)
     log.describe(resolved(loop.experiment), versions())
-    if loop.held_out and not log.evaluations():
-        log.evaluation(start, *loop.evaluate())
+    if found := log.evaluations():
+        check_gate(experiment, found[-1])
+    elif loop.held_out:
+        metrics, greedy = loop.evaluate()
+        check_gate(experiment, metrics)
+        log.evaluation(start, metrics, greedy)
     steps(loop, log, start)
     finish(loop, log)
+
+
+def target(recipe: Recipe) -> Hub | None:
+    """Where the result is pushed."""
+    return Hub(repo=recipe.hub) if isinstance(recipe.hub, str) else recipe.hub
+
+
+def check_gate(experiment: Experiment, measured: dict[str, float]) -> None:
+    """Raises `ConfigError` where hub.gate names a measure that the first evaluation does not have."""
+    goal = target(experiment.recipe)
+    if goal and goal.gate:
+        try:
+            publish.check_measure(goal.gate, measured)
+        except ValueError as error:
+            raise ConfigError([experiment.source.problem(("hub", "gate", "measure"), str(error))]) from error
 
 
 def set_aside(out: Path, resume: str | None) -> None:
@@ -139,8 +160,10 @@ def finish(loop: Loop, log: RunLog) -> None:
     recipe, out = experiment.recipe, Path(experiment.recipe.run.out)
     kind = "adapter" if recipe.model.adapter else "model"
     weights.save(loop.learner.model, out / kind, write=accelerator.is_main_process)
+    probes, refused = record.score(loop.learner, loop.tokenizer), None
     if accelerator.is_main_process:
         loop.tokenizer.save_pretrained(out / kind)
+        record.save(out / kind, loop.learner.engine.module, probes, versions())
         console = Console()
         found = log.evaluations()
         rows = comparison(found[0], found[-1]) if found else []
@@ -151,29 +174,49 @@ def finish(loop: Loop, log: RunLog) -> None:
             console.print(report.samples(*log.greedy_samples()))
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
         console.print(f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}")
-        if recipe.hub:
-            target = recipe.hub if isinstance(recipe.hub, Hub) else Hub(repo=recipe.hub)
-            console.print(f"pushed: {hub.push(out / kind, target.repo, summary(loop, rows), private=target.private)}")
+        publish.store(out, summary(loop, rows, log))
+        if goal := target(recipe):
+            refused = push(console, out, goal)
     accelerator.wait_for_everyone()
     if loop.generator:
         loop.generator.close()
     accelerator.end_training()
+    if refused:
+        raise refused
 
 
-def summary(loop: Loop, rows: list[dict]) -> hub.RunSummary:
+def push(console: Console, out: Path, goal: Hub) -> NotPushed | None:
+    """Push the result; why it stays here where that is an error. A gate that stays shut is none."""
+    try:
+        console.print(f"pushed: {publish.push(out, goal.repo, private=goal.private)}")
+    except GateShut as error:
+        console.print(error)
+    except NotPushed as error:
+        return error
+    return None
+
+
+def summary(loop: Loop, rows: list[dict], log: RunLog) -> hub.RunSummary:
     recipe = loop.experiment.recipe
-    plain = resolved(loop.experiment)
+    plain, goal = resolved(loop.experiment), target(recipe)
     return hub.RunSummary(
         base_model=recipe.model.policy,
         adapter=recipe.model.adapter is not None,
         objective=plain.get("objective") or {"objectives": plain.get("objectives")},
         config=plain,
-        command=command(),
+        command=scrub(command(), recipe.model_dump(mode="json")),
         versions=versions(),
         evaluation=rows,
         train_prompts=sum(len(source.train) for source in loop.sources.values()),
         eval_prompts=len(loop.judged) or sum(len(source.held_out) for source in loop.sources.values()),
         steps=recipe.run.steps,
+        data=[
+            {"source": name, "split": split, "rows": len(rows), "sha256": data.fingerprint(rows)}
+            for name, source in loop.sources.items()
+            for split, rows in (("training", source.train), ("held out", source.held_out))
+        ],
+        syncs=log.syncs(),
+        gate=publish.reached(goal.gate, log.evaluations()[-1]) if goal and goal.gate else None,
     )
 
 
@@ -190,11 +233,11 @@ def progress(accelerator: Accelerator) -> Progress:
 
 
 def resolved(experiment: Experiment) -> dict:
-    """The recipe with every default filled in, those of the objective's factories too."""
+    """The recipe with every default filled in, those of the objective's factories too, and no secret."""
     plain = experiment.recipe.model_dump(mode="json", exclude_none=True)
     if "objective" in plain:
-        return plain | {"objective": compose.resolved(plain["objective"])}
-    return plain | {"objectives": [compose.resolved(spec) for spec in plain["objectives"]]}
+        return redact(plain | {"objective": compose.resolved(plain["objective"])})
+    return redact(plain | {"objectives": [compose.resolved(spec) for spec in plain["objectives"]]})
 
 
 def versions() -> dict[str, str]:
