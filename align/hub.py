@@ -142,7 +142,8 @@ def card(run: RunSummary, repo: str = "user/name") -> str:
 def _loading(run: RunSummary, hub_id: str | None, last: str, repo: str) -> str:
     """Python that loads the result."""
     if run.base_model.startswith("pypi:") and run.adapter:
-        start = f'from align import models\n\nmodel = models.load_model(models.locate("{run.base_model}"), "float32")'
+        dtype = run.config["model"].get("dtype", "float32")
+        start = f'from align import models\n\nmodel = models.load_model(models.locate("{run.base_model}"), "{dtype}")'
     else:
         name = repo if not run.adapter else hub_id or f"path/to/{last}"
         start = (

@@ -7,42 +7,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from results import WEIGHTS, recorded, retell, rewrite, zero_b
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from align import models, record, weights
+from align import record
 from align.__main__ import app
-from align.batch import Batch
-from align.layouts import padded
-from align.policy import Policy
-from align.recipe import Adapter
-from align.record import Probe
 from align.verify import verify
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-def recorded(base: Path, out: Path, adapter: bool, temperature: float = 0.8) -> Path:
-    """What a run leaves: weights that differ from the base's, and the record of the policy that has them."""
-    model = models.load_model(str(base), "float32")
-    if adapter:
-        model = models.add_adapter(model, Adapter(rank=2), str(base))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and ("lora_B" in name or not adapter):
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    policy = Policy(model, temperature)
-    probes = []
-    for ids in record.tokens(tiny.tokenizer()):
-        batch = Batch.of([0], [ids[1:]], prompt_ids=[ids[:1]])
-        inputs = padded.inputs(batch, batch.mask)
-        with torch.no_grad():
-            logprob = inputs.scatter(policy(inputs)["logprob"], batch.mask.shape)[0]
-        probes.append(Probe(ids=ids, logprob=logprob.tolist()))
-    weights.save(model, out, write=True)
-    record.save(out, policy, probes, {"align": "0"})
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +21,7 @@ def made(tmp_path_factory):
     """(base, adapter over it, whole model)."""
     folder = tmp_path_factory.mktemp("made")
     base = tiny.save_model(folder / "base")
-    return base, recorded(base, folder / "adapter", True), recorded(base, folder / "model", False)
+    return base, recorded(str(base), folder / "adapter", "adapter"), recorded(str(base), folder / "model", "model")
 
 
 @pytest.fixture
@@ -64,18 +35,6 @@ def failed(folder, base=None) -> tuple[str, str]:
     *before, last = verify(str(folder), base)
     assert all(check.passed for check in before) and not last.passed
     return last.name, last.found
-
-
-def rewrite(folder: Path, change) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-
-
-def retell(folder: Path, change) -> None:
-    said = json.loads((folder / record.NAME).read_text())
-    change(said)
-    (folder / record.NAME).write_text(json.dumps(said))
 
 
 def test_an_adapter_and_a_model_pass(made):
@@ -104,11 +63,6 @@ def test_one_flipped_bit_is_found(adapter):
     (adapter / WEIGHTS).write_bytes(data)
     check, found = failed(adapter)
     assert check == "tensors" and "sha256" in found
-
-
-def zero_b(tensors):
-    for name in tensors:
-        tensors[name] *= "lora_A" in name
 
 
 def not_finite(tensors):
