@@ -17,6 +17,7 @@ from align.compose import build_objectives
 from align.hub import base_problem, check_repo_name
 from align.objectives import OBJECTIVES, Objective
 from align.recipe import Correct, Data, FromRecipe, Hub, Recipe
+from align.redact import hub_tokens
 from align.schema import (
     ConfigError,
     Key,
@@ -30,6 +31,7 @@ from align.schema import (
 )
 from align.transforms import Stage
 
+TOKEN = "holds a hub token; take it out of the recipe, revoke it, and set HF_TOKEN"
 Rule = Callable[[Recipe, tuple[Objective, ...], Source], list[str]]
 
 
@@ -77,6 +79,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] 
         problems += rule(recipe, objectives or (), source)
     correct = attempt(lambda: _correct(recipe, rewards, source)) if rewards else None
     problems += _hub_problems(recipe, source)
+    problems += [source.problem(key, TOKEN) for key in hub_tokens(source.data)]
     made_by = attempt(lambda: _stages(recipe, source)) if recipe.model else None
     if problems:
         raise ConfigError(problems)

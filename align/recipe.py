@@ -143,7 +143,7 @@ class Run(Section):
     eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
     save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
     keep: Count = Field(3, description="checkpoints that stay; older ones are removed")
-    resume: str | None = Field(None, description="run folder or checkpoint to go on from")
+    resume: str | None = Field(None, description="run folder or checkpoint to go on from; of your own: it is unpickled")
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
 
 
@@ -180,7 +180,9 @@ class Recipe(Section):
     optim: Optim = Optim()
     eval: Eval = Eval()
     run: Run
-    hub: str | Hub | None = Field(None, description="user/name to push the result to (private), or {repo, private}")
+    hub: str | Hub | None = Field(
+        None, description="user/name to push the result to (private), or {repo, private, gate}"
+    )
 
     def sources(self) -> dict[str, Data]:
         """{name: source}; where there is one it is called `data`."""

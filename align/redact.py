@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from align.schema import Key
+
 HIDDEN = "[redacted]"
 SHORTEST = 6  # characters; shorter secrets would be found by chance in other words
 
@@ -27,6 +29,9 @@ _KNOWN = re.compile(  # by their form: Hugging Face, OpenAI and others, GitHub, 
 )
 
 
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
 def redact(config: Any) -> Any:
     """Plain data without secrets: what stands under a key that is named like one, what has the form of one, and what
     the environment holds under such a name, wherever it stands."""
@@ -36,6 +41,15 @@ def redact(config: Any) -> Any:
 def scrub(text: str, config: Any = ()) -> str:
     """A text, such as a command line, without the secrets of `config` and what looks like one."""
     return _ASSIGNED.sub(rf"\1\2{HIDDEN}", _clean(text, _known(config)))
+
+
+def hub_tokens(value: Any, key: Key = ()) -> Iterator[Key]:
+    """Where in plain data a hub token stands."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from hub_tokens(item, (*key, name))
+    elif isinstance(value, str) and _HUB_TOKEN.search(value):
+        yield key
 
 
 def _replaced(value: Any, known: list[str]) -> Any:

@@ -17,9 +17,9 @@ from align import models, record
 from align.models import ModelError
 from align.record import Record, RecordError, Stored
 
-# Largest gap, in nats at temperature 1, between two computations of a log-probability: another order of sums, other
-# kernels. See tests/test_verify.py for what a wrong base does.
-ALLOWED = {"float32": 1e-3, "bfloat16": 0.25}
+# Largest gap, in nats at temperature 1, between two computations of a log-probability: other kernels sum in another
+# order. SmolLM2-135M on a CPU, rows together and alone: 0 in float32, 0.3 in bfloat16; without its adapter 1.9 and 2.7.
+ALLOWED = {"float32": 1e-3, "bfloat16": 1.0}
 
 
 @dataclass(frozen=True)

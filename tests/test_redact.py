@@ -8,6 +8,7 @@ import yaml
 from align import train
 from align.config import load
 from align.redact import HIDDEN, redact, scrub
+from align.schema import ConfigError
 
 HUB = "hf_" + "abcdEFGH" * 4
 
@@ -83,7 +84,7 @@ def test_a_run_writes_no_secret(tmp_path):
     path = tmp_path / "recipe.yaml"
     recipe = {
         "model": {"policy": "some/model"},
-        "data": {"prompts": "prompts.jsonl", "args": {"token": HUB}},
+        "data": {"prompts": "prompts.jsonl", "args": {"token": "planted-0"}},
         "rewards": [{"fn": "rewards.length:length_penalty", "args": {"per_token": 0.1, "api_key": "planted-1"}}],
         "objective": {"name": "gfpo", "k": 2},
         "run": {"out": "runs/x", "steps": 1},
@@ -92,7 +93,25 @@ def test_a_run_writes_no_secret(tmp_path):
     experiment = load(path, ["data.args.password=planted-2"])
     plain = train.resolved(experiment)
     text = yaml.safe_dump(plain)
-    assert not any(secret in text for secret in ("planted", HUB))
+    assert "planted" not in text
     assert plain["rewards"][0]["args"] == {"per_token": 0.1, "api_key": HIDDEN}
     assert plain["data"]["args"] == {"token": HIDDEN, "password": HIDDEN}
     assert experiment.recipe.rewards[0].args["api_key"] == "planted-1"  # the reward still gets it
+
+
+def test_a_hub_token_in_a_recipe_is_refused_and_not_shown(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    recipe = {
+        "model": {"policy": "some/model"},
+        "data": {"prompts": "prompts.jsonl", "args": {"deep": [f"x={HUB}"]}},
+        "rewards": {"rewards.length:length_penalty": 1.0},
+        "objective": {"name": "gfpo", "k": 2},
+        "run": {"out": "runs/x", "steps": 1},
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert error.value.problems[0].endswith(
+        "data.args.deep.0: holds a hub token; take it out of the recipe, revoke it, and set HF_TOKEN"
+    )
+    assert len(error.value.problems) == 1 and HUB not in str(error.value)
