@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.callback()
 def main() -> None:
     """Token credit that you can compose, inspect and trust."""
+    logging.disable(logging.WARNING)  # DeepSpeed warns on stdout, where --json is read
 
 
 @app.command()
@@ -54,6 +56,49 @@ def annotate(
         raise typer.Exit(1) from error
     for folder in folders:
         typer.echo(f"bank: {folder}")
+
+
+@app.command()
+def verify(
+    result: Annotated[str, typer.Argument(metavar="DIR_OR_REPO")],
+    base: Annotated[str | None, typer.Option(help="Where the base is, if not where the record says.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Reload an adapter over its base and compare it with what its training recorded. Exits with 1 where it differs."""
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
+
+    from align import verify
+    from align.models import ModelError
+
+    disable_progress_bar()
+    try:
+        checks = verify.verify(result, base)
+    except ModelError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(verify.as_json(checks))
+    else:
+        Console().print(verify.table(checks))
+    if not checks[-1].passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a finished run.")],
+    repo: Annotated[str, typer.Argument(help="user/name; the token is HF_TOKEN or the login.")],
+    public: Annotated[bool, typer.Option("--public")] = False,
+) -> None:
+    """Verify the result of a run and upload it with its card."""
+    from align import publish
+
+    try:
+        typer.echo(f"pushed: {publish.push(run, repo, private=not public)}")
+    except (publish.NotPushed, FileNotFoundError) as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
 
 
 @app.command()

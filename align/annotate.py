@@ -63,8 +63,8 @@ def _speakers(experiment: Experiment, path: str, tokenizer: PreTrainedTokenizerB
     base = models.load_model(path, model.dtype).to(device)
     yield "ref_logprob", Policy(base, temperature)
     if model.guide and models.is_adapter(model.guide):
-        models.check_base(model.guide, model.policy)
-        yield "guide_logprob", Policy(PeftModel.from_pretrained(base, model.guide).eval(), temperature)
+        folder = models.guide_adapter(model.guide, model.policy)
+        yield "guide_logprob", Policy(PeftModel.from_pretrained(base, folder).eval(), temperature)
     elif model.guide:
         yield "guide_logprob", Policy(models.guide_model(model.guide, model, path, tokenizer).to(device), temperature)
 

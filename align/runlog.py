@@ -67,6 +67,11 @@ class RunLog:
         """Seconds of all steps so far."""
         return sum(row.get(f"seconds/{phase}", 0.0) for row in _read(self._metrics) for phase in PHASES)
 
+    def syncs(self) -> dict[str, float] | None:
+        """How often sampler and trainer were compared after a sync, and their largest gap in nats."""
+        gaps = [row["sync/gap_max"] for row in _read(self._metrics) if "sync/gap_max" in row]
+        return {"count": len(gaps), "gap_max": max(gaps)} if gaps else None
+
     def greedy_samples(self) -> tuple[list[dict], list[dict]]:
         """(before, after): greedy responses to the held-out prompts at the first and the last evaluation."""
         rows = _read(self._greedy)

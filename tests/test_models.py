@@ -1,13 +1,18 @@
 """Adapters and the transformers engine on a tiny model; pypi: packages."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from align import models, weights
 from align.generator import Transformers
 from align.models import ModelError, add_adapter
-from align.recipe import Adapter
+from align.recipe import Adapter, Model
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +118,70 @@ def test_a_fingerprint_is_of_the_weights(tmp_path):
     one = models.fingerprint(str(tmp_path))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
     assert one != models.fingerprint(str(tmp_path)) and models.fingerprint("user/name") == "user/name"
+
+
+class Bomb:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_model_in_pickle_is_refused_and_not_opened(folder, tmp_path):
+    for file in Path(folder).glob("*.json"):
+        shutil.copy(file, tmp_path)
+    torch.save(Bomb(tmp_path / "ran"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no model could be loaded from safetensors"):
+        models.load_model(str(tmp_path), "float32")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["guide", "adapter of the policy"])
+def test_a_guide_in_pickle_is_refused_and_not_opened(folder, tmp_path, kind):
+    guide = tiny.save_guide(folder, tmp_path / "guide")
+    (guide / "adapter_model.safetensors").unlink()
+    torch.save(Bomb(tmp_path / "ran"), guide / "adapter_model.bin")
+    policy = Model(policy=folder)
+    with pytest.raises(ModelError, match="^model.guide: .*never read from pickle"):
+        if kind == "guide":
+            models.guide_model(str(guide), policy, folder, tiny.tokenizer())
+        else:
+            models.add_guide(adapted(folder, "all-linear"), str(guide), folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_that_a_model_brings_is_never_run(folder, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    (own / "its_code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    names = {"AutoConfig": "its_code.Config", "AutoModelForCausalLM": "its_code.Model"}
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"model_type": "its_own", "auto_map": names}))
+    for load in (models.load_config, lambda path: models.load_model(path, "float32")):
+        with pytest.raises(ModelError, match=r"code of its own \(auto_map\), which is never run"):
+            load(str(own))
+    # a type that transformers knows is loaded by transformers' code
+    (own / "config.json").write_text(json.dumps(config | {"auto_map": names}))
+    assert type(models.load_model(str(own), "float32")).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_fetched_of_a_repository(monkeypatch):
+    """Neither pickle nor code, at the commit that is asked for."""
+    asked = {}
+    monkeypatch.setattr(models, "snapshot_download", lambda name, **how: asked.update(how, name=name) or "folder")
+    assert models.locate("user/name", "a" * 40) == "folder" and asked["revision"] == "a" * 40
+    files = [
+        "model.safetensors",
+        "config.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "adapter_model.bin",
+        "x.pt",
+        "x.py",
+    ]
+    files += ["onnx/model.safetensors", "consolidated.safetensors", "optimizer.pkl"]
+    how = {"allow_patterns": asked["allow_patterns"], "ignore_patterns": asked["ignore_patterns"]}
+    assert list(filter_repo_objects(files, **how)) == files[:4]

@@ -33,7 +33,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: str | Path) -> Path:
+def save_model(folder: str | Path, hidden_size: int = 128) -> Path:
     """Save a tiny Llama with this tokenizer to `folder`: always the same weights, and no flat logits.
 
     The configuration names no pad token: torch would keep that row of the embedding at 0, and it is the end token's.
@@ -41,7 +41,7 @@ def save_model(folder: str | Path) -> Path:
     tokens = tokenizer()
     config = LlamaConfig(
         vocab_size=-(-len(tokens) // 64) * 64,
-        hidden_size=128,
+        hidden_size=hidden_size,
         intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=2,

