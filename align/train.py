@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 from accelerate import Accelerator
-from huggingface_hub import get_token
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
-from align import checkpoint, compose, config, hub, report, weights
+from align import check, checkpoint, compose, config, hub, report, weights
 from align.batch import MissingQuantity
+from align.check import CheckError
 from align.checkpoint import CheckpointError
 from align.config import Experiment
 from align.data import DataError
@@ -38,7 +38,7 @@ PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deep
 
 
 USER_ERRORS = (
-    *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
+    *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
     FileNotFoundError,
 )
 
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         return 2
     quiet()
     try:
-        run(config.load(arguments[0], arguments[1:]))
+        run(config.examine(arguments[0], arguments[1:]))
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, RewardError):
             print(error, file=sys.stderr)  # rewards are scored on each rank, the rest fails on all alike
@@ -60,12 +60,10 @@ def main(arguments: list[str]) -> int:
 
 def run(experiment: Experiment) -> None:
     """Train as the recipe says, and report."""
-    recipe = experiment.recipe
-    if recipe.hub and get_token() is None:
-        raise ConfigError(["hub: no token to push with; set HF_TOKEN or run `hf auth login`"])
     set_threads()
     accelerator = make_accelerator(experiment)
-    loop = prepare(experiment, accelerator)
+    loop = prepare(check.passed(experiment, accelerator), accelerator)
+    recipe = experiment.recipe
     out = Path(recipe.run.out)
     if accelerator.is_main_process:
         set_aside(out, recipe.run.resume)
