@@ -60,6 +60,7 @@ class Survey:
     sources: dict[str, data.Prompts] = field(default_factory=dict)
     banks: dict[str, bank.Bank] = field(default_factory=dict)
     context: int | None = None  # most tokens of prompt and response; None where nothing is sampled
+    guide_is_adapter: bool | None = None  # None where there is none, or none that can be used
 
     def attempt(self, step: Callable[..., Any], *arguments: Any, key: Key | None = None) -> Any:
         """What the step returns; None where it raises what a user can mend, which is noted, at `key` of the recipe."""
@@ -154,13 +155,14 @@ def _guide(found: Survey) -> None:
     guide = recipe.model.guide
     if guide in found.experiment.made_by and not Path(guide).exists():
         found.unmade.append(f"{guide}: not there yet; first run {found.experiment.made_by[guide]}")
+        found.guide_is_adapter = guide.endswith("/adapter")  # what a run calls it
         return
-    adapter = found.attempt(models.is_adapter, guide, key=key)
-    if adapter:
+    found.guide_is_adapter = found.attempt(models.is_adapter, guide, key=key)
+    if found.guide_is_adapter:
         found.attempt(models.check_base, guide, recipe.model.policy, key=key)
         if found.config and Path(guide).is_dir():
             found.attempt(model_files.check_adapter, guide, found.config, key=key)
-    elif adapter is False:
+    elif found.guide_is_adapter is False:
         found.attempt(_guide_model, guide, found.tokenizer, key=key)
 
 

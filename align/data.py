@@ -19,7 +19,6 @@ from trl.data_utils import is_conversational, maybe_apply_chat_template
 from align.recipe import Data
 from align.schema import load_object
 
-
 SHOWN = 10  # problems of a source, and rows of a problem, that are told one by one
 
 

@@ -22,16 +22,15 @@ GIB = 2**30
 FLOAT = 4  # bytes
 LOGIT_COPIES = 4  # of a chunk's float32 logits: as they are, their log-softmax, its gradient, theirs
 PROBE = 256  # tokens of the run on fake tensors
-LIBRARIES = 1.1  # GiB that a process on a CPU holds before any model: torch, transformers, DeepSpeed, datasets
-VLLM_LIBRARIES = 0.9  # GiB that importing and starting vLLM adds on a CPU
+LIBRARIES = 0.6  # GiB that a process on a CPU holds before any model: torch, transformers, DeepSpeed, datasets
+VLLM_LIBRARIES = 0.2
+COMPILED = 0.5
 
 
 def memory(found: Survey) -> dict[str, float]:
     """{term: GiB} of one process's training, `total` among them; on a GPU of its device, else of the process."""
-    shards, recipe = found.launch.shards, found.experiment.recipe
-    width = 2 if recipe.model.dtype == "bfloat16" else FLOAT
-    parameters = list(found.skeleton.parameters())
-    whole, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    shards, recipe, width = found.launch.shards, found.experiment.recipe, bytes_of(found)
+    whole, trained = sizes(found)
     states = {"adamw": 2, "sgd": 0}[recipe.optim.optimizer] + keeps_master(found)
     terms = {
         "weights": whole * width / shards["weights"],
@@ -47,19 +46,41 @@ def memory(found: Survey) -> dict[str, float]:
 
 def engine(found: Survey) -> dict[str, float]:
     """{term: GiB} of one process's sampler; nothing where none is loaded beside the trainer's weights."""
-    recipe = found.experiment.recipe
+    recipe, on_cpu = found.experiment.recipe, not torch.cuda.is_available()
     if found.context is None or recipe.sampling.engine == "transformers":
         return {"total": 0.0}
-    width = 2 if recipe.model.dtype == "bfloat16" else FLOAT
-    text = found.config.get_text_config()
     base = sum(p.numel() for name, p in found.skeleton.named_parameters() if "lora_" not in name)
-    untied = text.vocab_size * text.hidden_size if found.config.tie_word_embeddings else 0
+    cache = recipe.sampling.cache_gib * GIB
     terms = {
-        "engine weights": (base + untied) * width,
-        "key-value cache": recipe.sampling.cache_gib * GIB,
-        "engine libraries": 0 if torch.cuda.is_available() else VLLM_LIBRARIES * GIB,
+        "engine weights": base * bytes_of(found),
+        "key-value cache": min(cache, _cached(found)) if on_cpu else cache,  # a CPU gives memory when it is written
+        "engine libraries": VLLM_LIBRARIES * GIB * on_cpu,
+        "compiled code": COMPILED * GIB * on_cpu * recipe.sampling.compile,
     }
     return _in_gib(terms)
+
+
+def bytes_of(found: Survey) -> int:
+    """Of one weight or activation."""
+    return 2 if found.experiment.recipe.model.dtype == "bfloat16" else FLOAT
+
+
+def sizes(found: Survey) -> tuple[int, int]:
+    """(parameters of the policy with its adapter and heads, those of them that are trained)."""
+    with torch.device("meta"):
+        heads = [head.build(found.config) for head in prepare.head_specs(found.experiment.objectives)]
+    of_heads = [p for head in heads for p in head.parameters()]
+    parameters = [*found.skeleton.parameters(), *of_heads]
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _cached(found: Survey) -> float:
+    """Bytes of the keys and values of all responses that the engine works on at once."""
+    text = found.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = 2 * text.num_hidden_layers * heads * width * bytes_of(found)
+    return found.experiment.recipe.sampling.max_sequences * found.context * token
 
 
 def _in_gib(terms: dict[str, float]) -> dict[str, float]:
@@ -76,14 +97,8 @@ def _own_models(found: Survey) -> int:
     """Frozen models beside the policy, each about as large as it."""
     recipe, needed = found.experiment.recipe, prepare.needs(found.experiment, found.banks)
     reference = bool(needed & prepare.REFERENCE) and recipe.model.adapter is None
-    guide = "guide_logprob" in needed and not (recipe.model.adapter and _guide_is_adapter(found))
+    guide = "guide_logprob" in needed and not (recipe.model.adapter and found.guide_is_adapter)
     return reference + guide
-
-
-def _guide_is_adapter(found: Survey) -> bool:
-    return str(found.experiment.recipe.model.guide).endswith("/adapter") or prepare.models.is_adapter(
-        found.experiment.recipe.model.guide
-    )
 
 
 def step_tokens(found: Survey) -> int:
@@ -108,8 +123,7 @@ def activations(found: Survey) -> float:
     free = min(recipe.optim.micro_batch_tokens * UNTRACKED, step_tokens(found))
     kept = kept_per_token(found.skeleton)
     layers = found.config.get_text_config().num_hidden_layers
-    width = 2 if recipe.model.dtype == "bfloat16" else FLOAT
-    return max(tracked * kept, free * kept / layers) * width / FLOAT
+    return max(tracked * kept, free * kept / layers) * bytes_of(found) / FLOAT
 
 
 def kept_per_token(model: nn.Module) -> float:

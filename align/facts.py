@@ -37,11 +37,11 @@ def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
 
 
 def model(found: Survey) -> dict[str, Any]:
-    tokenizer, parameters = found.tokenizer, list(found.skeleton.parameters())
+    tokenizer, (parameters, trained) = found.tokenizer, estimate.sizes(found)
     return {
         "policy": found.experiment.recipe.model.policy,
-        "parameters": sum(p.numel() for p in parameters),
-        "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": parameters,
+        "trained": trained,
         "end_tokens": tokenizer.convert_ids_to_tokens(found.ends),
         "pad_token": tokenizer.pad_token,
         "chat_template": tokenizer.chat_template is not None,
@@ -131,14 +131,14 @@ def notes(found: Survey) -> list[str]:
     if found.unmade:
         out.append(f"until then tokens are counted with {found.path}, and banks are not looked at")
     for name, data in recipe.sources().items():
-        train = found.sources[name].train
+        train, everything = found.sources[name].train, found.rows[name]
         if data.prompts_per_step > len(train):
             what = f"a step takes {data.prompts_per_step} prompts of {len(train)}: some stand in it twice"
             out.append(f"{name}: {what}; lower prompts_per_step")
         if data.prompts and data.prompts_per_step % processes:
             what = f"{data.prompts_per_step} prompts a step over {processes} processes leave some waiting"
             out.append(f"{name}: {what}; take a multiple")
-        answers = [answer for pair in train if isinstance(pair, Pair) for answer in pair.answers]
+        answers = [answer for pair in everything if isinstance(pair, Pair) for answer in pair.answers]
         cut = sum(answer.truncated for answer in answers)
         if cut:
             out.append(f"{name}: {cut} of {len(answers)} responses are cut at max_response_tokens; raise it")

@@ -26,11 +26,10 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 def check_folder(name: str) -> None:
     """Raises `ModelError` for a path that is no folder, and for a model that brings code of its own along."""
-    if Path(name).is_absolute() or name.startswith(("./", "../")) or name.count("/") > 1:
-        if not Path(name).is_dir():
-            raise ModelError(f"{name}: no such folder; write a folder, a hub name user/model, or pypi:PACKAGE")
     file = Path(name) / "config.json"
     if not Path(name).is_dir():
+        if Path(name).is_absolute() or name.startswith(("./", "../")) or name.count("/") > 1:
+            raise ModelError(f"{name}: no such folder; write a folder, a hub name user/model, or pypi:PACKAGE")
         return
     if not file.is_file():
         raise ModelError(f"{name}: has no config.json; name the folder that save_pretrained wrote")

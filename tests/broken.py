@@ -1,7 +1,8 @@
-"""A healthy recipe with the tiny model, and what breaks it: the corpus of tests/test_broken_inputs.py."""
+"""A healthy recipe with the tiny model, and the bench where tests/test_broken_inputs.py breaks it."""
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import tiny
 import yaml
 
 from align.checkup import checkup
+
+AT = r"recipe\.yaml:\d+: "  # where a message places a key
 
 REWARDS = """
 from rewards import text
@@ -166,3 +169,8 @@ def healthy(root: Path) -> Path:
 def bench(template: Path, root: Path) -> Bench:
     shutil.copytree(template, root, dirs_exist_ok=True)
     return Bench(root)
+
+
+def put(key: str, value: Any) -> Callable[[Bench], None]:
+    """A defect: one key of the recipe."""
+    return lambda bench: bench.put(key, value)
