@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 FLOAT = 4  # bytes
 LOGIT_COPIES = 4  # of a chunk's float32 logits: as they are, their log-softmax, its gradient, theirs
-PROBE = 256  # tokens of the run on fake tensors
+PROBE = 32  # tokens of the run on fake tensors: few, since a mask that it makes, and a run does not, is square
 LIBRARIES = 0.6  # GiB that a process on a CPU holds before any model: torch, transformers, DeepSpeed, datasets
 VLLM_LIBRARIES = 0.2
 COMPILED = 0.5

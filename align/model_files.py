@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_di
 from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
-    AutoModelForCausalLM,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -67,10 +67,16 @@ def stored(folder: str) -> Shapes:
 
 
 def skeleton(config: PretrainedConfig, name: str) -> PreTrainedModel:
-    """The model without memory for its weights, on the `meta` device. Raises `ModelError`."""
+    """The model without memory for its weights, on the `meta` device. Raises `ModelError`.
+
+    Made by its class: under ZeRO-3 `AutoModelForCausalLM` would partition it.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise ModelError(f"{name}: {config.model_type} is no causal language model; take one that writes text")
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+            return kind(copy.deepcopy(config))
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise ModelError(f"{name}: its config.json makes no causal language model: {error}") from error
 

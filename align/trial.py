@@ -49,7 +49,7 @@ def try_reward(reward: RewardFunction, prompts: Sequence[Prompt], tokenizer: Pre
     problem = columns_problem(reward, prompts)
     if problem:
         return Trial([problem], {})
-    problems, means = [], {}
+    problems, means = {}, {}  # of one that fails on everything in the same way, one problem
     offered = {"placeholder": [(prompt, PLACEHOLDER) for prompt in prompts[:ROWS]]}
     for prompt in prompts[:ROWS]:
         for name, text in answers(prompt).items():
@@ -60,8 +60,9 @@ def try_reward(reward: RewardFunction, prompts: Sequence[Prompt], tokenizer: Pre
             values = [value for value in _scored(reward, rows, tokenizer) if value is not None]
             means |= {name: fmean(values)} if values else {}
         except RewardError as error:
-            problems.append(f"{error}; tried with {name} on {rows[0][0].text[:60]!r}; return a number or None instead")
-    return Trial(problems, means)
+            what = f"{error}; tried with {name} on {rows[0][0].text[:60]!r}; return a number or None instead"
+            problems.setdefault(str(error).partition(" (on ")[0], what)
+    return Trial(list(problems.values()), means)
 
 
 def answers(prompt: Prompt) -> dict[str, str]:
