@@ -1,6 +1,9 @@
 """An estimate of the memory that a run will take at its peak, one named term a line; nothing is loaded for it.
 
 The layers' activations are counted, not modelled: the model runs once on fake tensors, which have shapes and no memory.
+Responses are taken to be as long as they may be. `python tests/bench/memory.py MACHINE RECIPE` measures the error. On
+recipes/gfpo_chain_sum.yaml, two steps on a CPU in one process: -6 % with the adapter (4.78 GiB said, 5.06 taken), +11 %
+without it (6.44 said, 5.82 taken). Nothing was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ GIB = 2**30
 FLOAT = 4  # bytes
 LOGIT_COPIES = 4  # of a chunk's float32 logits: as they are, their log-softmax, its gradient, theirs
 PROBE = 32  # tokens of the run on fake tensors: few, since a mask that it makes, and a run does not, is square
-LIBRARIES = 0.6  # GiB that a process on a CPU holds before any model: torch, transformers, DeepSpeed, datasets
+# GiB of a process on a CPU, measured there by what came with each import, and with compiling
+LIBRARIES = 0.6  # torch, transformers, DeepSpeed, before any model
 VLLM_LIBRARIES = 0.2
-COMPILED = 0.5
+COMPILED = 0.2  # what sampling.compile adds to an engine
 
 
 def memory(found: Survey) -> dict[str, float]:
