@@ -102,6 +102,24 @@ def push(
 
 
 @app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    launch: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="a file of launch/")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object: ok, problems, notes, facts")] = False,
+) -> None:
+    """Find everything that would go wrong in a training run, without loading a model."""
+    from align.checkup import checkup, show
+
+    result = checkup(recipe, overrides or (), launch)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        show(result)
+    raise typer.Exit(0 if result["ok"] else 1)
+
+
+@app.command()
 def objectives(name: Annotated[str | None, typer.Argument()] = None) -> None:
     """List the objectives, or show one: its paper, its keys with defaults and ranges, its baseline."""
     from rich.console import Console

@@ -45,6 +45,7 @@ class Experiment:
     correct: Correct | None  # None where there are no rewards
     source: Source
     made_by: Mapping[str, str] = field(default_factory=dict)  # {folder: recipe that writes it}
+    problems: tuple[str, ...] = ()  # what is wrong; then a section that is not valid is None, and bad rewards left out
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] | None = None) -> Experiment:
@@ -52,6 +53,14 @@ def load(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] 
 
     `rules` between keys: those of a training run where none are given.
     """
+    experiment = examine(path, overrides, rules)
+    if experiment.problems:
+        raise ConfigError(experiment.problems)
+    return experiment
+
+
+def examine(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] | None = None) -> Experiment:
+    """What of a recipe can be built, and its problems. Raises `ConfigError` where the file is no recipe at all."""
     source = read(path, overrides)
     problems: list[str] = []
 
@@ -63,19 +72,19 @@ def load(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] 
 
     source.keys = paths_in(Recipe)
     recipe = attempt(lambda: _validate(source)) or _valid_sections(source)
-    objectives = attempt(lambda: build_objectives(source))
-    rewards = attempt(lambda: _rewards(recipe, source)) if recipe.rewards is not None else None
+    objectives = attempt(lambda: build_objectives(source)) or ()
+    rewards, wrong = _rewards(recipe, source) if recipe.rewards is not None else ((), [])
+    problems += wrong
     for rule in TRAINING if rules is None else rules:
-        problems += rule(recipe, objectives or (), source)
-    correct = attempt(lambda: _correct(recipe, rewards, source)) if rewards else None
+        problems += rule(recipe, objectives, source)
+    correct = attempt(lambda: _correct(recipe, rewards, source)) if rewards and not wrong else None
     problems += _hub_problems(recipe, source)
     problems += [source.problem(key, TOKEN) for key in hub_tokens(source.data)]
-    made_by = attempt(lambda: _stages(recipe, source)) if recipe.model else None
-    if problems:
-        raise ConfigError(problems)
-    folders = {name: folder for name, (folder, _) in made_by.items()}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=folders)})
-    return Experiment(recipe, objectives, rewards, correct, source, dict(made_by.values()))
+    made_by = attempt(lambda: _stages(recipe, source)) or {} if recipe.model else {}
+    if made_by:
+        folders = {name: folder for name, (folder, _) in made_by.items()}
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=folders)})
+    return Experiment(recipe, objectives, rewards, correct, source, dict(made_by.values()), tuple(problems))
 
 
 def _validate(source: Source) -> Recipe:
@@ -101,7 +110,8 @@ def _valid_sections(source: Source) -> Recipe:
     return Recipe.model_construct(**sections)
 
 
-def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
+def _rewards(recipe: Recipe, source: Source) -> tuple[tuple[RewardFunction, ...], list[str]]:
+    """The functions that could be found, and what is wrong with the others."""
     problems, out = [], []
     for i, reward in enumerate(recipe.reward_list()):
         key: Key = ("rewards", i, "fn") if isinstance(recipe.rewards, list) else ("rewards", reward.fn)
@@ -117,9 +127,7 @@ def _rewards(recipe: Recipe, source: Source) -> tuple[RewardFunction, ...]:
         if name in taken:
             name = next(numbered for n in count(1) if (numbered := f"{name}_{n}") not in taken)
         out.append(RewardFunction(name, reward.fn, reward.weight, reward.args))
-    if problems:
-        raise ConfigError(problems)
-    return tuple(out)
+    return tuple(out), problems
 
 
 def _stages(recipe: Recipe, source: Source) -> dict[str, tuple[str, str]]:

@@ -13,15 +13,22 @@ from typing import Any
 
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational, maybe_apply_chat_template
 
 from align.recipe import Data
 from align.schema import load_object
 
+SHOWN = 10  # problems of a source, and rows of a problem, that are told one by one
+
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the source, the row and the fix."""
+    """Data that cannot be used; each problem names the source, the row and the fix."""
+
+    def __init__(self, *problems: str):
+        self.problems = problems
+        super().__init__("\n".join(problems))
 
 
 @dataclass(frozen=True)
@@ -98,19 +105,49 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
 Ends = Collection[int]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What could be read of a source and of its evaluation prompts, and what is wrong with the rest."""
+
+    own: list[Prompt]
+    evaluation: list[Prompt]
+    problems: list[str]
+
+
 def load(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, ends: Ends | None = None) -> Prompts:
     """Read, tokenise and split. Raises `DataError`.
 
     `ends`: the tokens that end a response (`models.end_tokens`), by default the tokenizer's one.
     """
+    return split(data, read(data, tokenizer, ends), seed)
+
+
+def read(data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends | None = None) -> Rows:
+    """Read and tokenise; see `load`."""
     ends = [tokenizer.eos_token_id] if ends is None else ends
     name, make = ("prompts", _prompt) if data.prompts else ("pairs", _pair)
-    source = getattr(data, name)
-    prompts = _prompts(_rows(f"data.{name}", source, data.args), source, data, tokenizer, partial(make, ends=ends))
-    held_out = _hold_out(prompts, data.holdout, seed, data.holdout_by)
+    wanted = [(name, getattr(data, name), data.args, make)]
     if data.eval_prompts:
-        rows = _rows("data.eval_prompts", data.eval_prompts, data.eval_args)
-        held_out += _prompts(rows, data.eval_prompts, data, tokenizer, partial(_prompt, ends=ends))
+        wanted.append(("eval_prompts", data.eval_prompts, data.eval_args, _prompt))
+    found, problems = [[], []], []
+    for i, (name, source, args, make) in enumerate(wanted):
+        try:
+            rows = _rows(f"data.{name}", source, args)
+        except DataError as error:
+            problems += error.problems
+            continue
+        found[i], wrong = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
+        problems += wrong
+    return Rows(*found, problems)
+
+
+def split(data: Data, rows: Rows, seed: int) -> Prompts:
+    """Training and held-out prompts. Raises `DataError` with all problems of the rows, or where none is left."""
+    if rows.problems:
+        raise DataError(*rows.problems)
+    prompts = rows.own
+    name, source = ("prompts", data.prompts) if data.prompts else ("pairs", data.pairs)
+    held_out = [*_hold_out(prompts, data.holdout, seed, data.holdout_by), *rows.evaluation]
     texts = {prompt.text for prompt in held_out}
     train = [prompt for prompt in prompts if prompt.text not in texts]
     if data.holdout_by:
@@ -172,10 +209,12 @@ def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
 def _json_lines(path: Path) -> list[Any]:
     """The values of the file as they are written; a table would turn "2024-01-01" into a date and 1 into 1.0."""
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                rows += [json.loads(line)] if line.strip() else []
+                rows += [json.loads(line.decode())] if line.strip() else []
+            except UnicodeDecodeError as error:
+                raise ValueError(f"line {number} is not text: {error}; save it as UTF-8") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} is not JSON: {error}") from error
     return rows
@@ -183,17 +222,39 @@ def _json_lines(path: Path) -> list[Any]:
 
 def _prompts(
     rows: list[Any], source: str, data: Data, tokenizer: PreTrainedTokenizerBase, make: Callable[..., Prompt]
-) -> list[Prompt]:
-    out = []
+) -> tuple[list[Prompt], list[str]]:
+    """The rows that can be used, and what is wrong with the others."""
+    out, wrong = [], {}
     for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"{source}: row {i}: must be a dictionary with a 'prompt', but it is {row!r}")
-        if not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
-            raise DataError(
-                f"{source}: row {i}: 'prompt' must be text or a list of messages; there are: {', '.join(map(str, row))}"
-            )
-        out.append(make(row, i, source, data, tokenizer))
+        try:
+            _check_row(row, f"{source}: row {i}")
+            out.append(make(row, i, source, data, tokenizer))
+        except DataError as error:
+            wrong[i] = str(error)
+    return out, _told(wrong, source)
+
+
+def _told(wrong: dict[int, str], source: str) -> list[str]:
+    """{row: problem} in a few lines: rows with the same problem in one, and not more than `SHOWN` of them."""
+    kinds: dict[str, list[int]] = {}
+    for i, text in wrong.items():
+        kinds.setdefault(text.replace(f"row {i}:", "row:", 1), []).append(i)
+    out = []
+    for first, *others in list(kinds.values())[:SHOWN]:
+        named = ", ".join(map(str, others[:SHOWN])) + (", ..." if len(others) > SHOWN else "")
+        out.append(wrong[first] + (f" (and {len(others)} more: rows {named})" if others else ""))
+    if len(kinds) > SHOWN:
+        out.append(f"{source}: {len(wrong)} rows cannot be used, for {len(kinds)} reasons; these are the first {SHOWN}")
     return out
+
+
+def _check_row(row: Any, where: str) -> None:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a dictionary with a 'prompt', but it is {row!r}")
+    if not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
+        there = ", ".join(map(str, row))
+        what = f"'prompt' must be text or a list of messages; there are: {there}; it is {row.get('prompt')!r}"
+        raise DataError(f"{where}: {what}")
 
 
 def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Prompt:
@@ -204,7 +265,7 @@ def _prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTok
         _check_messages(prompt, f"{source}: row {i}: 'prompt'")
         if data.system and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": data.system}, *prompt]
-        text = maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"]
+        text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}")["prompt"]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, str):
         text = prompt
@@ -252,12 +313,21 @@ def _answer(
         if any(message["role"] != "assistant" for message in given):
             what = f"{side!r} holds the answer alone, in assistant messages; leave out the prompt that it repeats"
             raise DataError(f"{source}: row {i}: {what}")
-        text = maybe_apply_chat_template({"prompt": row["prompt"], "completion": given}, tokenizer)["completion"]
+        messages = {"prompt": row["prompt"], "completion": given}
+        text = _templated(messages, tokenizer, f"{source}: row {i}: {side!r}")["completion"]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = next((t for t, token in enumerate(ids) if token in ends), None)
     ids = [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
     cut = len(ids) > data.max_response_tokens
     return Answer(ids[: data.max_response_tokens], tokenizer.decode(ids, skip_special_tokens=True), cut)
+
+
+def _templated(messages: dict[str, list], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, str]:
+    try:
+        return maybe_apply_chat_template(messages, tokenizer)
+    except TemplateError as error:  # templates refuse what they do not foresee, such as a system message
+        what = f"the tokenizer's chat template refuses it: {error}; change the messages, or data.system"
+        raise DataError(f"{where}: {what}") from error
 
 
 def _check_messages(messages: list, where: str) -> None:

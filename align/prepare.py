@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from align import bank, data, layouts, models, probe
+from align import bank, layouts, models, probe
 from align.activations import recorded
 from align.bank import Bank
 from align.config import Experiment
 from align.data import DataError, Prompts
 from align.generator import VLLM, Generator, Transformers
 from align.heads import Head
+from align.launch import Launch
 from align.learner import Learner
 from align.loop import Loop, pairs_in
 from align.models import ModelError, Speaker
@@ -39,27 +40,26 @@ def check_stages(experiment: Experiment) -> None:
         models.is_adapter(experiment.recipe.model.guide)
 
 
-def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
-    """Check the data against the model, then load: policy with its heads, reference and guide if something needs
-    them, engine, sampler."""
-    check_stages(experiment)
-    with accelerator.local_main_process_first():
-        path = models.locate(experiment.recipe.model.policy)
-    tokenizer = models.load_tokenizer(path)
-    model_config = models.load_config(path)
-    asked = experiment.recipe.optim.layout
-    experiment = settle(experiment, model_config, accelerator)
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on: checked, with nothing of a model's weights loaded yet (`check.passed` gives it)."""
+
+    experiment: Experiment  # settled
+    path: str  # folder of the policy
+    tokenizer: PreTrainedTokenizerBase
+    sources: Mapping[str, Prompts]
+    banks: Mapping[str, Bank]
+    context: int | None  # most tokens of prompt and response together; None where nothing is sampled
+    asked_layout: str | None  # as the recipe has it
+
+
+def prepare(ground: Ground, accelerator: Accelerator) -> Loop:
+    """Load: policy with its heads, reference and guide if something needs them, engine, sampler."""
+    experiment, path, tokenizer, banks = ground.experiment, ground.path, ground.tokenizer, ground.banks
     recipe = experiment.recipe
-    ends = models.end_tokens(path, tokenizer)
-    sources = {name: data.load(source, tokenizer, recipe.run.seed, ends) for name, source in recipe.sources().items()}
-    limit, sampled = models.context_length(model_config), needs_sampler(experiment, sources)
-    context = needed_context(sources, recipe, limit) if sampled else None
-    check_pairs(experiment, sources, limit)
+    sampled = ground.context is not None
     judges = [Worker(reward, recipe.reward_limits) for reward in experiment.rewards if sampled]  # they load meanwhile
-    banks = load_banks(experiment, sources, tokenizer)
     model = models.load_model(path, recipe.model.dtype)
-    if needs(experiment, banks) & {"reward_mask", "kl_mask"} - head_gives(experiment):
-        check_activations(model)
     torch.manual_seed(recipe.run.seed)  # the first weights of adapter and heads
     if recipe.model.adapter:
         model = models.add_adapter(model, recipe.model.adapter, recipe.model.policy)
@@ -67,12 +67,12 @@ def prepare(experiment: Experiment, accelerator: Accelerator) -> Loop:
     frozen = load_frozen(experiment, needs(experiment, banks), path, model, tokenizer)
     learner = Learner(accelerator, policy, layouts.LAYOUTS[recipe.optim.layout], recipe.optim, frozen)
     probe.check_head(learner)
-    experiment = check_packing(experiment, asked, learner)
-    generator = make_generator(path, recipe, learner, tokenizer, context) if sampled else None
-    proof = make_proof(experiment, sources, learner) if sampled else None
+    experiment = check_packing(experiment, ground.asked_layout, learner)
+    generator = make_generator(path, recipe, learner, tokenizer, ground.context) if sampled else None
+    proof = make_proof(experiment, ground.sources, learner) if sampled else None
     for judge in judges:
         judge.wait()
-    return Loop(experiment, sources, banks, tokenizer, generator, learner, proof, judges)
+    return Loop(experiment, ground.sources, banks, tokenizer, generator, learner, proof, judges)
 
 
 def check_pairs(experiment: Experiment, sources: Mapping[str, Prompts], limit: int | None) -> None:
@@ -178,19 +178,19 @@ def bank_identity(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) ->
     return bank.identity(tokenizer, speakers, experiment.recipe.sampling.temperature)
 
 
-def settle(experiment: Experiment, model_config: PretrainedConfig, accelerator: Accelerator) -> Experiment:
+def settle(experiment: Experiment, model_config: PretrainedConfig, launch: Launch) -> Experiment:
     """Fill in the keys whose default depends on the model or the machine. Raises `ConfigError`."""
     recipe, source = experiment.recipe, experiment.source
     try:
         layout = layouts.choose(recipe.optim.layout, model_config)
     except ValueError as error:
         raise ConfigError([source.problem(("optim", "layout"), str(error))]) from error
-    if recipe.sampling.engine == "transformers" and accelerator.state.deepspeed_plugin.zero_stage == 3:
+    if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
         problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
         raise ConfigError([source.problem(("sampling", "engine"), problem)])
     sync = recipe.sampling.sync
     if recipe.sampling.engine == "vllm" and sync is None:
-        sync = "adapter" if recipe.model.adapter and accelerator.device.type == "cuda" else "merged"
+        sync = "adapter" if recipe.model.adapter and torch.cuda.is_available() else "merged"
     temperature = recipe.eval.temperature or recipe.sampling.temperature
     settled = {
         "optim": recipe.optim.model_copy(
@@ -252,9 +252,10 @@ def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | 
 def make_accelerator(experiment: Experiment) -> Accelerator:
     """Raises `ConfigError` where the launch file does not start DeepSpeed."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
+    run = experiment.recipe.run  # None where it is wrong, which the check is about to say
     accelerator = Accelerator(
-        log_with=list(experiment.recipe.run.trackers) or None,
-        project_dir=experiment.recipe.run.out,
+        log_with=list(run.trackers) or None if run else None,
+        project_dir=run.out if run else None,
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
     )
     if accelerator.state.deepspeed_plugin is None:

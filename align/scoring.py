@@ -52,6 +52,12 @@ def _packed(arguments: Arguments, rows: int) -> bytes:
         raise RewardError(f"{what}: {error}") from error
 
 
+def called(worker: Worker, arguments: Arguments, rows: int) -> list[Value] | Failure:
+    """The answer to one call."""
+    worker.ask(_packed(arguments, rows), rows)
+    return worker.answer()
+
+
 def _values(worker: Worker, arguments: Arguments, rows: int) -> list[Value]:
     """The answer to a call on all rows. Where that failed as a whole, each row is asked about alone, so that only those
     that are to blame fail."""
@@ -61,8 +67,7 @@ def _values(worker: Worker, arguments: Arguments, rows: int) -> list[Value]:
         return values
     values = []
     for row in range(rows):
-        worker.ask(_packed(row_of(arguments, row), 1), 1)
-        answer = worker.answer()
+        answer = called(worker, row_of(arguments, row), 1)
         values += [answer] if isinstance(answer, Failure) else answer
         _check_share(worker, values, arguments, rows)
     return values

@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
-from huggingface_hub import get_token
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from align import checkpoint, config, data, hub, publish, record, report, resume, weights, workers
+from align import check, checkpoint, config, data, hub, publish, record, report, resume, weights, workers
 from align.batch import MissingQuantity
+from align.check import CheckError
 from align.checkpoint import CheckpointError
 from align.config import Experiment
 from align.data import DataError
@@ -46,8 +46,8 @@ from align.watch import SentinelError, Watch
 from align.workers import RewardError
 
 USER_ERRORS = (
-    *(ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity, SentinelError),
-    *(SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError),
+    *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
+    *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError),
 )
 OWN_ERRORS = (RewardError, DeadlineError, DiskError)  # of one rank; the others fail on all alike
 
@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> int:
     end_with_launcher()
     quiet()
     try:
-        experiment = config.load(asked.recipe, asked.overrides)
-        run(resume.in_place(experiment) if asked.resume else experiment)
+        experiment = config.examine(asked.recipe, asked.overrides)
+        run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
             print(scrub(str(error)), file=sys.stderr)
@@ -74,13 +74,11 @@ def main(arguments: list[str]) -> int:
 
 def run(experiment: Experiment) -> None:
     """Train as the recipe says, and report."""
-    recipe = experiment.recipe
-    if recipe.hub and get_token() is None:
-        raise ConfigError(["hub: no token to push with; set HF_TOKEN or run `hf auth login`"])
     set_threads()
     accelerator = make_accelerator(experiment)
-    origin = resume.agree(recipe.run, accelerator)
-    loop = prepare(resume.recorded(experiment, origin), accelerator)
+    ground = check.passed(experiment, accelerator)
+    recipe, origin = experiment.recipe, resume.agree(experiment.recipe.run, accelerator)
+    loop = prepare(replace(ground, experiment=resume.recorded(ground.experiment, origin)), accelerator)
     out, plain, now = Path(recipe.run.out), resolved(loop.experiment), versions()
     journal = Journal(out / "rollouts", resume.lineage(origin, plain, now, accelerator.num_processes))
     loop = replace(loop, journal=journal)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from align import config, data, models
+from align import check, config, data, models
 
 RECIPE = Path(__file__).parents[2] / "recipes/gfpo_chain_sum.yaml"
 LR = 1e-9
@@ -28,7 +28,8 @@ def ours(parent: Connection, folder: str) -> None:
     experiment = config.load(
         RECIPE, [f"optim.lr={LR}", "optim.schedule=constant", "data.holdout=0", f"run.out={folder}"]
     )
-    loop = prepare(experiment, make_accelerator(experiment))
+    accelerator = make_accelerator(experiment)
+    loop = prepare(check.passed(experiment, accelerator), accelerator)
     parent.send("ready")
     step = 0
     while parent.recv() != "end":

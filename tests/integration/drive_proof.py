@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 from peft.tuners.lora import LoraLayer
 
-from align import config, models, weights
+from align import check, config, models, weights
 from align.passes import Clock
 from align.prepare import make_accelerator, prepare, set_threads
 from align.proof import SyncError
@@ -30,8 +30,9 @@ def with_guide(model, adapter, base_name):
     return model
 
 
+ground = check.passed(experiment, accelerator)
 with patch.object(models, "add_adapter", with_guide):
-    loop = prepare(experiment, accelerator)
+    loop = prepare(ground, accelerator)
 learner, generator, merged = loop.learner, loop.generator, weights.merged
 
 

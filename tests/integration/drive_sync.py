@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from align import config, rollouts
+from align import check, config, rollouts
 from align.loop import Loop
 from align.prepare import make_accelerator, prepare, set_threads
 from align.train import quiet
@@ -15,7 +15,7 @@ quiet()
 set_threads()
 experiment = config.load(recipe, overrides)
 accelerator = make_accelerator(experiment)
-loop = prepare(experiment, accelerator)
+loop = prepare(check.passed(experiment, accelerator), accelerator)
 
 
 def gap(loop: Loop) -> float:

@@ -1,0 +1,131 @@
+"""Rewards tried before a run: on rows of the data with the answers that they bring along, and on hostile strings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from transformers import PreTrainedTokenizerBase
+
+from align import scoring
+from align.calls import Failure, RewardFunction, row_of
+from align.data import Pair, Prompt
+from align.generator import Response
+from align.recipe import RewardLimits
+from align.schema import load_object
+from align.workers import RewardError, Worker
+
+ROWS = 3  # of the data
+SECONDS = 20.0  # most of one call here, whatever the recipe allows
+GIVEN = {"prompts", "completions", "completion_ids", "truncated"}  # what every reward is called with
+PLACEHOLDER = "The answer is 42."
+HOSTILE = (
+    "",
+    " \n\t ",
+    "word " * 4000,
+    "9" * 5000,  # int() refuses it
+    "1e999 nan inf -inf",
+    "9**9**9**9",
+    "7\0",
+    "\u0661\u2462\u00bd \u202e \U0001f600 \ufffd",  # digits that int() takes or refuses, right to left, an emoji
+    r"\boxed{\frac{1}{",
+    r"\boxed{" * 300 + "7" + "}" * 300,
+    "((((" * 300 + "[[[[" * 300,
+    "__import__('os').getcwd()",
+    "<answer>7</answer><answer>",
+    '{"answer": [7, {}',
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a reward's trial."""
+
+    problems: list[str]
+    means: dict[str, float]  # what was offered -> mean reward, where it applied
+
+
+def try_reward(
+    reward: RewardFunction, limits: RewardLimits, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> Trial:
+    """Call it as training does, with texts that no model wrote. The rows are the first ones of a source."""
+    problem = columns_problem(reward, prompts)
+    if problem:
+        return Trial([problem], {})
+    worker = Worker(reward, limits.model_copy(update={"seconds": min(limits.seconds, SECONDS)}))
+    means = {}
+    try:
+        for name, rows in offers(prompts).items():
+            values = tried(worker, name, rows, tokenizer)
+            means |= {name: fmean(values)} if values else {}
+    except RewardError as error:
+        return Trial([str(error)], means)
+    finally:
+        worker.close()
+    return Trial([], means)
+
+
+def offers(prompts: Sequence[Prompt]) -> dict[str, list[tuple[Prompt, str]]]:
+    """{what is offered: (prompt, response)}."""
+    out = {"placeholder": [(prompt, PLACEHOLDER) for prompt in prompts[:ROWS]]}
+    for prompt in prompts[:ROWS]:
+        for name, text in answers(prompt).items():
+            out.setdefault(name, []).append((prompt, text))
+    return out | {"hostile text": [(prompts[0], text) for text in HOSTILE]}
+
+
+def tried(
+    worker: Worker, name: str, rows: Sequence[tuple[Prompt, str]], tokenizer: PreTrainedTokenizerBase
+) -> list[float]:
+    """The numbers that it gives. Raises `RewardError` where it fails, on which row if it fails on one alone."""
+    prompts, texts = [prompt for prompt, _ in rows], [text for _, text in rows]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    responses = [Response(tokens, [0.0] * len(tokens), truncated=False) for tokens in ids]
+    arguments = scoring.arguments_of(prompts, responses, texts)
+    values = scoring.called(worker, arguments, len(rows))
+    whole = values if isinstance(values, Failure) else None
+    if whole:
+        each = (scoring.called(worker, row_of(arguments, row), 1) for row in range(len(rows)))
+        values = (value if isinstance(value, Failure) else value[0] for value in each)
+    numbers = []
+    for row, value in enumerate(values):
+        if isinstance(value, Failure):
+            raise _failed(worker, value, f"on row {row}: {texts[row][:200]!r}", name)
+        numbers += [] if value is None else [value]
+    if whole:
+        raise _failed(worker, whole, "on the batch as a whole", name)
+    return numbers
+
+
+def _failed(worker: Worker, failure: Failure, where: str, name: str) -> RewardError:
+    what = f"reward {worker.reward.name!r} failed: {failure.why} ({where})"
+    return RewardError(f"{what}; tried with {name}; return a number or None instead")
+
+
+def answers(prompt: Prompt) -> dict[str, str]:
+    """{column: text} of what the row itself offers as a response."""
+    if isinstance(prompt, Pair):
+        return {name: answer.text for name, answer in zip(("chosen", "rejected"), prompt.answers, strict=False)}
+    return {name: value for name, value in prompt.columns.items() if isinstance(value, str)}
+
+
+def columns_problem(reward: RewardFunction, prompts: Sequence[Prompt]) -> str | None:
+    """What is wrong between the function's parameters and the columns of the data."""
+    columns = {name for prompt in prompts for name in prompt.columns}
+    try:
+        parameters = inspect.signature(load_object(reward.path)).parameters.values()
+    except (TypeError, ValueError):  # written in C: the call will tell
+        return None
+    given = {*GIVEN, *columns, *reward.args}
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    lacking = [p.name for p in named if p.default is p.empty and p.name not in given]
+    if lacking:
+        what = f"needs {lacking[0]!r}, which is no column of the data (there are: {', '.join(sorted(columns))})"
+        return f"reward {reward.name!r} {what}; rename a column, or give it as args: {{{lacking[0]}: ...}}"
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    beyond = sorted(given - {p.name for p in named})
+    if beyond and not open_ended:
+        return f"reward {reward.name!r} is called with {beyond[0]!r}, which it does not take; add **columns to it"
+    return None
