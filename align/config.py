@@ -185,6 +185,10 @@ def _cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], source: Sour
     for name, rule in recipe.sentinel.rules.items() if recipe.sentinel and run else ():
         if rule.action == "rollback" and run.save_every is None:
             problems.append(source.problem(("sentinel", name, "action"), "rollback needs checkpoints: run.save_every"))
+        elif rule.action == "rollback" and (run.keep - 1) * run.save_every < rule.for_steps - 1:
+            need = 1 - (-(rule.for_steps - 1) // run.save_every)
+            what = f"it takes {rule.for_steps} steps to see, and by then the checkpoint before is gone: run.keep={need}"
+            problems.append(source.problem(("sentinel", name, "action"), what))
     for i, tracker in enumerate(run.trackers if run else ()):
         if importlib.util.find_spec(tracker) is None:
             what = f"{tracker} is not installed; pip install {tracker}"

@@ -116,6 +116,8 @@ def passes(found: Survey) -> dict[str, dict[str, list[str]]]:
         given = set(found.banks[name].quantities if name in found.banks else ())
         if recipe.sources()[name].prompts and recipe.sampling.old_logprob == "sampler":
             given.add("old_logprob")
+        if recipe.optim.updates_per_step == 1 and not any("old_logprob" in link.needs for link in objective.chain):
+            given.add("old_logprob")  # the update's own pass gives it
         asked: dict[str, list[str]] = {}
         for quantity in sorted(objective.reads & set(SAYS) - given):
             asked.setdefault(SAYS[quantity][0], []).append(quantity)

@@ -198,7 +198,7 @@ class Transformers:
         before = self._model(tokens[:, :-1]).logits.float().log_softmax(-1)
         out = self._sample([ids], len(ids), n=1, temperature=temperature, max_tokens=1)
         following = out.scores[0][0].float().log_softmax(-1)
-        likeliest = {*following.topk(LIKELIEST).indices.tolist(), int(out.sequences[0, -1])}
+        likeliest = {*following.topk(min(LIKELIEST, len(following))).indices.tolist(), int(out.sequences[0, -1])}
         prompt = before.gather(-1, tokens[:, 1:, None])[0, :, 0].tolist()
         return Probe(prompt, {token: float(following[token]) for token in likeliest})
 

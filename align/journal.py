@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from align import files
-from align.data import Prompt
+from align.data import Prompt, fingerprint
 from align.generator import Response
 from align.rollouts import Rollout
 
@@ -84,7 +84,7 @@ class Journal:
         return self.folder / f"{place.name}.{kind}"
 
     def _key(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        return {"lineage": self._lineage, "prompts": _digest([prompt.ids for prompt in prompts])}
+        return {"lineage": self._lineage, "prompts": fingerprint(prompts)}
 
     @property
     def _lineage(self) -> str:
@@ -103,8 +103,8 @@ def read(path: Path, key: dict[str, str]) -> list[dict[str, Any]] | None:
     head = _head(path)
     if head is None or any(head[name] != value for name, value in key.items()):
         return None
-    body = path.read_text().partition("\n")[2]
-    return json.loads(body) if sha256(body.encode()).hexdigest() == head["sha256"] else None
+    body = path.read_bytes().partition(b"\n")[2]
+    return json.loads(body) if sha256(body).hexdigest() == head["sha256"] else None
 
 
 def _head(path: Path) -> dict[str, Any] | None:
@@ -114,7 +114,7 @@ def _head(path: Path) -> dict[str, Any] | None:
             head = json.loads(file.readline())
     except (FileNotFoundError, ValueError):  # a power cut may leave the name without the content
         return None
-    return head if {"lineage", "prompts", "rows", "sha256"} <= head.keys() else None
+    return head if isinstance(head, dict) and {"lineage", "prompts", "rows", "sha256"} <= head.keys() else None
 
 
 def _digest(value: Any) -> str:

@@ -112,7 +112,8 @@ class Loop:
 
     def _rollouts(self, name: str, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
         """(all that were sampled, those for the batch). Dynamic sampling goes on until the batch is full of mixed
-        groups or its rounds are over; where none was mixed there is nothing to learn and the last round stands."""
+        groups or its rounds are over; where none was mixed there is nothing to learn, and the last round with a reward
+        stands."""
         recipe = self.experiment.recipe
         dynamic, size = recipe.sampling.dynamic_sampling, recipe.sources()[name].prompts_per_step
         rounds = dynamic.rounds if dynamic else 1
@@ -129,7 +130,11 @@ class Loop:
             if len(groups) >= size:
                 break
         taken = [rollout for rollout in full if rollout.group in groups[:size]]
-        return everything, taken or scored
+        if taken:
+            return everything, taken
+        rated = [rollout.group // size for rollout in everything if rollout.reward is not None]
+        newest = max(rated, default=number)
+        return everything, [rollout for rollout in everything if rollout.group // size == newest]
 
     def _sample(self, name: str, step: int, number: int, rounds: int) -> list[tuple]:
         """This rank's responses to the prompts at a position of the data; a step is one, or as many as `rounds`."""
@@ -148,10 +153,15 @@ class Loop:
     def _score(self, sampled: list[tuple], place: Place) -> list[Rollout]:
         """All ranks' responses of a step with their rewards."""
         score = partial(self._rewarded, sampled)
-        return rollouts.gather(self.journal.scored(place, sampled, score) if self.journal else score())
+        return self._gathered(self.journal.scored(place, sampled, score) if self.journal else score())
 
     def _rewarded(self, sampled: list[tuple]) -> list[Rollout]:
-        return rollouts.score(sampled, self.workers, self.experiment, self.tokenizer)
+        return rollouts.score(sampled, self.workers, self.experiment, self.tokenizer, self.rank.count)
+
+    def _gathered(self, scored: list[Rollout]) -> list[Rollout]:
+        scored = rollouts.gather(scored)
+        rollouts.check_failed(scored, self.experiment.recipe.reward_limits)
+        return scored
 
     def _place(self, name: str, step: int, number: int) -> Place:
         return Place(step, list(self.sources).index(name), number, self.rank.index)
@@ -206,7 +216,7 @@ class Loop:
         for purpose, (n, heat) in settings.items():
             seed = rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose)
             sampled = self._generate(prompts, n=n, temperature=heat, seed=seed)
-            found[purpose] = rollouts.gather(self._rewarded(sampled))
+            found[purpose] = self._gathered(self._rewarded(sampled))
         metrics = {**summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at), **proved}
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
         if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -249,6 +250,9 @@ def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | 
     return context
 
 
+PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limits of its own
+
+
 def make_accelerator(experiment: Experiment) -> Accelerator:
     """Raises `ConfigError` where the launch file does not start DeepSpeed."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
@@ -256,7 +260,7 @@ def make_accelerator(experiment: Experiment) -> Accelerator:
     accelerator = Accelerator(
         log_with=list(run.trackers) or None if run else None,
         project_dir=run.out if run else None,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)],
     )
     if accelerator.state.deepspeed_plugin is None:
         raise ConfigError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -19,10 +21,22 @@ PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deep
 
 def resolved(experiment: Experiment) -> dict:
     """The recipe with every default filled in, those of the objective's factories too, and no secret."""
+    return redact(_whole(experiment))
+
+
+def decided(experiment: Experiment) -> dict:
+    """What the weights follow from: the recipe, secrets and all, and its rewards' files. To be hashed, not written."""
+    modules = {reward.path.partition(":")[0] for reward in experiment.rewards}
+    files = {name: find_spec(name).origin for name in sorted(modules)}
+    digests = {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
+    return {**_whole(experiment), "reward files": digests}
+
+
+def _whole(experiment: Experiment) -> dict:
     plain = experiment.recipe.model_dump(mode="json", exclude_none=True)
     if "objective" in plain:
-        return redact(plain | {"objective": compose.resolved(plain["objective"])})
-    return redact(plain | {"objectives": [compose.resolved(spec) for spec in plain["objectives"]]})
+        return plain | {"objective": compose.resolved(plain["objective"])}
+    return plain | {"objectives": [compose.resolved(spec) for spec in plain["objectives"]]}
 
 
 def versions() -> dict[str, str]:

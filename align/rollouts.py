@@ -16,6 +16,7 @@ from align.calls import Failure
 from align.config import Experiment
 from align.data import Pair, Prompt
 from align.generator import Generator, Response
+from align.recipe import RewardLimits
 from align.workers import Worker
 
 
@@ -65,12 +66,16 @@ def sample(
 
 
 def score(
-    sampled: list[tuple], workers: Sequence[Worker], experiment: Experiment, tokenizer: PreTrainedTokenizerBase
+    sampled: list[tuple],
+    workers: Sequence[Worker],
+    experiment: Experiment,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: int = 1,
 ) -> list[Rollout]:
-    """This rank's responses with their rewards. Raises `scoring.RewardError`."""
+    """This rank's responses with their rewards. Raises `RewardError`."""
     texts = tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
     prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
-    values = scoring.score(workers, prompts, responses, texts)
+    values = scoring.score(workers, prompts, responses, texts, ranks)
     totals = scoring.combine(experiment.rewards, values)
     solved, rollouts = experiment.correct, []
     for i, (group, index, prompt, response) in enumerate(sampled):
@@ -86,6 +91,15 @@ def score(
 def gather(rollouts: list[Rollout]) -> list[Rollout]:
     """The rollouts of all ranks, in the same order on each."""
     return sorted(gather_object(rollouts), key=lambda r: (r.group, r.index))
+
+
+def check_failed(rollouts: Sequence[Rollout], limits: RewardLimits) -> None:
+    """Raises `RewardError` where a reward failed on too many rows of all ranks."""
+    for name in rollouts[0].rewards if rollouts else ():
+        failed = [r for r in rollouts if name in r.failed]
+        if len(failed) > limits.max_failed * len(rollouts):
+            example = f"on the response {failed[0].text[:200]!r}: {failed[0].failed[name]}"
+            raise scoring.too_many(name, len(failed), len(rollouts), limits, example)
 
 
 def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:

@@ -59,6 +59,10 @@ class RunLog:
         rows = [row for row in _read(self._metrics) if _is_evaluation(row)]
         return [{name: value for name, value in row.items() if name != "step"} for row in rows]
 
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation after so many steps."""
+        return any(row["step"] == step and _is_evaluation(row) for row in _read(self._metrics))
+
     def steps(self) -> list[dict[str, float]]:
         """The metrics of all steps of this run so far, without evaluations."""
         return [row for row in _read(self._metrics) if "loss" in row]

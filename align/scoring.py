@@ -9,6 +9,7 @@ from typing import Any
 from align.calls import Arguments, Failure, RewardFunction, Value, row_of
 from align.data import Prompt
 from align.generator import Response
+from align.recipe import RewardLimits
 from align.workers import RewardError, Worker
 
 
@@ -18,18 +19,24 @@ def text_of(prompt: Prompt, text: str) -> Any:
 
 
 def score(
-    workers: Sequence[Worker], prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]
+    workers: Sequence[Worker],
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    texts: Sequence[str],
+    ranks: int = 1,
 ) -> dict[str, list[Value]]:
     """{reward: one value a row}: a number, None where it does not apply, or why it failed.
 
-    Raises `RewardError` where one fails on more rows than `reward_limits.max_failed` allows."""
+    Raises `RewardError` where one has failed on more rows than `reward_limits.max_failed` allows, even if it fails on
+    none of the other `ranks`."""
     if not prompts:
         return {worker.reward.name: [] for worker in workers}
     arguments = arguments_of(prompts, responses, texts)
     message = _packed(arguments, len(prompts))
     for worker in workers:  # side by side
         worker.ask(message, len(prompts))
-    return {worker.reward.name: _values(worker, arguments, len(prompts)) for worker in workers}
+    most = ranks * len(prompts)
+    return {worker.reward.name: _values(worker, arguments, len(prompts), most) for worker in workers}
 
 
 def arguments_of(prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]) -> Arguments:
@@ -58,31 +65,33 @@ def called(worker: Worker, arguments: Arguments, rows: int) -> list[Value] | Fai
     return worker.answer()
 
 
-def _values(worker: Worker, arguments: Arguments, rows: int) -> list[Value]:
+def _values(worker: Worker, arguments: Arguments, rows: int, most: int) -> list[Value]:
     """The answer to a call on all rows. Where that failed as a whole, each row is asked about alone, so that only those
     that are to blame fail."""
     values = worker.answer()
     if not isinstance(values, Failure):
-        _check_share(worker, values, arguments, rows)
+        _check_share(worker, values, arguments, most)
         return values
     values = []
     for row in range(rows):
         answer = called(worker, row_of(arguments, row), 1)
         values += [answer] if isinstance(answer, Failure) else answer
-        _check_share(worker, values, arguments, rows)
+        _check_share(worker, values, arguments, most)
     return values
 
 
 def _check_share(worker: Worker, values: Sequence[Value], arguments: Arguments, rows: int) -> None:
     """Raises `RewardError` where too many of the rows asked about so far failed."""
     failed = [row for row, value in enumerate(values) if isinstance(value, Failure)]
-    most = worker.limits.max_failed
-    if len(failed) > most * rows:
+    if len(failed) > worker.limits.max_failed * rows:
         first = failed[0]
-        raise RewardError(
-            f"reward {worker.reward.name!r} failed on {len(failed)} of {rows} rows, and reward_limits.max_failed is"
-            f" {most:g}; on row {first}: {values[first].why} ({str(arguments['completions'][first])[:200]!r})"
-        )
+        example = f"on row {first}: {values[first].why} ({str(arguments['completions'][first])[:200]!r})"
+        raise too_many(worker.reward.name, len(failed), rows, worker.limits, example)
+
+
+def too_many(name: str, failed: int, rows: int, limits: RewardLimits, example: str) -> RewardError:
+    most = f"reward_limits.max_failed is {limits.max_failed:g}"
+    return RewardError(f"reward {name!r} failed on {failed} of {rows} rows, and {most}; {example}")
 
 
 def combine(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]) -> list[float | None]:

@@ -136,7 +136,9 @@ class RewardTakeover(Rule):
                 what = f"{key.removesuffix('/share')} makes {share[-1]:.0%} of the reward's variance"
                 return f"{what}, and {own} none to speak of: lower its weight, or make {own} less hard to earn"
         first, last = seen.steps[: self.for_steps], seen.last
-        if not column(first, own) or fmean(column(last, "reward/mean")) <= fmean(column(first, "reward/mean")):
+        if not (column(first, own) and column(last, own)):  # in some step it applied to nothing
+            return None
+        if fmean(column(last, "reward/mean")) <= fmean(column(first, "reward/mean")):
             return None
         before, now = fmean(column(first, own)), fmean(column(last, own))
         if before - now < self.fall:

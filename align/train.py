@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -35,7 +36,7 @@ from align.models import ModelError
 from align.passes import Clock
 from align.prepare import make_accelerator, prepare, set_threads
 from align.proof import SyncError
-from align.provenance import command, resolved, versions
+from align.provenance import command, decided, resolved, versions
 from align.publish import GateShut, NotPushed
 from align.recipe import Hub, Recipe
 from align.redact import scrub
@@ -80,7 +81,9 @@ def run(experiment: Experiment) -> None:
     recipe, origin = experiment.recipe, resume.agree(experiment.recipe.run, accelerator)
     loop = prepare(replace(ground, experiment=resume.recorded(ground.experiment, origin)), accelerator)
     out, plain, now = Path(recipe.run.out), resolved(loop.experiment), versions()
-    journal = Journal(out / "rollouts", resume.lineage(origin, plain, now, accelerator.num_processes))
+    journal = Journal(
+        out / "rollouts", resume.lineage(origin, decided(loop.experiment), now, accelerator.num_processes)
+    )
     loop = replace(loop, journal=journal)
     if accelerator.is_main_process:
         set_aside(out, origin)
@@ -102,6 +105,9 @@ def run(experiment: Experiment) -> None:
         check_gate(experiment, metrics)
         log.evaluation(origin.step, metrics, greedy)
     steps(loop, log, origin.step)
+    last = recipe.run.steps
+    if loop.held_out and not gather_object([log.evaluated(last)])[0]:  # as the main process has it
+        log.evaluation(last, *loop.evaluate())
     finish(loop, log)
 
 
@@ -130,7 +136,7 @@ def set_aside(out: Path, origin: Origin) -> None:
 
 
 def steps(loop: Loop, log: RunLog, start: int) -> None:
-    """All steps with their evaluations and checkpoints."""
+    """All steps with the evaluations and checkpoints on the way."""
     recipe, accelerator = loop.experiment.recipe, loop.learner.accelerator
     watch = Watch(loop, log)
     with progress(accelerator) as bar:
@@ -145,7 +151,7 @@ def steps(loop: Loop, log: RunLog, start: int) -> None:
                 bar.console.print(Text(f"step {done}: {alarm}", style="bold red"), soft_wrap=True)
             watch.act(done, verdict, taken)
             final = done == recipe.run.steps
-            if loop.held_out and (final or due(done, recipe.run.eval_every)):
+            if loop.held_out and due(done, recipe.run.eval_every):
                 log.evaluation(done, *loop.evaluate())
             if final or due(done, recipe.run.save_every):
                 log.to_disk()
@@ -188,7 +194,7 @@ def finish(loop: Loop, log: RunLog) -> None:
         report.plot(out / "metrics.jsonl", out / "curve.png")
         if rows:
             console.print(report.table(rows))
-        if rows and loop.generator:
+        if rows and loop.generator and loop.judged:
             console.print(report.samples(*log.greedy_samples()))
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
         console.print(f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}")

@@ -81,12 +81,13 @@ class Watch:
         if self.sentinel.non_finite.dumped(self.steps):
             dump(self.log.out / "dumps" / f"step_{step}", self.loop, taken)
         if verdict.action == "rollback":
-            self._roll_back(verdict.good)
+            self._roll_back(step, verdict.good)
         elif verdict.action == "stop":
             self._stop(step, verdict.alarms)
 
-    def _roll_back(self, good: Path) -> None:
-        """Weights, optimiser and links as they were; the data goes on, since the same again would end the same."""
+    def _roll_back(self, step: int, good: Path) -> None:
+        """Weights, optimiser and links as they were; the data goes on, since the same again would end the same. Saved
+        at once: a resumed run goes on behind it."""
         accelerator = self.loop.learner.accelerator
         accelerator.wait_for_everyone()  # all have found it
         if accelerator.is_main_process:
@@ -95,11 +96,16 @@ class Watch:
         checkpoint.load(good, self.loop.learner, self.loop.experiment.objectives)
         if self.loop.generator:
             self.loop.sync(Clock())
+        self.log.to_disk()
+        self.loop.save(step)
+        if accelerator.is_main_process:
+            self.loop.journal.forget(step)
         self.rollbacks += 1
         self.steps = []
 
     def _stop(self, step: int, found: Sequence[Alarm]) -> None:
         out = self.log.out
+        self.log.to_disk()
         self.loop.save(step)
         causes = [alarm for alarm in found if alarm.action in ("stop", "rollback")]
         lines = [f"step {step}: {alarm}" for alarm in causes]

@@ -26,7 +26,7 @@ from align.recipe import RewardLimits
 from align.rollouts import Rollout
 from align.runlog import RunLog, _sample_rows
 from align.transforms import Transform, best_and_worst
-from align.workers import Worker
+from align.workers import RewardError, Worker
 
 
 class CountingLearner:
@@ -283,6 +283,7 @@ def _looped(right, worker, plan, rounds):
     recipe = SimpleNamespace(
         sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
         run=SimpleNamespace(seed=0, steps=1),
+        reward_limits=RewardLimits(),
         sampling=SimpleNamespace(
             group_size=2,
             temperature=1.0,
@@ -330,6 +331,29 @@ def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process, loo
     loop, _ = looped([constant] * 8, 2)
     everything, taken = loop._rollouts("data", 0, Clock())
     assert len(everything) == 8 and outcome(taken) == outcome(everything[4:])  # nothing to learn from: the last round
+
+
+def test_too_many_failures_of_all_ranks_stop_a_run_and_one_rank_s_own_do_not():
+    rolls = [
+        Rollout(
+            0,
+            i,
+            Prompt([1], "1", "1", {}),
+            Response([i], [-1.0], False),
+            "x",
+            {"a": None},
+            None,
+            False,
+            {"a": "ValueError: bad"} if i < 3 else {},
+        )
+        for i in range(6)
+    ]
+    rollouts.check_failed(rolls, RewardLimits())
+    rollouts.check_failed([], RewardLimits(max_failed=0.0))
+    with pytest.raises(
+        RewardError, match="reward 'a' failed on 3 of 6 rows, .*max_failed is 0.4; .*'x': ValueError: bad"
+    ):
+        rollouts.check_failed(rolls, RewardLimits(max_failed=0.4))
 
 
 def test_without_it_every_group_is_taken(one_process, looped):
