@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -111,7 +113,8 @@ def check(
     """Find everything that would go wrong in a training run, without loading a model."""
     from align.checkup import checkup, show
 
-    result = checkup(recipe, overrides or (), launch)
+    with contextlib.redirect_stdout(sys.stderr):  # what the modules of rewards print
+        result = checkup(recipe, overrides or (), launch)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -6,6 +6,7 @@ found, so that a broken model hides no broken data file and no broken reward.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from align import bank, data, model_files, models, prepare, resume
 from align import launch as launches
 from align.checkpoint import CheckpointError
 from align.config import Experiment
-from align.data import DataError, Prompt
+from align.data import DataError, Pair, Prompt
 from align.launch import Launch
 from align.models import ModelError
 from align.prepare import Ground
@@ -70,6 +71,8 @@ class Survey:
             found = error.problems
         except (ModelError, CheckpointError) as error:
             found = [str(error)]
+        except model_files.UNREADABLE as error:
+            found = [f"a file of it cannot be used: {type(error).__name__}: {error}; copy or save it again"]
         name = ".".join(map(str, key or ()))
         place = self.experiment.source.problem
         self.problems += [place(key, text.removeprefix(f"{name}: ")) for text in found] if key else found
@@ -83,6 +86,8 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
     if recipe.hub and get_token() is None:
         what = "no token to push with; set HF_TOKEN or run `hf auth login`"
         found.problems.append(experiment.source.problem(("hub",), what))
+    if recipe.run:
+        found.attempt(check_writable, Path(recipe.run.out), key=("run", "out"))
     if recipe.run and recipe.run.resume:
         found.attempt(resume.find, recipe.run, key=("run", "resume"))
     if recipe.model and isinstance(recipe.model.policy, str):
@@ -95,11 +100,20 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
     return found
 
 
+def check_writable(out: Path) -> None:
+    """Raises `ConfigError` where a run could not make its folder."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError([f"{there} is {'a file' if there.is_file() else 'not writable'}; name another folder"])
+
+
 def _policy(found: Survey) -> None:
     """The policy's files, tokenizer, configuration and adapter. Of a stage that has not run yet: those of the model
     that it begins with."""
     recipe, key = found.experiment.recipe, ("model", "policy")
-    name = begins_with(found, recipe.model.policy)
+    name = found.attempt(begins_with, found, recipe.model.policy, key=key)
+    if not name and not found.problems:
+        found.problems.append(found.experiment.source.problem(key, "names no model; write a folder or a hub name"))
     found.path = found.attempt(_described, name, key=key) if name else None
     if found.path is None:
         return
@@ -113,8 +127,8 @@ def _policy(found: Survey) -> None:
     elif here:
         found.attempt(model_files.stored, found.path, key=key)
     if found.tokenizer:
-        found.ends = models.end_tokens(found.path, found.tokenizer)
-    if found.tokenizer and found.config:
+        found.ends = found.attempt(models.end_tokens, found.path, found.tokenizer, key=key)
+    if found.tokenizer and found.config and found.ends:
         checked = (found.tokenizer, found.config, found.ends, found.path)
         found.attempt(model_files.check_tokenizer, *checked, key=key)
     if found.skeleton is not None and recipe.model.adapter:
@@ -222,9 +236,10 @@ def _together(found: Survey) -> None:
 
 
 def try_rewards(found: Survey) -> dict[str, Trial]:
-    """{reward: what came of its trial} on the first rows of the first source that has any."""
-    rows = next((rows for rows in found.rows.values() if rows), None)
-    if rows is None:
+    """{reward: what came of its trial} on the first rows that responses would be sampled for."""
+    everything = [row for rows in found.rows.values() for row in rows]
+    rows = [row for row in everything if not isinstance(row, Pair)] or everything  # as Loop.judged has it
+    if not rows:
         return {}
     tokenizer = found.tokenizer or bytewise()
     limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from align import check, config, facts, launch
 from align.launch import Launch
+from align.redact import scrub
 from align.schema import ConfigError
 
 
@@ -25,12 +26,12 @@ def checkup(recipe: Path, overrides: Iterable[str] = (), launch_file: Path | Non
     try:
         experiment = config.examine(recipe, overrides)
     except ConfigError as error:  # no recipe at all
-        return _result([*problems, *error.problems])
+        return _result([scrub(problem) for problem in [*problems, *error.problems]])
     found = check.survey(experiment, machine)
     trials = check.try_rewards(found)
     problems += [*found.problems, *(problem for trial in trials.values() for problem in trial.problems)]
     if problems:
-        return _result(problems)
+        return _result([scrub(problem, experiment.source.data) for problem in problems])
     return _result([], facts.notes(found), facts.facts(found, trials))
 
 

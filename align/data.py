@@ -201,6 +201,8 @@ def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
         raise DataError(f"{key}: {source}: {error.__cause__ or error}") from error
     except (ValueError, TypeError, OSError) as error:
         raise DataError(f"{key}: {source}: {error}") from error
+    except Exception as error:  # of the user's function, or of a library that reads a damaged file
+        raise DataError(f"{key}: {source}: {type(error).__name__}: {error}") from error
     if not rows:
         raise DataError(f"{key}: {source}: no rows")
     return rows
@@ -231,6 +233,8 @@ def _prompts(
             out.append(make(row, i, source, data, tokenizer))
         except DataError as error:
             wrong[i] = str(error)
+        except (TypeError, ValueError) as error:  # of the tokenizer or its template
+            wrong[i] = f"{source}: row {i}: cannot be tokenised: {error}; mend the text or the messages"
     return out, _told(wrong, source)
 
 

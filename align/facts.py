@@ -29,11 +29,19 @@ def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
         "rewards": {name: trial.means for name, trial in trials.items()},
         "models": loaded(found),
         "passes": passes(found),
-        "memory_gib": estimate.memory(found) | {"engine": estimate.engine(found)},
+        "memory_gib": memory(found),
         "steps": recipe.run.steps,
         "first": found.unmade,
         "objectives": [objective.name for objective in experiment.objectives],
     }
+
+
+def memory(found: Survey) -> dict[str, Any]:
+    """{term: GiB}; nothing for a model whose layers do not run on fake tensors, such as some mixtures."""
+    try:
+        return estimate.memory(found) | {"engine": estimate.engine(found)}
+    except (RuntimeError, AttributeError, TypeError):
+        return {}
 
 
 def model(found: Survey) -> dict[str, Any]:

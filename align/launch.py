@@ -59,6 +59,11 @@ def of_file(path: Path) -> Launch:
         for key, (value, least) in numbers.items()
         if not isinstance(value, int) or value < least
     ]
+    if not problems and numbers["deepspeed_config", "zero_stage"][0] > 3:
+        problems.append(source.problem(("deepspeed_config", "zero_stage"), "must be 0, 1, 2 or 3"))
+    if "deepspeed_config_file" in engine:
+        what = "is not read here; write its keys into this file"
+        problems.append(source.problem(("deepspeed_config", "deepspeed_config_file"), what))
     if problems:
         raise ConfigError(problems)
     processes, stage, accumulation = (value for value, _ in numbers.values())

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -21,6 +22,11 @@ from transformers import (
 from align.models import ModelError
 
 Shapes = Mapping[str, tuple[int, ...]]
+# what libraries raise on files that are damaged in a way that nobody foresaw
+UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError, ArithmeticError),
+    SafetensorError,
+)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -135,6 +141,9 @@ def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> bool:
     """Whether the chat template writes one of the end tokens behind an answer: a model trained on it then stops."""
     question = [{"role": "user", "content": "?"}]
     asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "!"}], tokenize=False)
+    try:
+        whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "!"}], tokenize=False)
+    except TemplateError:  # it refuses answers, so it writes none
+        return True
     tail = whole[len(asked) :] if whole.startswith(asked) else whole
     return bool(set(tokenizer(tail, add_special_tokens=False)["input_ids"]) & set(ends))

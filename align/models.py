@@ -142,9 +142,15 @@ def load_model(path: str, dtype: str) -> PreTrainedModel:
     Raises `ModelError` where there is none, where its weights are pickled, or where it needs code of its own.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        if loaded["missing_keys"]:
+            raise ValueError(f"weights are missing, {min(loaded['missing_keys'])} among them")
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: no model could be loaded from safetensors: {_why(error)}") from error
     return model.eval()

@@ -48,7 +48,11 @@ def store(run: Path, summary: RunSummary) -> None:
 
 def push(run: Path, repo: str, *, private: bool) -> str:
     """Verify the result of a run's folder, upload it with its card; the URL of its page. Raises `NotPushed`."""
-    summary = RunSummary(**json.loads((run / SUMMARY).read_text(encoding="utf-8")))
+    try:
+        summary = RunSummary(**json.loads((run / SUMMARY).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        what = f"{run / SUMMARY} cannot be read: {error}"
+        raise NotPushed(f"not pushed: {what}; name the folder of a finished run, or resume it") from error
     folder = run / ("adapter" if summary.adapter else "model")
     if (gate := summary.gate) and not gate["value"] >= gate["at_least"]:  # NaN is not
         low = f"eval/{gate['measure']} is {gate['value']:.3g}, and hub.gate asks for at least {gate['at_least']:g}"
@@ -60,7 +64,7 @@ def push(run: Path, repo: str, *, private: bool) -> str:
         raise NotPushed(f"not pushed: {problem or failed[0]}; the result is in {folder}")
     try:
         return hub.push(folder, repo, replace(summary, verification=checks), private=private)
-    except (HfHubHTTPError, HTTPError, LocalTokenNotFoundError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
         later = f"python -m align push {run} {repo}" + ("" if private else " --public")
         raise NotPushed(f"not pushed: {error}\nthe result is in {folder}; push it later by: {later}") from error
 

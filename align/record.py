@@ -19,12 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from align import models
 from align.batch import Batch
+from align.hub import PATH_KEYS
 from align.learner import Learner
 from align.policy import Policy
 from align.recipe import Section
 
 NAME = "align.json"
 LONGEST = 64  # tokens of a probe
+DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")
 PROBES = (  # question and answer; a model of conversations sees them in its template
     ("What is 7 + 5?", "7 + 5 = 12."),
     ("Is water wet? Answer yes or no, with a reason.", "Yes: it clings to what it touches."),
@@ -67,6 +69,7 @@ class Record(Open):
     dtype: Literal["float32", "bfloat16"]  # of the trainer's weights
     temperature: Annotated[FiniteFloat, Gt(0)]  # at which the log-probabilities are read
     tensors: dict[str, Stored]
+    files: dict[str, str] = {}  # SHA-256 of what says how weights and text are read
     probes: Annotated[list[Probe], MinLen(1), MaxLen(64)]
     versions: dict[str, str] = {}
 
@@ -90,6 +93,7 @@ def save(folder: Path, policy: Policy, probes: list[Probe], versions: dict[str, 
         dtype=str(policy.causal.dtype).removeprefix("torch."),
         temperature=policy.temperature,
         tensors=stored(folder),
+        files=described(folder),
         probes=probes,
         versions=versions,
     )
@@ -128,6 +132,18 @@ def tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def stored(folder: Path) -> dict[str, Stored]:
     """{name: tensor} of the weights in a folder: those of an adapter, or of a whole model."""
     return {name: _stored(tensor) for name, tensor in tensors(folder)}
+
+
+def described(folder: Path) -> dict[str, str]:
+    """{file: SHA-256} of configurations, tokenizer and template; without the folders that an upload leaves out."""
+    out = {}
+    for file in sorted(file for kind in DESCRIBING for file in folder.glob(kind)):
+        content = file.read_bytes()
+        if file.name.endswith("config.json"):
+            content = json.dumps({k: v for k, v in json.loads(content).items() if k not in PATH_KEYS}, sort_keys=True)
+            content = content.encode()
+        out[file.name] = hashlib.sha256(content).hexdigest()
+    return out
 
 
 def tensors(folder: Path):

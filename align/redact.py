@@ -27,8 +27,7 @@ _KNOWN = re.compile(  # by their form: Hugging Face, OpenAI and others, GitHub, 
     r"\b(?:hf_\w{8,}|api_org_\w{8,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}"
     r"|AKIA[A-Z0-9]{16}|AIza[\w-]{30,})|(?<=Bearer )\S+|(?<=://)[^\s/@]+(?=@)"
 )
-
-
+_IN_URL = re.compile(r"([?&][\w-]*(?:key|token|secret|password)=)[^&\s]+", re.IGNORECASE)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
@@ -70,7 +69,7 @@ def _hidden(value: Any) -> str | list[str]:
 def _clean(text: str, known: list[str]) -> str:
     for secret in known:
         text = text.replace(secret, HIDDEN)
-    return _KNOWN.sub(HIDDEN, text)
+    return _IN_URL.sub(rf"\1{HIDDEN}", _KNOWN.sub(HIDDEN, text))
 
 
 def _known(config: Any) -> list[str]:

@@ -17,6 +17,7 @@ from align.config import Experiment
 from align.data import Pair, Prompt
 from align.generator import Generator, Response
 from align.recipe import RewardLimits
+from align.redact import scrub
 from align.workers import Worker
 
 
@@ -80,7 +81,8 @@ def score(
     solved, rollouts = experiment.correct, []
     for i, (group, index, prompt, response) in enumerate(sampled):
         row = {name: column[i] for name, column in values.items()}
-        failed = {name: value.why for name, value in row.items() if isinstance(value, Failure)}
+        why = {name: value.why for name, value in row.items() if isinstance(value, Failure)}
+        failed = {name: scrub(reason, experiment.source.data) for name, reason in why.items()}
         components = {name: None if name in failed else value for name, value in row.items()}
         decides = components[solved.reward]
         correct = decides is not None and decides >= solved.at_least

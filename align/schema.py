@@ -252,7 +252,7 @@ def load_object(path: str) -> Any:
         raise ValueError(f"cannot import {error.name!r} for {path!r}; is it installed or on PYTHONPATH?") from error
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{path!r}: {error}") from error
-    except Exception as error:  # the module is the user's: whatever it raises belongs to this path
+    except (Exception, SystemExit) as error:  # the module is the user's: whatever it raises belongs to this path
         raise ValueError(f"{path!r}: importing it raised {type(error).__name__}: {error}") from error
 
 

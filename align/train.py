@@ -63,12 +63,13 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_intermixed_args(arguments)
     end_with_launcher()
     quiet()
+    experiment = None
     try:
         experiment = config.examine(asked.recipe, asked.overrides)
         run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
-            print(scrub(str(error)), file=sys.stderr)
+            print(scrub(str(error), experiment.source.data if experiment else ()), file=sys.stderr)
         return 1
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +17,6 @@ from align.schema import load_object
 from align.workers import RewardError, Worker
 
 ROWS = 3  # of the data
-SECONDS = 20.0  # most of one call here, whatever the recipe allows
 GIVEN = {"prompts", "completions", "completion_ids", "truncated"}  # what every reward is called with
 PLACEHOLDER = "The answer is 42."
 HOSTILE = (
@@ -54,12 +52,12 @@ def try_reward(
     problem = columns_problem(reward, prompts)
     if problem:
         return Trial([problem], {})
-    worker = Worker(reward, limits.model_copy(update={"seconds": min(limits.seconds, SECONDS)}))
+    worker = Worker(reward, limits)
     means = {}
     try:
         for name, rows in offers(prompts).items():
             values = tried(worker, name, rows, tokenizer)
-            means |= {name: fmean(values)} if values else {}
+            means |= {name: sum(values) / len(values)} if values else {}
     except RewardError as error:
         return Trial([str(error)], means)
     finally:
@@ -122,7 +120,8 @@ def columns_problem(reward: RewardFunction, prompts: Sequence[Prompt]) -> str | 
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     lacking = [p.name for p in named if p.default is p.empty and p.name not in given]
     if lacking:
-        what = f"needs {lacking[0]!r}, which is no column of the data (there are: {', '.join(sorted(columns))})"
+        there = ", ".join(sorted(map(str, columns)))
+        what = f"needs {lacking[0]!r}, which is no column of the data (there are: {there})"
         return f"reward {reward.name!r} {what}; rename a column, or give it as args: {{{lacking[0]}: ...}}"
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
     beyond = sorted(given - {p.name for p in named})

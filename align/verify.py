@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import nn
 
 from align import models, record
+from align.model_files import UNREADABLE
 from align.models import ModelError
 from align.record import Record, RecordError, Stored
 
@@ -45,12 +46,14 @@ def verify(name: str, base: str | None = None) -> list[Check]:
     `base` is where the base is, if not where the record says. It is loaded on the CPU, in the dtype of the training.
     Raises `ModelError` where there is no such folder or repository.
     """
-    checks = []
+    checks, folder = [], Path(models.locate(name))
     try:
-        for check, found in _checks(Path(models.locate(name)), base):
+        for check, found in _checks(folder, base):
             checks.append(Check(check, True, found))
     except VerifyError as error:
         checks.append(Check(error.check, False, str(error)))
+    except UNREADABLE as error:
+        checks.append(Check("reload", False, f"a file cannot be used: {type(error).__name__}: {error}"))
     return checks
 
 
@@ -72,6 +75,10 @@ def _checks(folder: Path, base: str | None) -> Iterator[tuple[str, str]]:
     yield "record", f"{len(said.tensors)} tensors, {len(said.probes)} probes, {said.dtype}"
     yield "values", _values(folder, adapter)
     yield "tensors", _as_recorded(record.stored(folder), said.tensors)
+    changed = sorted(set(said.files.items()) - set(record.described(folder).items()))
+    if changed:
+        raise VerifyError("description", f"{changed[0][0]} is not what was recorded")
+    yield "description", f"{len(said.files)} files of configuration and tokenizer as recorded"
     if adapter:
         path = _find_base(folder, said, base)
         yield "base", _same_base(path, said)

@@ -84,6 +84,8 @@ class Worker:
             if self._pipe.poll(max(0.0, seconds)):
                 return self._pipe.recv()
         except (EOFError, ConnectionError):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)  # it may be on its way out
             self.close()
             return Failure(_end(self._process.returncode))
         self.close()
@@ -91,9 +93,9 @@ class Worker:
 
     def close(self) -> None:
         """End the process, and those that it started in its group."""
-        if self._process.returncode is None:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
         self._pipe.close()
 
 

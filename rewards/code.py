@@ -20,7 +20,8 @@ from rewards import text
 
 INSTALL = "apt-get install bubblewrap"
 WAITS = 4  # times its seconds that a program may take on the clock: several share the processors
-FENCE = re.compile(r"^```(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PYTHON = ("python", "py", "python3")
 SANDBOXED = Path(__file__).with_name("code_sandbox.py").read_text()
 FIRST_UID, UIDS = 50_000, 10_000  # of programs, where the trainer is root
 STARTED = b"started\n"
@@ -44,10 +45,10 @@ async def passes(
 ):
     """1.0 where the response's program passes its row's tests, else 0.0.
 
-    The program is the last fenced block of Python, or the whole response where there is none. `tests` is Python that
-    raises where the program is wrong, such as asserts; where the row has an `entry_point`, they define `check` and
-    `check(ENTRY_POINT)` is called, as in HumanEval. `if __name__ == "__main__"` is not run. Only the standard library
-    can be imported. Leaving early, by `sys.exit` or in any other way, is not passing.
+    The program is the last fenced block of Python, else the last without a language, else the whole response. `tests`
+    is Python that raises where the program is wrong, such as asserts; where the row has an `entry_point`, they define
+    `check` and `check(ENTRY_POINT)` is called, as in HumanEval. `if __name__ == "__main__"` is not run. Only the
+    standard library can be imported. Leaving early, by `sys.exit` or in any other way, is not passing.
 
     `seconds` are of processor time; on the clock a program may take four times as long. `memory_mib` holds for each
     process, and for the files in /tmp; `processes` are those at one time, threads too. Raises `SandboxError` where
@@ -72,8 +73,10 @@ passes.ready = ready
 
 def program(response: str) -> str:
     """The last fenced block of Python, or of no language; the whole response where there is none."""
-    blocks = FENCE.findall(response)
-    return blocks[-1] if blocks else response
+    blocks = [(kind.strip().lower(), body) for kind, body in FENCE.findall(response.replace("\r\n", "\n"))]
+    named = [body for kind, body in blocks if kind in PYTHON]
+    unnamed = [body for kind, body in blocks if not kind]
+    return (named or unnamed or [response])[-1]
 
 
 def _limits(seconds: float, memory_mib: int, processes: int) -> dict[str, int]:

@@ -56,8 +56,12 @@ async def waits_for_nothing(completions, **columns):
 def scaled(completions, *, factor, **columns):
     return [factor * 1.0] * len(completions)
 
+def tells(completions, *, api_key, **columns):
+    raise RuntimeError("401 with key " + api_key)
+
 number = 3
 """
+TELLS = "corpus_rewards:tells"
 
 
 def prompts(count: int = 8) -> list[dict]:

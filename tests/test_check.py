@@ -74,6 +74,47 @@ def test_cut_responses_are_counted(bench):
     assert any("8 of 16 responses are cut" in note for note in found["notes"])
 
 
+@pytest.mark.parametrize("first", ["offline", "online"])
+def test_rewards_are_tried_on_what_is_sampled(bench, first):
+    bench.rows(broken.pairs(), "pairs.jsonl")
+    sources = {"offline": {"pairs": "pairs.jsonl"}, "online": {"prompts": "prompts.jsonl"}}
+    bench.recipe["data"] = {name: sources[name] for name in sorted(sources, key=lambda name: name != first)}
+    bench.drop("objective")
+    bench.put("objectives", [{"gfpo": {"k": 2}, "data": "online"}, {"dpo": {}, "data": "offline"}])
+    assert bench.checked()["problems"] == []
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("model/config.json", "[]"),
+        ("model/tokenizer.json", "[]"),
+        ("model/tokenizer_config.json", "[]"),
+        ("model/model.safetensors.index.json", "{"),
+        ("guide/adapter_config.json", "[]"),
+    ],
+)
+def test_a_file_that_nobody_foresaw_is_a_problem_and_no_traceback(bench, file, content):
+    bench.guided()
+    bench.write(file, content)
+    bench.rows([row | {"chosen": ""} if i == 3 else row for i, row in enumerate(broken.pairs())], "pairs.jsonl")
+    told = "\n".join(bench.checked()["problems"])
+    assert f"model.{'guide' if 'guide' in file else 'policy'}" in told and "row 3" in told
+
+
+def test_rows_and_folders_that_cannot_be_used(bench):
+    bench.row({"prompt": "half an emoji \ud83d"})
+    bench.put("run.out", "prompts.jsonl/run")
+    told = "\n".join(bench.checked()["problems"])
+    assert "row 3: cannot be tokenised" in told and "run.out: " in told and "is a file; name another folder" in told
+
+
+def test_a_problem_shows_no_secret(bench):
+    bench.reward(broken.TELLS, args={"api_key": "SUPERSECRETVALUE99"})
+    (told,) = bench.checked()["problems"]
+    assert "401 with key [redacted]" in told and "SUPERSECRET" not in told
+
+
 def test_a_stage_that_has_not_run_is_a_note(bench):
     first = {"model": {"policy": "model"}, "run": {"out": "runs/first", "steps": 1}}
     bench.write("first.yaml", yaml.safe_dump(first))

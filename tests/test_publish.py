@@ -73,7 +73,7 @@ def test_what_is_pushed_and_what_is_not(tmp_path):
         pushed = hub.files("user/good")
         assert set(hub.private) == {"user/base", "user/good"}  # nothing else was even created
         commit = hub.commit_id("user/base")
-    assert said["good"] == f"{hub.url}/user/good" and said["verified"] == [True] * 6
+    assert said["good"] == f"{hub.url}/user/good" and said["verified"] == [True] * 7
     assert json.loads(pushed["align.json"])["base"]["commit"] == commit
     card = pushed["README.md"].decode()
     assert "## Verification" in card and "the base alone is off by" in card and str(tmp_path) not in card

@@ -41,12 +41,34 @@ def test_an_adapter_and_a_model_pass(made):
     base, adapter, model = made
     checks = verify(str(adapter))
     assert all(check.passed for check in checks)
-    assert [check.name for check in checks] == ["files", "record", "values", "tensors", "base", "log-probabilities"]
+    names = [check.name for check in checks]
+    assert names == ["files", "record", "values", "tensors", "description", "base", "log-probabilities"]
     gap, alone = (float(checks[-1].found.split(words)[1].split()[0]) for words in ("largest gap ", "off by "))
     assert gap < 1e-4 < 0.1 < alone  # a tenth of what is allowed, and the base would not pass
-    assert [check.passed for check in verify(str(model))] == [True] * 5
+    assert [check.passed for check in verify(str(model))] == [True] * 6
     moved = shutil.copytree(base, base.with_name("elsewhere"), dirs_exist_ok=True)
     assert verify(str(adapter), str(moved))[-1].passed
+
+
+@pytest.mark.parametrize(
+    "file, spoil, check",
+    [
+        ("adapter_config.json", lambda text: text.replace('"lora_alpha": ', '"lora_alpha": 1'), "description"),
+        ("tokenizer.json", lambda text: text[:-1], "description"),
+        ("adapter_model.safetensors", lambda text: None, "reload"),
+    ],
+)
+def test_what_says_how_to_read_it_is_part_of_a_result(made, tmp_path, file, spoil, check):
+    folder = shutil.copytree(made[1], tmp_path / "adapter")
+    (folder / "tokenizer.json").write_text("{}")
+    said = json.loads((folder / "align.json").read_text())
+    said["files"] = record.described(folder)
+    (folder / "align.json").write_text(json.dumps(said))
+    assert verify(str(folder))[-1].passed
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[:200] if spoil(str(content)) is None else spoil(content.decode()).encode())
+    last = verify(str(folder))[-1]
+    assert (last.name, last.passed) == (check, False), last
 
 
 def test_the_record_names_the_base_and_shows_nothing_of_the_data(made):

@@ -244,3 +244,17 @@ def test_a_missing_sandbox_stops_a_run_before_its_first_step(monkeypatch, tmp_pa
     one = Worker(RewardFunction("passes", "rewards.code:passes", 1.0), RewardLimits())
     with closing(one), pytest.raises(RewardError, match="'passes' cannot be loaded: .*apt-get install bubblewrap"):
         one.wait()
+
+
+@pytest.mark.parametrize(
+    "response, program",
+    [
+        ("```bash\npip list\n```\nSome text\n```python\nx = 1\n```", "x = 1\n"),
+        ("```python\nx = 1\n```\nOutput:\n```\n42\n```", "x = 1\n"),
+        ("```\r\nx = 1\r\n```", "x = 1\n"),
+        ("```\nx = 1\n```\n```\ny = 2\n```", "y = 2\n"),
+        ("x = 1", "x = 1"),
+    ],
+)
+def test_which_block_is_the_program(response, program):
+    assert code.program(response) == program
