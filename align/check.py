@@ -253,8 +253,10 @@ def passed(experiment: Experiment, accelerator: Accelerator) -> Ground:
     """
     found = survey(experiment, launches.of_accelerator(accelerator))
     problems = [*found.problems, *found.unmade]
-    if accelerator.is_main_process:
-        problems += [problem for trial in try_rewards(found).values() for problem in trial.problems]
+    for trial in try_rewards(found).values() if accelerator.is_main_process else ():
+        problems += trial.problems
+        for doubt in trial.doubts:
+            accelerator.print(f"{doubt}; rows on which it fails are masked (reward_limits)")
     problems = list(dict.fromkeys(gather_object(problems)))
     if problems:
         raise CheckError(problems)

@@ -29,7 +29,7 @@ def checkup(recipe: Path, overrides: Iterable[str] = (), launch_file: Path | Non
         return _result([scrub(problem) for problem in [*problems, *error.problems]])
     found = check.survey(experiment, machine)
     trials = check.try_rewards(found)
-    problems += [*found.problems, *(problem for trial in trials.values() for problem in trial.problems)]
+    problems += [*found.problems, *(told for trial in trials.values() for told in (*trial.problems, *trial.doubts))]
     if problems:
         return _result([scrub(problem, experiment.source.data) for problem in problems])
     return _result([], facts.notes(found), facts.facts(found, trials))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
 from align import scoring
-from align.calls import Failure, RewardFunction, row_of
+from align.calls import Failure, RewardFunction, Value, row_of, too_slow
 from align.data import Pair, Prompt
 from align.generator import Response
 from align.recipe import RewardLimits
@@ -41,8 +41,9 @@ HOSTILE = (
 class Trial:
     """What came of a reward's trial."""
 
-    problems: list[str]
-    means: dict[str, float]  # what was offered -> mean reward, where it applied
+    problems: tuple[str, ...] = ()  # with these no response could be rated
+    doubts: tuple[str, ...] = ()  # it fails on some texts: in training such rows are masked
+    means: Mapping[str, float] = field(default_factory=dict)  # what was offered -> mean reward, where it applied
 
 
 def try_reward(
@@ -51,18 +52,33 @@ def try_reward(
     """Call it as training does, with texts that no model wrote. The rows are the first ones of a source."""
     problem = columns_problem(reward, prompts)
     if problem:
-        return Trial([problem], {})
+        return Trial((problem,))
     worker = Worker(reward, limits)
-    means = {}
     try:
-        for name, rows in offers(prompts).items():
-            values = tried(worker, name, rows, tokenizer)
-            means |= {name: sum(values) / len(values)} if values else {}
+        worker.wait()
+        return _tried(worker, prompts, tokenizer)
     except RewardError as error:
-        return Trial([str(error)], means)
+        return Trial((str(error),))
     finally:
         worker.close()
-    return Trial([], means)
+
+
+def _tried(worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Trial:
+    first, rated, means = None, False, {}
+    for name, rows in offers(prompts).items():
+        values, where = values_of(worker, rows, tokenizer)
+        numbers = [value for value in values if isinstance(value, float)]
+        means |= {name: sum(numbers) / len(numbers)} if numbers else {}
+        rated = rated or any(not isinstance(value, Failure) for value in values)
+        failed = next((value for value in values if isinstance(value, Failure)), None)
+        if failed and first is None:
+            what = f"reward {worker.reward.name!r} failed: {failed.why} ({where}); tried with {name}"
+            first = f"{what}; return a number or None instead"
+        if failed == too_slow(worker.limits.seconds):
+            return Trial(doubts=(first,), means=means)  # the rest may take as long
+    if first is None:
+        return Trial(means=means)
+    return Trial(doubts=(first,), means=means) if rated else Trial((first,), means=means)
 
 
 def offers(prompts: Sequence[Prompt]) -> dict[str, list[tuple[Prompt, str]]]:
@@ -74,32 +90,28 @@ def offers(prompts: Sequence[Prompt]) -> dict[str, list[tuple[Prompt, str]]]:
     return out | {"hostile text": [(prompts[0], text) for text in HOSTILE]}
 
 
-def tried(
-    worker: Worker, name: str, rows: Sequence[tuple[Prompt, str]], tokenizer: PreTrainedTokenizerBase
-) -> list[float]:
-    """The numbers that it gives. Raises `RewardError` where it fails, on which row if it fails on one alone."""
+def values_of(
+    worker: Worker, rows: Sequence[tuple[Prompt, str]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Value], str]:
+    """(what it gives, where the first failure is). Where the call as a whole failed, rows are asked about alone, up to
+    the first that takes too long."""
     prompts, texts = [prompt for prompt, _ in rows], [text for _, text in rows]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     responses = [Response(tokens, [0.0] * len(tokens), truncated=False) for tokens in ids]
     arguments = scoring.arguments_of(prompts, responses, texts)
-    values = scoring.called(worker, arguments, len(rows))
-    whole = values if isinstance(values, Failure) else None
-    if whole:
-        each = (scoring.called(worker, row_of(arguments, row), 1) for row in range(len(rows)))
-        values = (value if isinstance(value, Failure) else value[0] for value in each)
-    numbers = []
-    for row, value in enumerate(values):
-        if isinstance(value, Failure):
-            raise _failed(worker, value, f"on row {row}: {texts[row][:200]!r}", name)
-        numbers += [] if value is None else [value]
-    if whole:
-        raise _failed(worker, whole, "on the batch as a whole", name)
-    return numbers
-
-
-def _failed(worker: Worker, failure: Failure, where: str, name: str) -> RewardError:
-    what = f"reward {worker.reward.name!r} failed: {failure.why} ({where})"
-    return RewardError(f"{what}; tried with {name}; return a number or None instead")
+    answer = scoring.called(worker, arguments, len(rows))
+    values = answer
+    if isinstance(answer, Failure):
+        values = []
+        for row in range(len(rows)):
+            alone = scoring.called(worker, row_of(arguments, row), 1)
+            values += [alone] if isinstance(alone, Failure) else alone
+            if alone == too_slow(worker.limits.seconds):
+                break
+    at = next((row for row, value in enumerate(values) if isinstance(value, Failure)), None)
+    if at is not None:
+        return values, f"on row {at}: {texts[at][:200]!r}"
+    return ([answer], "on the batch as a whole") if isinstance(answer, Failure) else (values, "")
 
 
 def answers(prompt: Prompt) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Whole runs of the shipped recipe on a tiny model: real vLLM, real DeepSpeed, through `accelerate launch`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
     assert "gfpo" in card and str(tmp_path) not in card
     for section in ("## Gate", "## Verification", "| data | training | 20 | `", "| data | held out | 4 | `"):
         assert section in card
-    gap, alone = (float(card.split(words)[1].split()[0]) for words in ("largest gap ", "off by "))
+    gap, alone = (float(re.search(words + r" (\d\S*)", card)[1]) for words in ("largest gap", "off by"))
     assert gap < 1e-4 < 1e-2 < alone  # nats, of what both ranks said of the probes and a fresh process says
     said = json.loads(pushed["align.json"])
     assert said["base"]["name"] == "user/base" and said["base"]["commit"] == hub.commit_id("user/base")
