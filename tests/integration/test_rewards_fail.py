@@ -26,10 +26,11 @@ def test_a_run_goes_on_through_every_kind_of_failure(folder, tmp_path):
         failed = [sample for sample in mine if "failed" in sample]
         assert 0 < row["response/failed"] == row["rewards/fragile/failed"] == len(failed) < len(mine) == 16
         assert row["signal/taken/failed"] == sum(len(sample["response_ids"]) for sample in failed)
-        assert row["response/unrated"] == 0 and row["signal/carrying"] > 0
+        assert row["response/unrated"] == 0
         assert row["signal/generated"] == row["signal/carrying"] + sum(
             value for name, value in row.items() if name.startswith("signal/taken/")
         )
+    assert sum(row["signal/carrying"] for row in steps) > 0  # the others teach, where their lengths differ
     for sample in samples:
         fails = sum(sample["response_ids"]) % 10 < 5
         assert ("failed" in sample) == fails == (sample["reward"] is None) == ("kept" not in sample)

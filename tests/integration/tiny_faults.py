@@ -26,9 +26,9 @@ def not_finite(*, at: float) -> Objective:
 
 
 def far(*, after: float) -> Objective:
-    """The old policy seems to be 6 nats away in each token, from a step on; the weights go on changing."""
+    """The sampler, whose log-probabilities the ratio has, seems to be 6 nats away in each token, from a step on."""
 
     def apply(batch):
-        return replace(batch, old_logprob=batch.sampler_logprob - 6) if batch.progress >= after else batch
+        return replace(batch, sampler_logprob=batch.sampler_logprob - 6) if batch.progress >= after else batch
 
     return _with(Transform("far", apply, needs=("sampler_logprob",)))
