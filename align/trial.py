@@ -96,7 +96,7 @@ def values_of(
     """(what it gives, where the first failure is). Where the call as a whole failed, rows are asked about alone, up to
     the first that takes too long."""
     prompts, texts = [prompt for prompt, _ in rows], [text for _, text in rows]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     responses = [Response(tokens, [0.0] * len(tokens), truncated=False) for tokens in ids]
     arguments = scoring.arguments_of(prompts, responses, texts)
     answer = scoring.called(worker, arguments, len(rows))

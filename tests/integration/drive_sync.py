@@ -29,7 +29,9 @@ def gap(loop: Loop) -> float:
         max_tokens=12,
         seed=accelerator.process_index,
     )
-    batch = rollouts.to_batch(rollouts.gather(rollouts.score(sampled, experiment, loop.tokenizer)), loop.tokenizer)
+    batch = rollouts.to_batch(
+        rollouts.gather(rollouts.score(sampled, loop.workers, experiment, loop.tokenizer)), loop.tokenizer
+    )
     trainer = loop.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
     return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())
 
