@@ -21,6 +21,7 @@ class DeadlineError(RuntimeError):
 def deadline(what: str, seconds: float) -> Iterator[None]:
     """Raises `DeadlineError` inside the block once it has run for `seconds`.
 
+    The block ends with this error even where a library on the way turned it into another one or swallowed it.
     An exception only comes up between two Python instructions. A call that stays in C++, such as a collective that the
     other ranks never join, gets `GRACE` seconds more; then the stacks of all threads are printed and the process ends
     with code 1, whereupon the launcher ends the other ranks. In the main thread only; blocks do not nest.
@@ -29,7 +30,10 @@ def deadline(what: str, seconds: float) -> Iterator[None]:
         f"{what}: not done after {seconds:g} s, so it counts as hung; where it is only slow, raise sampling.deadline_s"
     )
 
+    overdue = threading.Event()
+
     def late(*_) -> None:
+        overdue.set()
         raise error
 
     before = signal.signal(signal.SIGALRM, late)
@@ -43,6 +47,8 @@ def deadline(what: str, seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         watch.cancel()
         signal.signal(signal.SIGALRM, before)
+        if overdue.is_set():
+            raise error
 
 
 def _end(error: DeadlineError) -> None:

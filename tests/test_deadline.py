@@ -1,5 +1,6 @@
 """Python that takes too long raises; what Python cannot interrupt ends the process."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -26,6 +27,24 @@ def test_what_is_in_time_leaves_no_alarm_behind():
         raise ZeroDivisionError
     time.sleep(0.4)
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0 and signal.getsignal(signal.SIGALRM) is before
+
+
+def wrapped():
+    try:
+        time.sleep(20)
+    except RuntimeError as error:
+        raise ValueError("the compiler failed") from error
+
+
+def swallowed():
+    with contextlib.suppress(RuntimeError):
+        time.sleep(20)
+
+
+@pytest.mark.parametrize("library", [wrapped, swallowed])
+def test_a_library_that_catches_everything_does_not_hide_the_deadline(library):
+    with pytest.raises(DeadlineError, match="proof of the sync: not done"), deadline("proof of the sync", 0.2):
+        library()
 
 
 HANGS = """

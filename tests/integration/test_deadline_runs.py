@@ -16,6 +16,8 @@ def test_nothing_hangs(how, what, folder, tmp_path):
     recipe = tiny_task.RECIPE.format(folder=folder, adapter=", adapter: {rank: 4, alpha: 8}", out=tmp_path / "run")
     (tmp_path / "recipe.yaml").write_text(recipe)
     script, start = Path(__file__).parent / "drive_deadline.py", time.monotonic()
+    arguments = how, tmp_path / "recipe.yaml", "data.holdout=0", "sampling.deadline_s=4"
     with pytest.raises(AssertionError, match=rf"{what}: not done after 4 s.*raise sampling\.deadline_s"):
-        launch("cpu_zero3", script, how, tmp_path / "recipe.yaml", "data.holdout=0", "sampling.deadline_s=4")
+        # where nothing is in the compiler's cache yet, compiling alone takes longer than that
+        launch("cpu_zero3", script, *arguments, TORCHDYNAMO_DISABLE="1")
     assert time.monotonic() - start < 120
