@@ -1,10 +1,13 @@
-"""Floating-point operations: what an update needs, and what this machine's matrix products reach."""
+"""Floating-point operations: what an update needs, what this machine's matrix products reach, and where time goes."""
 
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from align.attention import Packing
 from align.layouts import Inputs
@@ -48,3 +51,29 @@ def peak(dtype: torch.dtype, repeats: int = 10) -> float:
                 layer(x)
                 best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def profiled(work: Callable[[], dict], dtype: torch.dtype) -> dict:
+    """`shares`: what each operation takes of the profiled work, which is slower than it is without the profiler;
+    `products_s`: the seconds of its matrix products alone, of the same shapes, one after the other."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as found:
+        seconds = work()["seconds"]
+    events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    products = [e for e in found.key_averages(group_by_input_shape=True) if e.key == "aten::mm"]
+    return {
+        "profiled_s": seconds,
+        "shares": {event.key: event.self_cpu_time_total / 1e6 / seconds for event in events[:12]},
+        "products_s": sum(event.count * _product(*event.input_shapes, dtype) for event in products),
+    }
+
+
+def _product(left: list[int], right: list[int], dtype: torch.dtype, repeats: int = 5) -> float:
+    """Seconds, median."""
+    a, b = torch.randn(left, dtype=dtype), torch.randn(right[::-1], dtype=dtype).T  # weights lie [out,in]
+    a @ b
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

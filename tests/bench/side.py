@@ -104,9 +104,12 @@ class Ours:
 
     def run(self, work: str, name: str) -> dict:
         """Credit and update of one batch, as the sampler and a bank bring it: the seconds, what the passes before the
-        update read, the loss and the norm of the gradient. Of `peak`, what matrix products reach."""
+        update read, the loss and the norm of the gradient. Of `peak`, what matrix products reach; of `profile`, where
+        the time of the short update goes."""
         if work == "peak":
             return {"flops_per_s": flops.peak(self.learner.model.dtype)}
+        if work == "profile":
+            return flops.profiled(lambda: self.run("short", name), self.learner.model.dtype)
         batch, objective = WORK[work].batch(), self.objectives[name]
         if work not in self.known:
             self.known[work] = self.learner.score(batch, batch.kept)["logprob"]

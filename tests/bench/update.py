@@ -100,10 +100,11 @@ def flops_share(folder: Path) -> dict:
     for dtype in ("float32", "bfloat16"):
         with side("ours", folder, dtype=dtype) as ours:
             runs = interleaved({"update": (ours, "short", "grpo"), "peak": (ours, "peak", "")})
+            profile = told(ours, "profile", "grpo")
         done = [run["flops"] / run["seconds"] for run in runs["update"]]
         peak = max(run["flops_per_s"] for run in runs["peak"])
         share = statistics.median(done) / peak
-        found[dtype] = {"share": share, "update_flops_per_s": done, "peak_flops_per_s": peak, "raw": runs}
+        found[dtype] = {"share": share, "update_flops_per_s": done, "peak_flops_per_s": peak, "raw": runs, **profile}
     return {"ratio": found["float32"]["share"], "bfloat16": found["bfloat16"]["share"], "precisions": found}
 
 
