@@ -7,7 +7,7 @@ found, so that a broken model hides no broken data file and no broken reward.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tokenizers import models as token_models
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from align import bank, data, model_files, models, prepare, resume
+from align import bank, data, evaluation, model_files, models, prepare, publish, resume
 from align import launch as launches
 from align.checkpoint import CheckpointError
 from align.config import Experiment
@@ -97,7 +97,27 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
     for name, source in (recipe.sources() if recipe.data else {}).items():
         _source(found, name, source)
     _together(found)
+    if experiment.rewards and recipe.eval:
+        found.attempt(_gate, experiment)
     return found
+
+
+def _gate(experiment: Experiment) -> None:
+    """What pairs measure only their objectives know, once they have run."""
+    names = evaluation.names([reward.name for reward in experiment.rewards], experiment.recipe.eval.pass_at)
+    goal = experiment.recipe.target()
+    if goal and goal.gate and not goal.gate.measure.startswith("pairs/"):
+        check_gate(experiment, names)
+
+
+def check_gate(experiment: Experiment, measured: Iterable[str]) -> None:
+    """Raises `ConfigError` where hub.gate names a measure that no evaluation has."""
+    goal = experiment.recipe.target()
+    if goal and goal.gate:
+        try:
+            publish.check_measure(goal.gate, measured)
+        except ValueError as error:
+            raise ConfigError([experiment.source.problem(("hub", "gate", "measure"), str(error))]) from error
 
 
 def check_writable(out: Path) -> None:

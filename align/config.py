@@ -16,7 +16,7 @@ from align.calls import RewardFunction
 from align.compose import build_objectives
 from align.hub import base_problem, check_repo_name
 from align.objectives import OBJECTIVES, Objective
-from align.recipe import Correct, Data, FromRecipe, Hub, Recipe
+from align.recipe import Correct, Data, FromRecipe, Recipe
 from align.redact import hub_tokens
 from align.schema import (
     ConfigError,
@@ -294,15 +294,15 @@ def _hub_problems(recipe: Recipe, source: Source) -> list[str]:
     """What would keep the result from being pushed. A section that is None was found wrong before."""
     if recipe.hub is None:
         return []
-    problems, model, gate = [], recipe.model, recipe.hub.gate if isinstance(recipe.hub, Hub) else None
+    problems, model, goal = [], recipe.model, recipe.target()
     try:
-        check_repo_name(recipe.hub.repo if isinstance(recipe.hub, Hub) else recipe.hub)
+        check_repo_name(goal.repo)
     except ValueError as error:
         problems.append(source.problem(("hub",), str(error)))
     if model and model.adapter:
         base = model.policy.recipe if isinstance(model.policy, FromRecipe) else model.policy
         if (what := base_problem(base)) is not None:
             problems.append(source.problem(("hub",), what))
-    if gate and recipe.data and not any(data.holdout or data.eval_prompts for data in recipe.sources().values()):
+    if goal.gate and recipe.data and not any(data.holdout or data.eval_prompts for data in recipe.sources().values()):
         problems.append(source.problem(("hub", "gate"), "needs an evaluation; write data.holdout or data.eval_prompts"))
     return problems

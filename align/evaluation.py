@@ -50,6 +50,14 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
     return {f"eval/{name}": value for name, value in out.items()}
 
 
+def names(rewards: Sequence[str], ks: Sequence[int]) -> list[str]:
+    """All that `summarise` and `drift` can give."""
+    greedy = ["greedy_reward", "greedy_pass@1", "greedy_length", "greedy_truncated"]
+    shown = ["reward", "length", "truncated", *(f"pass@{k}" for k in ks), *greedy, "kl_k1_policy_ref"]
+    plain = ["failed", *(f"rewards/{reward}" for reward in rewards)]
+    return [f"eval/{name}{end}" for name in shown for end in ("", "_low", "_high")] + [f"eval/{name}" for name in plain]
+
+
 def drift(groups: Sequence[int], kl: Sequence[float]) -> dict[str, float]:
     """KL(policy || reference) in nats a response, estimated by k1, with its interval over prompts."""
     rows: dict[int, list[float]] = {}

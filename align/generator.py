@@ -77,6 +77,8 @@ class VLLM:
         self._params, self._lora_request = SamplingParams, LoRARequest
         self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
         self._lora, self._version = None, 0
+        # a prompt is shared by its whole blocks; on CPU they are of 128 tokens where nothing is said
+        blocks = {} if torch.cuda.is_available() else {"block_size": 32}
         lora = dict(enable_lora=True, max_lora_rank=_lora_rank(recipe.model.adapter.rank)) if sync == "adapter" else {}
         self._llm = LLM(
             model=path,
@@ -95,6 +97,7 @@ class VLLM:
             disable_log_stats=True,
             use_tqdm_on_load=False,
             seed=recipe.run.seed,
+            **blocks,
             **lora,
         )
         if torch.get_num_threads() != threads:

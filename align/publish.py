@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,11 +29,11 @@ class GateShut(NotPushed):
     """The held-out measure is below what the recipe asks for."""
 
 
-def check_measure(gate: Gate, measured: Mapping[str, float]) -> None:
+def check_measure(gate: Gate, measured: Iterable[str]) -> None:
     """Raises `ValueError` where an evaluation has no such measure; names what it has."""
     names = [name.removeprefix("eval/") for name in measured if name.startswith("eval/")]
     if gate.measure not in names:
-        raise ValueError(f"hub.gate.measure: nothing is called {gate.measure!r}; {nearest(gate.measure, names)}")
+        raise ValueError(f"nothing is called {gate.measure!r}; {nearest(gate.measure, names)}")
 
 
 def reached(gate: Gate, measured: Mapping[str, float]) -> dict:

@@ -188,6 +188,10 @@ class Recipe(Section):
         """{name: source}; where there is one it is called `data`."""
         return {"data": self.data} if isinstance(self.data, Data) else self.data
 
+    def target(self) -> Hub | None:
+        """Where the result is pushed."""
+        return Hub(repo=self.hub) if isinstance(self.hub, str) else self.hub
+
     def reward_list(self) -> list[Reward]:
         if isinstance(self.rewards, list):
             return self.rewards

@@ -38,7 +38,7 @@ from align.prepare import make_accelerator, prepare, set_threads
 from align.proof import SyncError
 from align.provenance import command, decided, resolved, versions
 from align.publish import GateShut, NotPushed
-from align.recipe import Hub, Recipe
+from align.recipe import Hub
 from align.redact import scrub
 from align.resume import Origin
 from align.runlog import RunLog
@@ -100,31 +100,16 @@ def run(experiment: Experiment) -> None:
     log = RunLog(out, accelerator, origin.step)
     log.describe(plain, now)
     if found := log.evaluations():
-        check_gate(experiment, found[-1])
+        check.check_gate(experiment, found[-1])
     elif loop.held_out:
         metrics, greedy = loop.evaluate()
-        check_gate(experiment, metrics)
+        check.check_gate(experiment, metrics)
         log.evaluation(origin.step, metrics, greedy)
     steps(loop, log, origin.step)
     last = recipe.run.steps
     if loop.held_out and not gather_object([log.evaluated(last)])[0]:  # as the main process has it
         log.evaluation(last, *loop.evaluate())
     finish(loop, log)
-
-
-def target(recipe: Recipe) -> Hub | None:
-    """Where the result is pushed."""
-    return Hub(repo=recipe.hub) if isinstance(recipe.hub, str) else recipe.hub
-
-
-def check_gate(experiment: Experiment, measured: dict[str, float]) -> None:
-    """Raises `ConfigError` where hub.gate names a measure that the first evaluation does not have."""
-    goal = target(experiment.recipe)
-    if goal and goal.gate:
-        try:
-            publish.check_measure(goal.gate, measured)
-        except ValueError as error:
-            raise ConfigError([experiment.source.problem(("hub", "gate", "measure"), str(error))]) from error
 
 
 def set_aside(out: Path, origin: Origin) -> None:
@@ -200,7 +185,7 @@ def finish(loop: Loop, log: RunLog) -> None:
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
         console.print(f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}")
         publish.store(out, summary(loop, rows, log))
-        if goal := target(recipe):
+        if goal := recipe.target():
             refused = push(console, out, goal)
     accelerator.wait_for_everyone()
     if loop.generator:
@@ -224,7 +209,7 @@ def push(console: Console, out: Path, goal: Hub) -> NotPushed | None:
 
 def summary(loop: Loop, rows: list[dict], log: RunLog) -> hub.RunSummary:
     recipe = loop.experiment.recipe
-    plain, goal = resolved(loop.experiment), target(recipe)
+    plain, goal = resolved(loop.experiment), recipe.target()
     return hub.RunSummary(
         base_model=recipe.model.policy,
         adapter=recipe.model.adapter is not None,

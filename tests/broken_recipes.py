@@ -95,6 +95,12 @@ CROSS = [
     ("two sources of one kind", put("data.pairs", "pairs.jsonl"), AT + "data", "one of prompts and pairs"),
     ("bank of prompts", put("data.bank", "bank"), AT + "data", "a bank goes with pairs"),
     ("no rewards", put("rewards", []), AT + "rewards: is empty", "name at least one reward function"),
+    (
+        "gate on no measure",
+        put("hub", {"repo": "user/name", "gate": {"measure": "rewrad", "at_least": 0.5}}),
+        AT + r"hub\.gate\.measure: nothing is called 'rewrad'",
+        "did you mean 'reward'",
+    ),
     ("solved by nothing", put("correct", {"reward": "exact"}), AT + r"correct\.reward", "there are: fine"),
     (
         "transformers under ZeRO-3",

@@ -14,7 +14,7 @@ from align import rollouts
 from align.calls import RewardFunction
 from align.credit import assign
 from align.data import DataError, Prompt, Prompts
-from align.evaluation import comparison, pass_at, summarise
+from align.evaluation import comparison, drift, names, pass_at, summarise
 from align.generator import Response
 from align.loop import Loop, _nothing_rated
 from align.losses import kl_policy_ref
@@ -211,6 +211,7 @@ def test_summary_is_over_prompts_and_its_interval_holds_the_mean():
     assert found["eval/pass@1"] == found["eval/pass@2"] == 0.5
     assert found["eval/greedy_reward"] == 1.0 and found["eval/greedy_pass@1"] == 0.5
     assert found["eval/rewards/r"] == 0.5
+    assert {*found, *drift([0], [0.1])} == {*names(["r"], [1, 2])}
     assert found["eval/reward_low"] <= found["eval/reward"] <= found["eval/reward_high"]
     (row,) = [row for row in comparison(found, found | {"eval/reward": 0.6}) if row["name"] == "reward"]
     assert (row["before"], row["after"], row["before_interval"]) == (
