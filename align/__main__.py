@@ -98,7 +98,7 @@ def push(
 
     try:
         typer.echo(f"pushed: {publish.push(run, repo, private=not public)}")
-    except (publish.NotPushed, FileNotFoundError) as error:
+    except publish.NotPushed as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error
 

@@ -29,6 +29,7 @@ from align.launch import Launch
 from align.models import ModelError
 from align.prepare import Ground
 from align.recipe import Data, FromRecipe, RewardLimits
+from align.redact import scrub
 from align.schema import ConfigError, Key, read
 from align.trial import Trial, try_reward
 
@@ -276,7 +277,8 @@ def passed(experiment: Experiment, accelerator: Accelerator) -> Ground:
     for trial in try_rewards(found).values() if accelerator.is_main_process else ():
         problems += trial.problems
         for doubt in trial.doubts:
-            accelerator.print(f"{doubt}; rows on which it fails are masked (reward_limits)")
+            told = scrub(doubt, experiment.source.data)
+            accelerator.print(f"{told}; rows on which it fails are masked (reward_limits)")
     problems = list(dict.fromkeys(gather_object(problems)))
     if problems:
         raise CheckError(problems)

@@ -8,13 +8,15 @@ without it (6.44 said, 5.82 taken). Nothing was measured on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from align import policy, prepare
+from align import layouts, policy, prepare
 from align.data import Pair
 from align.plan import UNTRACKED
 
@@ -106,18 +108,24 @@ def _own_models(found: Survey) -> int:
 
 
 def step_tokens(found: Survey) -> int:
-    """Most tokens that one process computes with a gradient in a step, prompts once a group."""
+    """Most tokens that one process computes with a gradient in a step; packed, prompts once a group."""
     recipe, total = found.experiment.recipe, 0
     for name, source in recipe.sources().items():
         prompts = found.sources[name].train
         if source.prompts:
-            responses = recipe.sampling.group_size * recipe.sampling.max_response_tokens
-            longest = max(len(prompt.ids) for prompt in prompts) + responses
+            longest = max(len(prompt.ids) for prompt in prompts)
+            groups = [(longest, [recipe.sampling.max_response_tokens] * recipe.sampling.group_size)]
         else:
             pairs = [prompt for prompt in prompts if isinstance(prompt, Pair)]
-            longest = max(len(pair.ids) + sum(len(answer.ids) for answer in pair.answers) for pair in pairs)
-        total += source.prompts_per_step * longest
+            groups = [(len(pair.ids), [len(answer.ids) for answer in pair.answers]) for pair in pairs]
+        total += source.prompts_per_step * max(_positions(recipe.optim.layout, *group) for group in groups)
     return -(-total // found.launch.processes)
+
+
+def _positions(layout: str, prompt: int, responses: Sequence[int]) -> int:
+    """That the layers compute of one group."""
+    rows = [layouts.Row(i, 0, prompt, length, length) for i, length in enumerate(responses)]
+    return reduce(layouts.LAYOUTS[layout].add, rows, layouts.Load()).positions
 
 
 def activations(found: Survey) -> float:

@@ -88,7 +88,7 @@ def step(found: Survey) -> dict[str, Any]:
         "rows": sum(rows.values()),
         "rows of a process": -(-sum(rows.values()) // processes),
         "micro_batch_tokens": recipe.optim.micro_batch_tokens,
-        "micro-batches of a process, at most": -(-estimate.step_tokens(found) // recipe.optim.micro_batch_tokens),
+        "micro-batches of a process, about": -(-estimate.step_tokens(found) // recipe.optim.micro_batch_tokens),
         "updates": recipe.optim.updates_per_step,
         "epochs": round(recipe.run.steps * prompts / trained, 2),
     }

@@ -122,7 +122,7 @@ class Loop:
             with clock("generate"):
                 sampled = self._sample(name, step, number, rounds)
             with clock("score"):
-                scored = self._score(sampled, self._place(name, step, number))
+                scored = self._score(sampled, self._place(name, step, number), size * recipe.sampling.group_size)
             scored = [replace(rollout, group=rollout.group + number * size) for rollout in scored]
             everything += scored
             full += rollouts.mixed(scored) if dynamic else scored
@@ -150,13 +150,13 @@ class Loop:
         )
         return self.journal.sampled(place, prompts, sample) if self.journal else sample()
 
-    def _score(self, sampled: list[tuple], place: Place) -> list[Rollout]:
-        """All ranks' responses of a step with their rewards."""
-        score = partial(self._rewarded, sampled)
+    def _score(self, sampled: list[tuple], place: Place, rows: int) -> list[Rollout]:
+        """All ranks' responses of a step with their rewards, so many rows."""
+        score = partial(self._rewarded, sampled, rows)
         return self._gathered(self.journal.scored(place, sampled, score) if self.journal else score())
 
-    def _rewarded(self, sampled: list[tuple]) -> list[Rollout]:
-        return rollouts.score(sampled, self.workers, self.experiment, self.tokenizer, self.rank.count)
+    def _rewarded(self, sampled: list[tuple], rows: int) -> list[Rollout]:
+        return rollouts.score(sampled, self.workers, self.experiment, self.tokenizer, rows)
 
     def _gathered(self, scored: list[Rollout]) -> list[Rollout]:
         scored = rollouts.gather(scored)
@@ -216,7 +216,7 @@ class Loop:
         for purpose, (n, heat) in settings.items():
             seed = rollouts.seed_of(recipe.run.seed, 0, self.rank.index, purpose)
             sampled = self._generate(prompts, n=n, temperature=heat, seed=seed)
-            found[purpose] = self._gathered(self._rewarded(sampled))
+            found[purpose] = self._gathered(self._rewarded(sampled, n * len(prompts)))
         metrics = {**summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at), **proved}
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
         if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:

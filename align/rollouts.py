@@ -71,12 +71,12 @@ def score(
     workers: Sequence[Worker],
     experiment: Experiment,
     tokenizer: PreTrainedTokenizerBase,
-    ranks: int = 1,
+    everywhere: int,
 ) -> list[Rollout]:
-    """This rank's responses with their rewards. Raises `RewardError`."""
+    """This rank's responses with their rewards, where all ranks have so many rows. Raises `RewardError`."""
     texts = tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
     prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
-    values = scoring.score(workers, prompts, responses, texts, ranks)
+    values = scoring.score(workers, prompts, responses, texts, everywhere)
     totals = scoring.combine(experiment.rewards, values)
     solved, rollouts = experiment.correct, []
     for i, (group, index, prompt, response) in enumerate(sampled):

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, samples.jsonl, config.yaml, versions.json; and the trackers."""
+"""What a run writes down: metrics.jsonl, samples.jsonl, greedy.jsonl, config.yaml, versions.json; and the trackers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class RunLog:
 
 
 def _sample_rows(prefix: str, step: int, source: Taken) -> list[dict]:
-    """Every response of a step with its text and its credit; the fields are those that `credit` replays."""
+    """Every response of a step's batch with its text and its credit; the fields are those that `credit` replays."""
     rows, position, credits = [], 0, source.credits
     for rollout in source.rollouts:
         row = {

@@ -23,20 +23,19 @@ def score(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
     texts: Sequence[str],
-    ranks: int = 1,
+    everywhere: int,
 ) -> dict[str, list[Value]]:
     """{reward: one value a row}: a number, None where it does not apply, or why it failed.
 
-    Raises `RewardError` where one has failed on more rows than `reward_limits.max_failed` allows, even if it fails on
-    none of the other `ranks`."""
+    Raises `RewardError` where one has failed on more than the share `reward_limits.max_failed` of `everywhere`, the
+    rows of all ranks together, even if it fails on none of the others."""
     if not prompts:
         return {worker.reward.name: [] for worker in workers}
     arguments = arguments_of(prompts, responses, texts)
     message = _packed(arguments, len(prompts))
     for worker in workers:  # side by side
         worker.ask(message, len(prompts))
-    most = ranks * len(prompts)
-    return {worker.reward.name: _values(worker, arguments, len(prompts), most) for worker in workers}
+    return {worker.reward.name: _values(worker, arguments, len(prompts), everywhere) for worker in workers}
 
 
 def arguments_of(prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]) -> Arguments:
@@ -65,18 +64,18 @@ def called(worker: Worker, arguments: Arguments, rows: int) -> list[Value] | Fai
     return worker.answer()
 
 
-def _values(worker: Worker, arguments: Arguments, rows: int, most: int) -> list[Value]:
+def _values(worker: Worker, arguments: Arguments, rows: int, everywhere: int) -> list[Value]:
     """The answer to a call on all rows. Where that failed as a whole, each row is asked about alone, so that only those
     that are to blame fail."""
     values = worker.answer()
     if not isinstance(values, Failure):
-        _check_share(worker, values, arguments, most)
+        _check_share(worker, values, arguments, everywhere)
         return values
     values = []
     for row in range(rows):
         answer = called(worker, row_of(arguments, row), 1)
         values += [answer] if isinstance(answer, Failure) else answer
-        _check_share(worker, values, arguments, most)
+        _check_share(worker, values, arguments, everywhere)
     return values
 
 

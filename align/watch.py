@@ -59,7 +59,8 @@ class Watch:
         found = alarms(self.sentinel, self.steps, correct.reward if correct else None)
         found += [Alarm(name, warning) for name, warning in warnings_of(objectives, metrics).items()]
         recent = self.steps[-self.sentinel.remind - 1 : -1]
-        found = tuple(alarm for alarm in found if not any(alarm.flag in row for row in recent))
+        told = {flag for row in recent for flag in row}
+        found = tuple(alarm for alarm in found if alarm.action != "warn" or alarm.flag not in told)
         verdict = self._verdict(found, step)
         self.steps[-1] |= verdict.flags
         return verdict

@@ -43,23 +43,35 @@ async def passes(
     processes: int = 4,
     **columns,
 ):
-    """1.0 where the response's program passes its row's tests, else 0.0.
+    """1.0 where the response's program passes its row's tests, else 0.0; None for a row without tests.
 
     The program is the last fenced block of Python, else the last without a language, else the whole response. `tests`
     is Python that raises where the program is wrong, such as asserts; where the row has an `entry_point`, they define
     `check` and `check(ENTRY_POINT)` is called, as in HumanEval. `if __name__ == "__main__"` is not run. Only the
     standard library can be imported. Leaving early, by `sys.exit` or in any other way, is not passing.
 
-    `seconds` are of processor time; on the clock a program may take four times as long. `memory_mib` holds for each
-    process, and for the files in /tmp; `processes` are those at one time, threads too. Raises `SandboxError` where
-    bubblewrap is missing or does not work.
+    `seconds` are of processor time; on the clock a program may take four times as long. So no more than four should
+    share a processor: where `reward_limits.concurrency` on all ranks is more than that, a slow one can run out of time.
+    `memory_mib` holds for each process, and for the files in /tmp; `processes` are those at one time, threads too.
+    Raises `SandboxError` where bubblewrap is missing or does not work, `ValueError` where the tests are no Python.
     """
     limits = _limits(seconds, memory_mib, processes)
     out = []
     for completion, test, entry in zip(completions, tests, entry_point or [None] * len(tests), strict=True):
+        if test is None:
+            out.append(None)
+            continue
+        _check_tests(test)
         call = [f"check({entry})"] if entry else []
         out.append(float(await run([program(text(completion)), test, *call], limits, WAITS * seconds)))
     return out
+
+
+def _check_tests(tests: str) -> None:
+    try:
+        compile(tests, "tests", "exec")
+    except SyntaxError as error:
+        raise ValueError(f"the row's tests are no Python: {error}") from error
 
 
 def ready() -> None:

@@ -1,5 +1,6 @@
 """What the check says of healthy recipes: arithmetic, notes, stages that have not run, the estimate of memory."""
 
+import math
 from pathlib import Path
 
 import broken
@@ -57,6 +58,17 @@ def test_the_arithmetic_of_a_step(bench):
     assert found["step"]["epochs"] == round(2 * 2 / 6, 2)
     assert found["rewards"]["fine"]["answer"] == 1.0 and found["rewards"]["fine"]["placeholder"] == 0.0
     assert set(found["models"]) == {"policy", "sampler"} and found["passes"] == {"gfpo": {}}
+
+
+@pytest.mark.parametrize(
+    "layout, tokens", [("padded", lambda p, r: 4 * (p + r)), ("shared_prefix", lambda p, r: p + 4 * (r - 1))]
+)
+def test_micro_batches_are_those_of_the_layout(bench, layout, tokens):
+    bench.put("optim.layout", layout)
+    bench.put("optim.micro_batch_tokens", 40)
+    found = facts(bench)
+    prompt, response = found["data"]["data"]["prompt_tokens"]["max"], bench.recipe["sampling"]["max_response_tokens"]
+    assert found["step"]["micro-batches of a process, about"] == math.ceil(2 * tokens(prompt, response) / 40)
 
 
 def test_models_and_passes_of_a_guided_objective(bench):

@@ -99,6 +99,30 @@ def test_a_run_writes_no_secret(tmp_path):
     assert experiment.recipe.rewards[0].args["api_key"] == "planted-1"  # the reward still gets it
 
 
+def test_what_the_weights_follow_from_changes_with_each_file_that_the_recipe_names(tmp_path, monkeypatch):
+    """So that rollouts of another objective, reward or argument are not used again after a kill."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from align.objectives import grpo as own\n\ndef judge(completions, **_):\n    return 1\n"
+    for name in ("decided_objective", "decided_reward", "decided_argument"):
+        (tmp_path / f"{name}.py").write_text(source)
+    path = tmp_path / "recipe.yaml"
+    recipe = {
+        "model": {"policy": "some/model"},
+        "data": {"prompts": "prompts.jsonl"},
+        "rewards": [{"fn": "decided_reward:judge", "args": {"correct": "decided_argument:judge", "other": "a:b"}}],
+        "objective": {"name": "decided_objective:own"},
+        "run": {"out": "runs/x", "steps": 1},
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    before = provenance.decided(load(path))
+    assert provenance.decided(load(path)) == before
+    for name in before["files"]:
+        (tmp_path / f"{name}.py").write_text(f"{source}\n# another {name}\n")
+        assert provenance.decided(load(path)) != before
+        (tmp_path / f"{name}.py").write_text(source)
+    assert sorted(before["files"]) == ["decided_argument", "decided_objective", "decided_reward"]
+
+
 def test_a_hub_token_in_a_recipe_is_refused_and_not_shown(tmp_path):
     path = tmp_path / "recipe.yaml"
     recipe = {
@@ -115,3 +139,14 @@ def test_a_hub_token_in_a_recipe_is_refused_and_not_shown(tmp_path):
         "data.args.deep.0: holds a hub token; take it out of the recipe, revoke it, and set HF_TOKEN"
     )
     assert len(error.value.problems) == 1 and HUB not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["recipe.yaml:3: hub.token: unknown key; there are: repo", "data.args.token: holds a hub token; take it out"],
+)
+def test_what_a_message_says_of_a_key_is_no_secret(said):
+    assert scrub(said) == said
+    assert (
+        scrub(f"{said}, api_key: x7Yplanted, password: 'planted'") == f"{said}, api_key: {HIDDEN}, password: '{HIDDEN}'"
+    )

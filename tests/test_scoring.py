@@ -99,7 +99,7 @@ def test_no_rows_call_nothing():
     class Unasked:
         reward: RewardFunction
 
-    assert score([Unasked(RewardFunction("own", "", 1.0))], [], [], []) == {"own": []}
+    assert score([Unasked(RewardFunction("own", "", 1.0))], [], [], [], 0) == {"own": []}
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,13 @@ def test_a_run_that_was_stopped_and_resumed_starts_to_look_anew(tmp_path):
     assert flagged(judged(watch(tmp_path, rows, **stop), run((3, NO_TOKEN))), "stop") == [3]
 
 
+def test_a_warning_that_became_a_stop_on_resuming_stops(tmp_path):
+    warned = judged(watch(tmp_path, no_signal={"for_steps": 3}), run((4, NO_TOKEN)))
+    assert flagged(warned, "no_signal") == [3] and flagged(warned, "stop") == []
+    resumed = watch(tmp_path, warned, no_signal={"for_steps": 3, "action": "stop"})
+    assert resumed.judge(5, NO_TOKEN).action == "stop"
+
+
 def test_what_a_loss_says_is_a_warning_too():
     losses = (pair_logistic_masked(beta=0.1),)
     objectives = [SimpleNamespace(name=name, losses=losses) for name in ("sparsepo", "dpo")]

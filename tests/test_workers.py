@@ -39,7 +39,7 @@ def worker():
 
 def scored(workers, texts):
     prompts = [Prompt([1], f"q{i}", f"q{i}", {"level": i}) for i in range(len(texts))]
-    return score(workers, prompts, [Response([1], [-1.0], False)] * len(texts), texts)
+    return score(workers, prompts, [Response([1], [-1.0], False)] * len(texts), texts, len(texts))
 
 
 def values(worker, *texts):
@@ -196,6 +196,15 @@ def test_max_failed_0_allows_none_and_1_allows_all(worker):
     )
 
 
+def test_one_rank_stops_only_where_its_own_failures_are_too_many_for_all(worker):
+    one = worker("planted", max_failed=0.4)
+    prompts = [Prompt([1], "q", "q", {"level": 1})] * 2
+    asked = [one], prompts, [Response([1], [-1.0], False)] * 2, ["nan", "nan"]
+    assert all(isinstance(value, Failure) for value in score(*asked, 6)["planted"])
+    with pytest.raises(RewardError, match="failed on 2 of 4 rows"):
+        score(*asked, 4)
+
+
 def test_a_long_response_is_cut_in_the_message(worker):
     with pytest.raises(RewardError) as caught:
         values(worker("too_many"), "many", "y" * 10**6, "many")
@@ -218,7 +227,7 @@ def test_a_reward_that_cannot_be_loaded_stops_the_run(path, why):
 def test_columns_that_are_no_plain_values(worker):
     prompt, response = Prompt([1], "q", "q", {"fn": lambda: 0}), Response([1], [-1.0], False)
     with pytest.raises(RewardError, match="the columns of the prompts must be plain values"):
-        score([worker("lengths")], [prompt], [response], ["a"])
+        score([worker("lengths")], [prompt], [response], ["a"], 1)
 
 
 # ---- the end

@@ -30,7 +30,7 @@ def gap(loop: Loop) -> float:
         seed=accelerator.process_index,
     )
     batch = rollouts.to_batch(
-        rollouts.gather(rollouts.score(sampled, loop.workers, experiment, loop.tokenizer)), loop.tokenizer
+        rollouts.gather(rollouts.score(sampled, loop.workers, experiment, loop.tokenizer, len(sampled))), loop.tokenizer
     )
     trainer = loop.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
     return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())

@@ -53,6 +53,12 @@ def test_a_program_earns_what_its_tests_say():
     assert value("no program at all") == value("") == value(fenced("def double(x:")) == 0.0
 
 
+def test_a_row_without_tests_has_no_reward_and_broken_tests_are_no_wrong_answer():
+    assert value(SOLVED, tests=None) is None
+    with pytest.raises(ValueError, match="the row's tests are no Python: .*never closed"):
+        value(SOLVED, tests="assert (double(2) == 4")
+
+
 @sandboxed
 def test_conversations():
     assert value([{"role": "assistant", "content": fenced(SOLVED)}]) == 1.0
