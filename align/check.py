@@ -104,7 +104,7 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
 
 
 def _gate(experiment: Experiment) -> None:
-    """What pairs measure only their objectives know, once they have run."""
+    """A measure of responses that no evaluation has. What pairs measure only their objectives know, once they ran."""
     names = evaluation.names([reward.name for reward in experiment.rewards], experiment.recipe.eval.pass_at)
     goal = experiment.recipe.target()
     if goal and goal.gate and not goal.gate.measure.startswith("pairs/"):
