@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from align.schema import ConfigError
+from align.config.recipe_file import ConfigError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -29,10 +29,12 @@ def credit(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
 ) -> None:
     """Replay recorded rollouts through the recipe's objective, without any model."""
-    from align import config, replay
+    from align.commands import credit as replay
+    from align.config.experiment import load_experiment
+    from align.config.rules import REPLAY
 
     try:
-        lines = replay.credit(config.load(recipe, overrides or (), config.REPLAY), rollouts)
+        lines = replay.credit(load_experiment(recipe, overrides or (), REPLAY), rollouts)
     except (ConfigError, replay.ReplayError) as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error
@@ -46,13 +48,13 @@ def annotate(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
 ) -> None:
     """Score the recipe's pairs with its reference and guide once, into the folder that `data.bank` names."""
-    from align import config
-    from align.annotate import annotate as write_banks
-    from align.data import DataError
-    from align.models import ModelError
+    from align.commands.annotate import annotate as write_banks
+    from align.config.experiment import load_experiment
+    from align.data.prompts import DataError
+    from align.model.locate import ModelError
 
     try:
-        folders = write_banks(config.load(recipe, overrides or ()))
+        folders = write_banks(load_experiment(recipe, overrides or ()))
     except (ConfigError, DataError, ModelError) as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error
@@ -70,8 +72,8 @@ def verify(
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
-    from align import verify
-    from align.models import ModelError
+    from align.model.locate import ModelError
+    from align.result import verify
 
     disable_progress_bar()
     try:
@@ -94,11 +96,11 @@ def push(
     public: Annotated[bool, typer.Option("--public")] = False,
 ) -> None:
     """Verify the result of a run and upload it with its card."""
-    from align import publish
+    from align.result.push import NotPushed, push_run
 
     try:
-        typer.echo(f"pushed: {publish.push(run, repo, private=not public)}")
-    except publish.NotPushed as error:
+        typer.echo(f"pushed: {push_run(run, repo, private=not public)}")
+    except NotPushed as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error
 
@@ -111,7 +113,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object: ok, problems, notes, facts")] = False,
 ) -> None:
     """Find everything that would go wrong in a training run, without loading a model."""
-    from align.checkup import checkup, show
+    from align.check.report import checkup, show
 
     with contextlib.redirect_stdout(sys.stderr):  # what the modules of rewards print
         result = checkup(recipe, overrides or (), launch)
@@ -129,9 +131,9 @@ def objectives(name: Annotated[str | None, typer.Argument()] = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from align.catalogue import entry
-    from align.objectives import OBJECTIVES
-    from align.schema import nearest
+    from align.commands.objectives import entry
+    from align.config.problems import nearest
+    from align.registry import OBJECTIVES
 
     console = Console()
     if name is None:
@@ -144,7 +146,7 @@ def objectives(name: Annotated[str | None, typer.Argument()] = None) -> None:
         typer.echo(f"no objective {name!r}; {nearest(name, OBJECTIVES)}", err=True)
         raise typer.Exit(1)
     shown = Table("key", "type and range", "default")
-    for key in entry(name).keys:
+    for key in entry(name).arguments:
         shown.add_row(*map(Text, (key.name, key.kind, key.default)))
     console.print(Text(entry(name).text), shown)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from align.batch import Batch
-from align.losses import Current, Loss, Weighted
-from align.objectives import Objective
+from align.losses.loss import Current, Loss, TokenWeights
+from align.objectives.objective import Objective
 
 # Fills the quantities named, for the rows marked; the last argument is who asks, for messages.
 Annotate = Callable[[Batch, Sequence[str], Tensor, str], Batch]
@@ -21,8 +21,8 @@ class Signal:
     """Of the generated tokens, how many can carry gradient and which link took the others."""
 
     generated: int
-    carrying: int
-    taken: dict[str, int]
+    with_gradient: int
+    removed_by: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Term:
     """One loss over a credited batch. The gradient is that of weight * sum / count."""
 
     loss: Loss
-    weighted: Weighted
+    token_weights: TokenWeights
     weight: float
 
-    def share(self, current: Current, batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
+    def contribution(self, current: Current, batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
         """Scalar: what `rows` add to the loss; `current` and `batch` hold these rows only."""
-        if self.weighted.count == 0:
+        if self.token_weights.count == 0:
             return current.logprob.sum() * 0.0
-        return self.weight * self.loss.total(current, batch, self.weighted.weight[rows]) / self.weighted.count
+        return self.weight * self.loss.total(current, batch, self.token_weights.weight[rows]) / self.token_weights.count
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Credited:
     signal: Signal
 
     @property
-    def main(self) -> Term:
+    def primary(self) -> Term:
         """The first term that reads the credit; the first of all where none does."""
         return next((term for term in self.terms if "advantage" in term.loss.needs), self.terms[0])
 
     @property
-    def live(self) -> Tensor:
+    def trained(self) -> Tensor:
         """[B,T] bool: tokens whose log-probability some term differentiates."""
-        return torch.stack([term.weighted.live for term in self.terms]).any(0)
+        return torch.stack([term.token_weights.trained for term in self.terms]).any(0)
 
     @property
-    def differentiates(self) -> set[str]:
+    def reads_current(self) -> set[str]:
         """Fields of `Current` that some term reads besides the log-probability."""
-        return {name for term in self.terms for name in term.loss.differentiates}
+        return {name for term in self.terms for name in term.loss.reads_current}
 
     @property
     def coupled(self) -> Tensor:
@@ -74,22 +74,22 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Co
     """Apply the chain, then weigh the losses. Quantities are asked for when they are needed and for the rows
     that still take part, so a dropped row costs no pass over any model. Those `in_update` come from the learner."""
     generated = int(batch.mask.sum())
-    left, taken = generated, {}
-    for link in objective.chain:
-        batch = link.apply(annotate(batch, link.needs, batch.kept, link.name))
-        now = _carrying(batch)
-        taken[link.name] = taken.get(link.name, 0) + left - now
+    left, removed_by = generated, {}
+    for transform in objective.chain:
+        batch = transform.apply(annotate(batch, transform.needs, batch.kept, transform.name))
+        now = _with_gradient(batch)
+        removed_by[transform.name] = removed_by.get(transform.name, 0) + left - now
         left = now
     terms = []
     for loss in objective.losses:
-        batch = annotate(batch, loss.weighs, batch.kept, loss.name)
+        batch = annotate(batch, loss.weigh_needs, batch.kept, loss.name)
         weighted = loss.weigh(batch)
         needs = [name for name in loss.needs if name not in in_update]
-        batch = annotate(batch, needs, weighted.live.any(1), loss.name)
+        batch = annotate(batch, needs, weighted.trained.any(1), loss.name)
         terms.append(Term(loss, weighted, objective.weight))
-    return Credited(objective, batch, tuple(terms), Signal(generated, left, taken))
+    return Credited(objective, batch, tuple(terms), Signal(generated, left, removed_by))
 
 
-def _carrying(batch: Batch) -> int:
+def _with_gradient(batch: Batch) -> int:
     alive = batch.active & (batch.weight != 0)
     return int((alive if batch.advantage is None else alive & (batch.advantage != 0)).sum())

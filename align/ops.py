@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 LOG_RATIO = 20.0  # nats; exp of a larger one could overflow, and infinity times an advantage of 0 is no number
+
 Std = Literal["population", "sample", "none"]
 
 

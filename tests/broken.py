@@ -10,7 +10,7 @@ from typing import Any
 import tiny
 import yaml
 
-from align.checkup import checkup
+from align.check.report import checkup
 
 AT = r"recipe\.yaml:\d+: "  # where a message places a key
 

@@ -29,7 +29,7 @@ def loss_of(objective, batch, logprob, entropy=None):
     logprob = logprob.clone().requires_grad_()
     credited = assign(objective, batch, no_model)
     current = Current(logprob, entropy)
-    loss = sum(term.share(current, credited.batch) for term in credited.terms)
+    loss = sum(term.contribution(current, credited.batch) for term in credited.terms)
     return loss.detach(), torch.autograd.grad(loss, logprob)[0]
 
 
@@ -77,11 +77,11 @@ def result_of(objective, batch, **current):
     leaves = {name: value.clone().requires_grad_() for name, value in current.items()}
     credited = assign(objective, batch, no_model)
     now = Current(**leaves)
-    loss = sum(term.share(now, credited.batch) for term in credited.terms)
+    loss = sum(term.contribution(now, credited.batch) for term in credited.terms)
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     metrics = {}
     for term in credited.terms:
-        metrics |= term.loss.measure(now, credited.batch, term.weighted)
+        metrics |= term.loss.measure(now, credited.batch, term.token_weights)
     extremes = {"_min": torch.min, "_max": torch.max}
     logged = {n: float(extremes.get(n[-4:], torch.mean)(v.detach().double())) for n, v in metrics.items() if len(v)}
     return loss.detach(), dict(zip(leaves, gradients, strict=True)), logged

@@ -8,40 +8,44 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-from align import models, record, weights
 from align.batch import Batch
-from align.layouts import padded
-from align.policy import Policy
-from align.recipe import Adapter
-from align.record import Probe
+from align.config.recipe import Adapter
+from align.learner import weights
+from align.model.adapters import add_adapter
+from align.model.layouts import padded
+from align.model.load import load_model, load_tokenizer
+from align.model.locate import locate
+from align.model.policy import Policy
+from align.result import record
+from align.result.record import ReferenceSequence
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 def recorded(base: str, out: Path, kind: Literal["adapter", "model"], temperature: float = 0.8) -> Path:
     """What a run leaves: weights that differ from the base's, and the record of the policy that has them."""
-    path = models.locate(base)
-    model = models.load_model(path, "float32")
+    path = locate(base)
+    model = load_model(path, "float32")
     if kind == "adapter":
-        model = models.add_adapter(model, Adapter(rank=2), base)
+        model = add_adapter(model, Adapter(rank=2), base)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     policy = Policy(model, temperature)
-    probes = [said(policy, ids) for ids in record.tokens(models.load_tokenizer(path))]
+    probes = [said(policy, ids) for ids in record.tokens(load_tokenizer(path))]
     weights.save(model, out, write=True)
     record.save(out, policy, probes, {"align": "0"})
     return out
 
 
 @torch.no_grad()
-def said(policy: Policy, ids: list[int]) -> Probe:
+def said(policy: Policy, ids: list[int]) -> ReferenceSequence:
     """A probe as the trainer computes it."""
     batch = Batch.of([0], [ids[1:]], prompt_ids=[ids[:1]])
     inputs = padded.inputs(batch, batch.mask)
-    return Probe(ids=ids, logprob=inputs.scatter(policy(inputs)["logprob"], batch.mask.shape)[0].tolist())
+    return ReferenceSequence(ids=ids, logprob=inputs.scatter(policy(inputs)["logprob"], batch.mask.shape)[0].tolist())
 
 
 def rewrite(folder: Path, change: Callable[[dict], object]) -> None:

@@ -7,8 +7,8 @@ import tiny
 import torch
 from helpers import batch_of
 
-from align import bank
-from align.data import Answer, DataError, Pair
+from align.data import bank
+from align.data.prompts import Answer, DataError, Pair
 
 TOKENIZER = tiny.tokenizer()
 MODELS = {"policy's base": "base", "guide": "runs/dpo/adapter"}
@@ -35,8 +35,8 @@ def stored(tmp_path):
     whole = batch(pairs())
     generator = torch.Generator().manual_seed(0)
     scored = {name: -torch.rand(whole.mask.shape, generator=generator) for name in bank.QUANTITIES}
-    made_by = bank.identity(TOKENIZER, MODELS, 1.0)
-    bank.write(tmp_path, whole, scored, made_by)
+    identity_now = bank.identity(TOKENIZER, MODELS, 1.0)
+    bank.write(tmp_path, whole, scored, identity_now)
     return tmp_path, whole, scored
 
 
@@ -64,9 +64,9 @@ def test_it_gives_back_what_was_stored_for_any_rows_in_any_order(stored):
 def test_what_it_was_made_by_must_be_the_same(what, change, stored):
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = change.get("template", tokenizer.chat_template)
-    made_by = bank.identity(tokenizer, change.get("models", MODELS), change.get("temperature", 1.0))
+    identity_now = bank.identity(tokenizer, change.get("models", MODELS), change.get("temperature", 1.0))
     with pytest.raises(DataError, match=f"data.bank: .* does not fit: the {what} is another one now.*annotate again"):
-        bank.read(stored[0], made_by, "data.bank")
+        bank.read(stored[0], identity_now, "data.bank")
 
 
 def test_another_tokenizer_is_refused(stored):

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from align.__main__ import app
-from align.catalogue import entry
-from align.objectives import OBJECTIVES
+from align.commands.objectives import entry
+from align.registry import OBJECTIVES
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -16,16 +16,16 @@ def test_every_objective_is_described(name):
     assert found.summary.endswith((".", ":")) or found.summary
     assert "arXiv" in found.paper or "Williams" in found.paper
     assert len(found.limit) > 10
-    assert [key.name for key in found.keys] == list(inspect.signature(OBJECTIVES[name]).parameters)
+    assert [key.name for key in found.arguments] == list(inspect.signature(OBJECTIVES[name]).parameters)
 
 
 def test_types_ranges_and_defaults():
-    keys = {key.name: (key.kind, key.default) for key in entry("gfpo").keys}
-    assert keys["clip_low"] == ("float >= 0 < 1", "0.2")
-    assert keys["metric"] == ("shortest | token_efficiency", "shortest")
-    guide = {key.name: key.kind for key in entry("rto").keys}
+    arguments = {key.name: (key.kind, key.default) for key in entry("gfpo").arguments}
+    assert arguments["clip_low"] == ("float >= 0 < 1", "0.2")
+    assert arguments["metric"] == ("shortest | token_efficiency", "shortest")
+    guide = {key.name: key.kind for key in entry("rto").arguments}
     assert guide["delimiters"] == "list of str" and guide["value_lr"] == "float > 0 | null"
-    assert keys["k"][0].startswith("int >= 2 | {very_hard: int >= 2, ") and keys["k"][1] == "needed"
+    assert arguments["k"][0].startswith("int >= 2 | {very_hard: int >= 2, ") and arguments["k"][1] == "needed"
 
 
 def test_the_command_lists_shows_and_corrects(monkeypatch):

@@ -10,9 +10,12 @@ import torch
 import yaml
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from align import estimate, launch, model_files, models
-from align.launch import Launch
-from align.recipe import Adapter
+from align.check import memory, model_files
+from align.config import launch
+from align.config.launch import Launch
+from align.config.recipe import Adapter
+from align.model.adapters import add_adapter
+from align.model.load import load_config, load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,10 +159,10 @@ def test_a_template_that_ends_no_answer():
 
 @pytest.mark.parametrize("adapter", [None, Adapter(rank=2)])
 def test_the_activations_are_those_that_torch_keeps(tmp_path, adapter):
-    model = models.load_model(str(tiny.save_model(tmp_path)), "float32")
+    model = load_model(str(tiny.save_model(tmp_path)), "float32")
     skeleton = model_files.skeleton(model.config, "tiny")
     if adapter:
-        model, skeleton = (models.add_adapter(m, adapter, "tiny") for m in (model, skeleton))
+        model, skeleton = (add_adapter(m, adapter, "tiny") for m in (model, skeleton))
     decoder, kept = (model.get_base_model() if adapter else model).get_decoder(), {}
     own = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
 
@@ -168,10 +171,10 @@ def test_the_activations_are_those_that_torch_keeps(tmp_path, adapter):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ids = torch.zeros(1, estimate.PROBE, dtype=torch.int64)
-        out = decoder(input_ids=ids, position_ids=torch.arange(estimate.PROBE)[None], use_cache=False)
-    real = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own) / estimate.PROBE
-    assert out.last_hidden_state.requires_grad and real == pytest.approx(estimate.kept_per_token(skeleton), rel=0.02)
+        ids = torch.zeros(1, memory.PROBE, dtype=torch.int64)
+        out = decoder(input_ids=ids, position_ids=torch.arange(memory.PROBE)[None], use_cache=False)
+    real = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own) / memory.PROBE
+    assert out.last_hidden_state.requires_grad and real == pytest.approx(memory.kept_per_token(skeleton), rel=0.02)
 
 
 def test_zero_divides_the_estimate(bench):
@@ -182,11 +185,11 @@ def test_zero_divides_the_estimate(bench):
 
 def test_the_skeleton_stays_whole_under_zero_3(tmp_path):
     """transformers partitions what its Auto classes make while DeepSpeed's third stage is on."""
-    config = models.load_config(str(tiny.save_model(tmp_path)))
+    config = load_config(str(tiny.save_model(tmp_path)))
     guide = tiny.save_guide(tmp_path, tmp_path / "guide")
     stage = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
     try:
-        skeleton = models.add_adapter(model_files.skeleton(config, "tiny"), Adapter(rank=2), "tiny")
+        skeleton = add_adapter(model_files.skeleton(config, "tiny"), Adapter(rank=2), "tiny")
         assert all(p.is_meta and p.numel() for p in skeleton.parameters())
         model_files.check_adapter(str(guide), config)
     finally:

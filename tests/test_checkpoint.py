@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from align import checkpoint, resume
-from align.checkpoint import CheckpointError, State
-from align.recipe import Run
+from align.checkpoint import checkpoint, resume
+from align.checkpoint.checkpoint import CheckpointError, State
+from align.config.recipe import Run
 
 
 class Learner:

@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from align.config import load
-from align.hub import check_repo_name
-from align.losses import Constant
+from align.config.compose import with_defaults
+from align.config.experiment import load_experiment
+from align.config.factories import load_object
+from align.config.hub_name import check_repo_name
+from align.config.problems import models_in
+from align.config.recipe import Recipe, Reward
+from align.config.recipe_file import ConfigError
+from align.losses.loss import Constant
 from align.objectives import gfpo, grpo
-from align.recipe import Recipe, Reward
-from align.schema import ConfigError, load_object, models_in
 
 BASE = """\
 model:
@@ -84,7 +87,7 @@ def recipe(tmp_path, monkeypatch):
             else:
                 text += change
         (tmp_path / "recipe.yaml").write_text(text)
-        return load(tmp_path / "recipe.yaml", overrides)
+        return load_experiment(tmp_path / "recipe.yaml", overrides)
 
     yield load_changed
     sys.modules.pop("user_code", None)
@@ -335,15 +338,15 @@ def test_bad_input_names_file_line_key_and_fix(recipe, tmp_path, change, line, k
 def test_not_a_recipe(tmp_path, text, message):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    (problem,) = problems_of(load, path)
+    (problem,) = problems_of(load_experiment, path)
     assert problem.startswith(f"{path}: ") and message in problem
 
 
 def test_importance_weights_that_would_count_twice(recipe, tmp_path):
-    link = objective("{name: grpo, add: [{importance_weight: {}}]}")
-    (problem,) = problems_of(recipe, link, sampling("old_logprob: sampler"))
+    transform = objective("{name: grpo, add: [{importance_weight: {}}]}")
+    (problem,) = problems_of(recipe, transform, sampling("old_logprob: sampler"))
     assert problem.startswith(f"{tmp_path}/recipe.yaml:7: sampling.old_logprob: importance_weight needs sampling.old_")
-    assert problems_of(recipe, link) == [problem.replace(":7:", ":5:")]  # the section, where the default rules
+    assert problems_of(recipe, transform) == [problem.replace(":7:", ":5:")]  # the section, where the default rules
 
 
 def test_neither_objective_nor_objectives(recipe, tmp_path):
@@ -378,7 +381,7 @@ def test_keys_that_exclude_each_other(recipe):
 
 
 def test_a_tracker_that_is_not_installed(recipe, monkeypatch):
-    monkeypatch.setattr("align.config.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("align.config.rules.importlib.util.find_spec", lambda name: None)
     (problem,) = problems_of(recipe, run("trackers: [wandb]"))
     assert ":12: run.trackers.0: wandb is not installed; pip install wandb" in problem
 
@@ -407,7 +410,7 @@ hub: name
 def test_all_problems_are_reported_in_one_go(recipe, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(MANY)
-    found = {tuple(p.removeprefix(f"{path}:").split(": ")[:2]) for p in problems_of(load, path)}
+    found = {tuple(p.removeprefix(f"{path}:").split(": ")[:2]) for p in problems_of(load_experiment, path)}
     assert found == {
         ("1", "model.rank"),
         ("2", "data.holdout"),
@@ -487,7 +490,7 @@ def test_overrides_apply(recipe):
     assert (got.run.steps, got.optim.lr, got.run.seed) == (10, 3e-4, 2)  # of two, the last counts
     assert (got.model.adapter.rank, got.model.policy, got.eval.pass_at) == (4, "some/model", [1, 2])
     assert [(r.name, r.weight) for r in experiment.rewards] == [("correct", 2.0)]
-    assert experiment.source.data["objective"]["k"] == 6
+    assert experiment.file.data["objective"]["k"] == 6
     assert same(experiment.objectives[0], gfpo(k=6)) and not same(experiment.objectives[0], gfpo(k=4))
 
 
@@ -521,7 +524,7 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_objective(recipe, form):
     (built,) = recipe(objective(form)).objectives
-    assert [link.name for link in built.chain] == ["keep_top", "group_advantage"]
+    assert [transform.name for transform in built.chain] == ["keep_top", "group_advantage"]
     assert [loss.name for loss in built.losses] == ["clipped_surrogate"]
     assert same(built, gfpo(k=4, eps=0.5, clip_high=0.28))
     assert not same(built, gfpo(k=4, eps=0.5)) and not same(built, gfpo(k=4, clip_high=0.28))
@@ -540,7 +543,7 @@ def test_aggregation_with_a_number(recipe):
 def test_add_appends_links_and_losses(recipe):
     text = "{name: gfpo, k: 4, add: [{entropy_bonus: {coef: 0.1}}, {keep_top: {k: 3}}, {kl_policy_ref: {coef: 1}}]}"
     (built,) = recipe(objective(text)).objectives
-    assert [link.name for link in built.chain] == ["keep_top", "keep_top", "group_advantage"]  # at its stage
+    assert [transform.name for transform in built.chain] == ["keep_top", "keep_top", "group_advantage"]  # at its stage
     assert [loss.name for loss in built.losses] == ["clipped_surrogate", "entropy_bonus", "kl_policy_ref"]
     assert [loss.coef for loss in built.losses] == [1.0, 0.1, 1.0]
 
@@ -548,7 +551,7 @@ def test_add_appends_links_and_losses(recipe):
 def test_own_links_and_objectives_by_dotted_path(recipe):
     text = "{name: 'user_code:own_objective', eps: 0.5, add: [{'user_code:own_link': {strength: 2}}]}"
     (built,) = recipe(objective(text)).objectives
-    assert built.name == "own" and [link.name for link in built.chain] == ["group_advantage", "own_link"]
+    assert built.name == "own" and [transform.name for transform in built.chain] == ["group_advantage", "own_link"]
     assert same(built, grpo(eps=0.5))
 
 
@@ -647,7 +650,7 @@ def test_the_recipes_of_the_checkout_load():
     found = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
     assert found
     for path in found:
-        assert load(path).objectives
+        assert load_experiment(path).objectives
 
 
 def test_loading_a_recipe_needs_no_engine():
@@ -658,7 +661,7 @@ def test_loading_a_recipe_needs_no_engine():
     assert json.loads(shown.stdout) == []
 
 
-@pytest.mark.parametrize("path", ["align.losses:LOSSES", "align.objectives.gfpo:gfpo", "pathlib:Path.home"])
+@pytest.mark.parametrize("path", ["align.registry:LOSSES", "align.objectives.gfpo:gfpo", "pathlib:Path.home"])
 def test_load_object(path):
     assert load_object(path) is not None
 
@@ -704,7 +707,7 @@ def test_every_recipe_loads_or_names_its_problems(folder, changes):
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(data))
     try:
-        experiment = load(path)
+        experiment = load_experiment(path)
     except ConfigError as error:
         assert error.problems and all(p.startswith(f"{path}:") for p in error.problems)
         assert len(set(error.problems)) == len(error.problems)
@@ -731,9 +734,7 @@ def test_numbers_without_a_point_are_numbers(recipe):
 
 
 def test_the_resolved_objective_has_every_default():
-    from align.compose import resolved
-
-    assert resolved({"gfpo": {"k": 4}, "weight": 2}) == {
+    assert with_defaults({"gfpo": {"k": 4}, "weight": 2}) == {
         "name": "gfpo",
         "k": 4,
         "metric": "shortest",
@@ -746,7 +747,7 @@ def test_the_resolved_objective_has_every_default():
         "weight": 2,
     }
     spelled = {"chain": [{"group_advantage": None}], "loss": {"clipped_surrogate": {"clip_high": 0.3}}}
-    assert resolved(spelled) == {
+    assert with_defaults(spelled) == {
         "chain": [{"group_advantage": {"std": "population", "eps": 0.0}}],
         "loss": [
             {

@@ -12,9 +12,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.data import DataError, Prompt, Prompts, fingerprint, load
-from align.models import context_length, load_config, load_model, load_tokenizer
-from align.recipe import Data
+from align.config.recipe import Data
+from align.data.prompts import DataError, Prompt, Prompts, fingerprint
+from align.data.read import load_prompts
+from align.model.load import context_length, load_config, load_model, load_tokenizer
 
 TOKENIZER = tiny.tokenizer()
 
@@ -45,7 +46,7 @@ def chat(text, role="user"):
 
 
 def read(source, seed=0, tokenizer=TOKENIZER, **data):
-    return load(Data(prompts=source, **data), tokenizer, seed)
+    return load_prompts(Data(prompts=source, **data), tokenizer, seed)
 
 
 # ---- sources
@@ -116,7 +117,7 @@ def test_a_fingerprint_is_of_what_is_used(file):
     assert fingerprint(read(file(rows, "elsewhere.jsonl")).train) == prints["one"]
     pairs = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
     other = [{"prompt": "q", "chosen": "a", "rejected": "c"}]
-    said = [fingerprint(load(Data(pairs=file(p)), TOKENIZER, 0).train) for p in (pairs, other, pairs)]
+    said = [fingerprint(load_prompts(Data(pairs=file(p)), TOKENIZER, 0).train) for p in (pairs, other, pairs)]
     assert said[0] == said[2] != said[1]
 
 
@@ -389,7 +390,7 @@ def test_a_function_that_gives_no_rows(source, message):
     assert source in str(caught.value) and message in str(caught.value)
 
 
-# ---- the tiny model that tests with real engines load
+# ---- the tiny model that tests with real engines load_prompts
 
 
 @given(text=st.text(st.sampled_from(tiny.CHARACTERS)))
@@ -429,7 +430,7 @@ END = TOKENIZER.eos_token_id
 
 
 def paired(source, **data):
-    return load(Data(pairs=source, **data), TOKENIZER, 0).train
+    return load_prompts(Data(pairs=source, **data), TOKENIZER, 0).train
 
 
 def test_a_pair_s_tokens_are_those_that_would_be_sampled(file):
@@ -478,7 +479,7 @@ def test_an_answer_ends_at_the_first_token_at_which_a_sampler_stops(file):
     """A template may close a turn with another token than the tokenizer's end token."""
     stop = TOKENIZER("!")["input_ids"][0]
     rows = file([{"prompt": "p", "chosen": "ab!cd", "rejected": "x"}])
-    (pair,) = load(Data(pairs=rows), TOKENIZER, 0, ends=[END, stop]).train
+    (pair,) = load_prompts(Data(pairs=rows), TOKENIZER, 0, ends=[END, stop]).train
     assert pair.chosen.ids == TOKENIZER("ab!")["input_ids"] and pair.rejected.ids[-1] == END
 
 
@@ -511,6 +512,6 @@ def test_answers_that_differ_only_behind_the_cut_are_named_as_such(file):
 def test_pairs_are_held_out_by_prompt_and_judged_on_prompts_of_their_own(file):
     rows = [{"prompt": f"p{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(20)]
     prompts = file([{"prompt": "q"}, {"prompt": "r"}], "prompts.jsonl")
-    split = load(Data(pairs=file(rows), holdout=3, eval_prompts=prompts), TOKENIZER, 0)
+    split = load_prompts(Data(pairs=file(rows), holdout=3, eval_prompts=prompts), TOKENIZER, 0)
     assert {p.text for p in split.train}.isdisjoint(p.text for p in split.held_out)
     assert len(split.train) == 14 and [p.text for p in split.held_out[3:]] == ["q", "r"]

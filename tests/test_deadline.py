@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from align.deadline import DeadlineError, deadline
+from align.system.deadline import DeadlineError, deadline
 
 
 def test_overdue_python_raises_where_it_stands():
@@ -50,7 +50,7 @@ def test_a_library_that_catches_everything_does_not_hide_the_deadline(library):
 HANGS = """
 import os, sys
 import torch.distributed as dist
-from align import deadline
+from align.system import deadline
 deadline.GRACE = 0.5
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
 if sys.argv[2] == "1":

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from helpers import loss_of, random_batch
 
-from align import config
-from align.recipe import Recipe
+from align.config.experiment import load_experiment
+from align.config.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ def test_an_objective_of_your_own(tmp_path, monkeypatch):
     recipe = yaml.safe_load((ROOT / "recipes/gfpo_chain_sum.yaml").read_text())
     recipe |= yaml.safe_load(blocks("align/README.md", "yaml")[0])
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (objective,) = config.load(tmp_path / "recipe.yaml").objectives
+    (objective,) = load_experiment(tmp_path / "recipe.yaml").objectives
     assert objective.name == "positive_only"
     batch, logprob = random_batch(0)
     _, gradient = loss_of(objective, batch, logprob)
@@ -35,7 +35,7 @@ def test_an_objective_of_your_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe):
-    experiment = config.load(recipe)
+    experiment = load_experiment(recipe)
     names = [objective.name for objective in experiment.objectives]
     assert experiment.recipe.run.out == f"runs/{recipe.stem}"
     assert recipe.stem.startswith(names[0]) or len(experiment.objectives[0].chain) > 2
@@ -55,5 +55,5 @@ def test_files_named_in_the_architecture_exist_and_all_are_named():
 
 @pytest.mark.parametrize("path", ["README.md", "align/README.md", "recipes/README.md", "rewards/README.md"])
 def test_links_lead_somewhere(path):
-    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / path).read_text()):
-        assert ((ROOT / path).parent / link).exists(), link
+    for transform in re.findall(r"\]\(([^)#]+)\)", (ROOT / path).read_text()):
+        assert ((ROOT / path).parent / transform).exists(), transform

@@ -8,9 +8,10 @@ import torch
 from helpers import no_model, random_pairs
 
 from align.credit import assign
-from align.heads import MaskNetwork, MaskNetworks, Masks, Value, ValueHead
 from align.losses import Current
+from align.losses.value import Value, ValueHead
 from align.objectives import mapo, ppo, rto, sparsepo
+from align.objectives.sparsepo import MaskNetwork, MaskNetworks, Masks
 
 # golden of specs/preference.md 4.5: three tokens in two layers of width 2
 HIDDEN = torch.tensor([[[[1, 3], [2, -2], [0, 4]]], [[[-1, 1], [5, 1], [3, 3]]]], dtype=torch.float64)
@@ -119,7 +120,7 @@ def trained(kind, l1=0.0, **changed):
         torch.nn.init.normal_(network.layers.weight, std=0.02)
     current = Current(**{**fields, **made(hidden), **changed})
     credited = assign(sparsepo(masks=kind, l1_reward=l1, l1_kl=0.0), batch, no_model)
-    sum(term.share(current, credited.batch) for term in credited.terms).backward()
+    sum(term.contribution(current, credited.batch) for term in credited.terms).backward()
     return {name: p.grad for name, p in made.named_parameters()}, [h.grad for h in hidden]
 
 
@@ -215,5 +216,5 @@ def test_objectives_bring_their_heads():
 @pytest.mark.parametrize("objective", [ppo(), rto(), sparsepo()], ids=lambda objective: objective.name)
 def test_heads_give_what_their_losses_differentiate(objective):
     given = {name for head in heads_of(objective) for name in head.gives}
-    wanted = {name for loss in objective.losses for name in loss.differentiates}
+    wanted = {name for loss in objective.losses for name in loss.reads_current}
     assert wanted - given <= {"ref_kl"} and given <= wanted

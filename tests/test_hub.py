@@ -14,7 +14,9 @@ from hub_stub import client_environment, hub_stub
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from align.hub import RunSummary, card, check_repo_name, push, shorten
+from align.config.hub_name import check_repo_name
+from align.result.card import RunSummary, card, shorten
+from align.result.hub import push
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.credit import assign
-from align.losses import Constant, Current, TokensPerRow, entropy_bonus, kl_policy_ref
+from align.losses import Current, entropy_bonus, kl_policy_ref
+from align.losses.loss import Constant, TokensPerRow
 from align.objectives import Objective, gfpo, grpo
+from align.objectives.gfpo import AdaptiveK
 from align.transforms import importance_weight
-from align.transforms.adaptive import AdaptiveK
 
 AGGREGATIONS = {
     "token-mean": "token-mean",
@@ -47,10 +48,10 @@ def plain(name, aggregation, denominator):
     return NAMED[name](aggregation=AGGREGATIONS[aggregation], denominator=denominator)
 
 
-def make(name, aggregation, denominator, links):
+def make(name, aggregation, denominator, transforms):
     """A fresh objective: adaptive ones remember the prompts they saw."""
     objective = plain(name, aggregation, denominator)
-    return objective if links is None else with_links(objective, AGGREGATIONS[aggregation], links)
+    return objective if transforms is None else with_links(objective, AGGREGATIONS[aggregation], transforms)
 
 
 EVERY = list(itertools.product(NAMED, AGGREGATIONS, ["full", "selected"], [None, "kept", "all"]))
@@ -85,7 +86,7 @@ def whole(objective, batch, logprob, entropy):
     """(loss, gradient of the log-probabilities, gradient of the entropy, what was credited)."""
     logprob, entropy = logprob.clone().requires_grad_(), entropy.clone().requires_grad_()
     credited = assign(objective, batch, no_model)
-    loss = sum(term.share(Current(logprob, entropy), credited.batch) for term in credited.terms)
+    loss = sum(term.contribution(Current(logprob, entropy), credited.batch) for term in credited.terms)
     gradients = torch.autograd.grad(loss, (logprob, entropy), allow_unused=True, materialize_grads=True)
     return loss.detach(), *gradients, credited
 
@@ -110,7 +111,9 @@ def test_padding_and_what_stands_in_masked_slots_change_nothing(case, seed, by, 
     for found in (wide_gradient, wide_slope):
         assert not found[:, length:].any() and not found[:, :length][~batch.mask].any()
     assert wide_credited.signal == credited.signal
-    assert [term.weighted.count for term in wide_credited.terms] == [term.weighted.count for term in credited.terms]
+    assert [term.token_weights.count for term in wide_credited.terms] == [
+        term.token_weights.count for term in credited.terms
+    ]
 
 
 @every_objective
@@ -143,7 +146,7 @@ def test_micro_batches_sum_to_the_whole(case, seed, rng):
         rows = torch.tensor(order[start:end])
         part = credited.batch.rows(rows)
         logprob_leaf, entropy_leaf = logprob[rows].requires_grad_(), entropy[rows].requires_grad_()
-        share = sum(term.share(Current(logprob_leaf, entropy_leaf), part, rows) for term in credited.terms)
+        share = sum(term.contribution(Current(logprob_leaf, entropy_leaf), part, rows) for term in credited.terms)
         found = torch.autograd.grad(share, (logprob_leaf, entropy_leaf), allow_unused=True, materialize_grads=True)
         close(found[0], gradient[rows])
         close(found[1], slope[rows])
@@ -151,7 +154,7 @@ def test_micro_batches_sum_to_the_whole(case, seed, rng):
     close(total, loss)
     halves = [slice(0, 5), slice(5, 12)]  # slices as rows
     parts = [
-        term.share(Current(logprob[rows], entropy[rows]), credited.batch.rows(torch.arange(12)[rows]), rows)
+        term.contribution(Current(logprob[rows], entropy[rows]), credited.batch.rows(torch.arange(12)[rows]), rows)
         for rows in halves
         for term in credited.terms
     ]
@@ -165,21 +168,21 @@ def test_gradient_goes_to_kept_tokens_and_reaches_the_last_one(case, seed):
     batch, _, entropy = sample(seed)
     on_policy = replace(batch, sampler_logprob=batch.old_logprob)  # ratio and importance weight are 1
     _, gradient, slope, credited = whole(make(*case), on_policy, batch.old_logprob, entropy)
-    kept, links = credited.batch.kept, case[-1]
+    kept, transforms = credited.batch.kept, case[-1]
     assert not gradient[~batch.mask].any() and not slope[~batch.mask].any()
-    if links != "all":
+    if transforms != "all":
         assert not gradient[~kept].any() and not slope[~kept].any()
-    assert not gradient[~credited.live].any()  # what `live` leaves out is never computed
+    assert not gradient[~credited.trained].any()  # what `live` leaves out is never computed
     first = credited.terms[0]
-    assert torch.equal(first.weighted.live, (credited.batch.advantage != 0) & batch.mask & kept[:, None])
-    if links is None:
-        assert torch.equal(gradient != 0, first.weighted.live)
+    assert torch.equal(first.token_weights.trained, (credited.batch.advantage != 0) & batch.mask & kept[:, None])
+    if transforms is None:
+        assert torch.equal(gradient != 0, first.token_weights.trained)
     last = batch.length - 1
     earning = kept & (credited.batch.advantage[:, 0] != 0)
     rows = earning.nonzero()[:, 0]
     assert (gradient[rows, last[rows]] != 0).all()
-    if links is not None:
-        rows = (kept if links == "kept" else torch.ones_like(kept)).nonzero()[:, 0]
+    if transforms is not None:
+        rows = (kept if transforms == "kept" else torch.ones_like(kept)).nonzero()[:, 0]
         assert (slope[rows, last[rows]] < 0).all()  # more entropy lowers the loss, at the end token too
 
 
@@ -187,7 +190,7 @@ def test_the_end_token_of_some_row_is_trained():
     """The test above would be empty if no row earned anything."""
     batch, logprob, entropy = sample(0)
     _, gradient, _, credited = whole(gfpo(k=3), batch, logprob, entropy)
-    assert credited.live.any() and not credited.batch.kept.all() and (batch.length < 6).any()
+    assert credited.trained.any() and not credited.batch.kept.all() and (batch.length < 6).any()
     assert gradient[torch.arange(12), batch.length - 1].count_nonzero() >= 4
 
 
@@ -222,9 +225,9 @@ def check_degenerate(case, dtype, groups, lengths, rewards):
     loss, gradient, slope, credited = whole(make(*case), batch, zeros - 0.6, zeros + 1.0)
     assert loss.isfinite() and gradient.isfinite().all() and slope.isfinite().all()
     assert credited.batch.advantage.isfinite().all()
-    assert credited.signal.carrying == int(credited.terms[0].weighted.live.sum())
+    assert credited.signal.with_gradient == int(credited.terms[0].token_weights.trained.sum())
     if len(set(rewards)) == 1 or not any(lengths):
-        assert not credited.terms[0].weighted.live.any() and credited.signal.carrying == 0
+        assert not credited.terms[0].token_weights.trained.any() and credited.signal.with_gradient == 0
         if case[-1] is None:
             assert loss == 0 and not gradient.any()
 
@@ -253,8 +256,8 @@ def test_longer_responses_in_proportion_keep_the_same_rows(seed, factor):
     lengths, rewards = batch.length.tolist(), batch.reward.tolist()
     longer = batch_of(batch.group.tolist(), [factor * n for n in lengths], rewards=rewards)
     for metric in ("shortest", "token_efficiency"):
-        link = gfpo(k=3, metric=metric).chain[0]
-        assert torch.equal(link.apply(longer).kept, link.apply(batch).kept)
+        transform = gfpo(k=3, metric=metric).chain[0]
+        assert torch.equal(transform.apply(longer).kept, transform.apply(batch).kept)
 
 
 @given(seed=seeds, shift=st.integers(-5, 5), scale=st.sampled_from([0.5, 2.0, 4.0]))
@@ -273,7 +276,7 @@ def test_the_full_denominator_does_not_depend_on_k(seed, k):
     counts = {}
     for name, aggregation in AGGREGATIONS.items():
         (term,) = assign(gfpo(k=k, aggregation=aggregation), batch, no_model).terms
-        counts[name] = term.weighted.count
+        counts[name] = term.token_weights.count
     tokens = int(batch.mask.sum())
     assert list(counts.values()) == [tokens, 12, 12, 12, 10]
 
@@ -323,7 +326,7 @@ def test_links_over_all_rows_pull_on_dropped_ones(seed):
     _, gradient, slope, credited = whole(make("gfpo_shortest", "token-mean", "full", "all"), batch, logprob, entropy)
     dropped = batch.mask & ~credited.batch.kept[:, None]
     assert (gradient[dropped] != 0).all() and (slope[dropped] != 0).all()
-    assert credited.live[dropped].all()
+    assert credited.trained[dropped].all()
 
 
 def test_empty_responses_count_as_sequences_unless_only_what_is_selected_counts():
@@ -332,15 +335,15 @@ def test_empty_responses_count_as_sequences_unless_only_what_is_selected_counts(
     for aggregation in ("seq-mean-token-mean", "seq-mean-token-sum"):
         for denominator, rows in (("full", 4), ("selected", 2)):
             (term,) = assign(grpo(aggregation=aggregation, denominator=denominator), batch, no_model).terms
-            assert term.weighted.count == rows
+            assert term.token_weights.count == rows
 
 
 def test_an_empty_response_is_as_efficient_as_one_token():
     batch = batch_of([0] * 3, [0, 4, 4], rewards=[0.0, -1.0, 1.0])
-    link = gfpo(k=2, metric="token_efficiency").chain[0]
-    assert link.apply(batch).kept.tolist() == [True, False, True]
+    transform = gfpo(k=2, metric="token_efficiency").chain[0]
+    assert transform.apply(batch).kept.tolist() == [True, False, True]
     batch = batch_of([0] * 3, [0, 1, 4], rewards=[-1.0, -2.0, -8.0])
-    assert link.apply(batch).kept.tolist() == [True, True, False]
+    assert transform.apply(batch).kept.tolist() == [True, True, False]
 
 
 def test_a_term_without_a_count_sends_a_gradient_of_zero():

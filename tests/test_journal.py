@@ -5,13 +5,12 @@ import random
 
 import pytest
 
-from align.data import Prompt
-from align.generator import Response
-from align.journal import Journal, Place
-from align.rollouts import Rollout
+from align.data.prompts import Prompt, Response
+from align.rollout.journal import Call, Journal
+from align.rollout.rollouts import Rollout
 
 PROMPTS = [Prompt([1, i], f"text {i}", [{"role": "user", "content": str(i)}], {"answer": object()}) for i in range(3)]
-PLACE = Place(step=4, source=0, round=1, rank=0)
+CALL = Call(step=4, source=0, round=1, rank=0)
 LINEAGE = [(0, "one recipe")]
 
 
@@ -33,15 +32,15 @@ def never(*_):
 @pytest.fixture
 def journal(tmp_path):
     journal = Journal(tmp_path, LINEAGE)
-    responses = journal.sampled(PLACE, PROMPTS, sampled)
-    journal.scored(PLACE, responses, lambda: scored(responses))
+    responses = journal.sampled(CALL, PROMPTS, sampled)
+    journal.scored(CALL, responses, lambda: scored(responses))
     return journal
 
 
 def test_rollouts_come_back_bit_for_bit(journal):
     again = Journal(journal.folder, LINEAGE)
-    assert again.sampled(PLACE, PROMPTS, never) == sampled()
-    rollouts = again.scored(PLACE, sampled(), never)
+    assert again.sampled(CALL, PROMPTS, never) == sampled()
+    rollouts = again.scored(CALL, sampled(), never)
     assert rollouts == scored(sampled())
     assert all(rollout.prompt is PROMPTS[rollout.group] for rollout in rollouts)
 
@@ -61,21 +60,21 @@ def test_what_is_damaged_is_made_again(harm, journal):
     harm(journal.folder / "step_5/0-1-0.sampled")
     harm(journal.folder / "step_5/0-1-0.scored")
     made = []
-    assert journal.sampled(PLACE, PROMPTS, lambda: made.append("sampled") or sampled()) == sampled()
-    assert journal.scored(PLACE, sampled(), lambda: made.append("scored") or scored(sampled())) == scored(sampled())
+    assert journal.sampled(CALL, PROMPTS, lambda: made.append("sampled") or sampled()) == sampled()
+    assert journal.scored(CALL, sampled(), lambda: made.append("scored") or scored(sampled())) == scored(sampled())
     assert made == ["sampled", "scored"]
 
 
 @pytest.mark.parametrize(
     "lineage, place, prompts",
     [
-        ([(0, "another recipe")], PLACE, PROMPTS),
-        ([*LINEAGE, (2, "another recipe")], PLACE, PROMPTS),
-        (LINEAGE, Place(5, 0, 1, 0), PROMPTS),
-        (LINEAGE, Place(4, 1, 1, 0), PROMPTS),
-        (LINEAGE, Place(4, 0, 0, 0), PROMPTS),
-        (LINEAGE, Place(4, 0, 1, 1), PROMPTS),
-        (LINEAGE, PLACE, PROMPTS[::-1]),  # the data has changed
+        ([(0, "another recipe")], CALL, PROMPTS),
+        ([*LINEAGE, (2, "another recipe")], CALL, PROMPTS),
+        (LINEAGE, Call(5, 0, 1, 0), PROMPTS),
+        (LINEAGE, Call(4, 1, 1, 0), PROMPTS),
+        (LINEAGE, Call(4, 0, 0, 0), PROMPTS),
+        (LINEAGE, Call(4, 0, 1, 1), PROMPTS),
+        (LINEAGE, CALL, PROMPTS[::-1]),  # the data has changed
     ],
 )
 def test_rollouts_of_anything_else_are_not_used(lineage, place, prompts, journal):

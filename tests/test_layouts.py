@@ -10,12 +10,14 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align import config, layouts, probe
-from align.attention import Packing, packed_attention
 from align.batch import Batch
-from align.policy import Policy
-from align.prepare import check_packing
-from align.schema import ConfigError
+from align.config.experiment import load_experiment
+from align.config.recipe_file import ConfigError
+from align.learner.support import packs
+from align.model import layouts
+from align.model.attention import Packing, packed_attention
+from align.model.policy import Policy
+from align.run.setup import check_packing
 
 SIZES = dict(
     hidden_size=32,
@@ -79,7 +81,7 @@ PACKED = {
 @pytest.mark.parametrize("kind", PACKED)
 def test_both_layouts_are_each_row_on_its_own(kind):
     network, batch = model(kind, **PACKED[kind]), ragged()
-    assert layouts.choose(None, network.config) == "shared_prefix" and probe.packs(Policy(network, 1.0))
+    assert layouts.choose(None, network.config) == "shared_prefix" and packs(Policy(network, 1.0))
     policy = Policy(network, 0.8)
     expected = one_by_one(network, batch, 0.8)
     for layout in (layouts.padded, layouts.shared_prefix):
@@ -166,12 +168,12 @@ def test_models_that_cannot_be_packed_are_recognised(kind, changes, why):
 
 @pytest.mark.parametrize("kind, changes", [("nemotron", {}), ("gemma2", {"head_dim": 8}), ("recurrent_gemma", {})])
 def test_a_few_tokens_tell_what_a_configuration_does_not(kind, changes):
-    assert not probe.packs(Policy(model(kind, **changes), 1.0))
+    assert not packs(Policy(model(kind, **changes), 1.0))
 
 
 def test_the_probe_takes_rounding_for_what_it_is():
     """bfloat16 and large logits, as trained models have them: the gap is rounding, which grows with the logits."""
-    assert probe.packs(Policy(model("llama", initializer_range=0.5).bfloat16(), 0.1))
+    assert packs(Policy(model("llama", initializer_range=0.5).bfloat16(), 0.1))
 
 
 @pytest.mark.parametrize("asked", [None, "shared_prefix"])
@@ -184,7 +186,7 @@ def test_rows_are_padded_where_one_of_the_models_cannot_be_packed(asked):
         layout=layouts.shared_prefix,
         accelerator=SimpleNamespace(print=said.append),
     )
-    experiment = config.load(Path(__file__).parents[1] / "recipes/dpo_reviews.yaml")
+    experiment = load_experiment(Path(__file__).parents[1] / "recipes/dpo_reviews.yaml")
     if asked:
         with pytest.raises(ConfigError, match="layout.*write padded"):
             check_packing(experiment, asked, learner)
@@ -206,7 +208,7 @@ def test_a_load_is_what_the_inputs_take(layout):
     if layout is layouts.padded:
         assert load.attended == 5 * inputs.input_ids.shape[1] ** 2
     else:  # each prompt's triangle, and of each response its own square and its prompt
-        reach = dict(enumerate(layouts.reach(wanted).tolist()))
+        reach = dict(enumerate(layouts.last_wanted(wanted).tolist()))
         own = sum(reach[i] * (len(batch.prompt_ids[i]) + reach[i]) for i in reach)
         assert load.attended == own + sum(n**2 // 2 for n in {len(prompt) for prompt in batch.prompt_ids})
 

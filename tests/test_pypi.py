@@ -5,7 +5,7 @@ import zipfile
 import pytest
 from huggingface_hub import constants
 
-from align import pypi
+from align.system import pypi
 
 FILES = {"tiny/__init__.py": "raise RuntimeError('imported')", "tiny/a/data.csv": "1", "tiny/b/data.csv": "2"}
 

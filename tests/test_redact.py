@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
-from align import provenance
-from align.config import load
-from align.redact import HIDDEN, redact, scrub
-from align.schema import ConfigError
+from align.checkpoint.provenance import decided, resolved
+from align.config.experiment import load_experiment
+from align.config.recipe_file import ConfigError
+from align.config.redact import HIDDEN, redact, scrub
 
 HUB = "hf_" + "abcdEFGH" * 4
 
@@ -90,8 +90,8 @@ def test_a_run_writes_no_secret(tmp_path):
         "run": {"out": "runs/x", "steps": 1},
     }
     path.write_text(yaml.safe_dump(recipe))
-    experiment = load(path, ["data.args.password=planted-2"])
-    plain = provenance.resolved(experiment)
+    experiment = load_experiment(path, ["data.args.password=planted-2"])
+    plain = resolved(experiment)
     text = yaml.safe_dump(plain)
     assert "planted" not in text
     assert plain["rewards"][0]["args"] == {"per_token": 0.1, "api_key": HIDDEN}
@@ -114,11 +114,11 @@ def test_what_the_weights_follow_from_changes_with_each_file_that_the_recipe_nam
         "run": {"out": "runs/x", "steps": 1},
     }
     path.write_text(yaml.safe_dump(recipe))
-    before = provenance.decided(load(path))
-    assert provenance.decided(load(path)) == before
+    before = decided(load_experiment(path))
+    assert decided(load_experiment(path)) == before
     for name in before["files"]:
         (tmp_path / f"{name}.py").write_text(f"{source}\n# another {name}\n")
-        assert provenance.decided(load(path)) != before
+        assert decided(load_experiment(path)) != before
         (tmp_path / f"{name}.py").write_text(source)
     assert sorted(before["files"]) == ["decided_argument", "decided_objective", "decided_reward"]
 
@@ -134,7 +134,7 @@ def test_a_hub_token_in_a_recipe_is_refused_and_not_shown(tmp_path):
     }
     path.write_text(yaml.safe_dump(recipe))
     with pytest.raises(ConfigError) as error:
-        load(path)
+        load_experiment(path)
     assert error.value.problems[0].endswith(
         "data.args.deep.0: holds a hub token; take it out of the recipe, revoke it, and set HF_TOKEN"
     )

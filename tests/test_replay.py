@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from align.__main__ import app
-from align.config import load
-from align.replay import ReplayError, credit
+from align.commands.credit import ReplayError, credit
+from align.config.experiment import load_experiment
 
 RECIPE = """\
 model: {policy: none}
@@ -45,7 +45,7 @@ def replay(folder):
         several = "objectives" if objective.startswith("[") else "objective"
         (folder / "recipe.yaml").write_text(RECIPE.replace("OLD", old) + f"{several}: {objective}\n")
         (folder / "rollouts.jsonl").write_text(rows, encoding="utf-8")
-        *lines, summary = credit(load(folder / "recipe.yaml"), folder / "rollouts.jsonl")
+        *lines, summary = credit(load_experiment(folder / "recipe.yaml"), folder / "rollouts.jsonl")
         return lines, summary
 
     return run
@@ -299,7 +299,7 @@ def test_generated_tokens_carry_or_were_taken(folder, objective, seed):
         rows.append({"group": int(batch.group[i]), "response_ids": [1] * length, "reward": reward, **tokens})
     (folder / "recipe.yaml").write_text(RECIPE.replace("OLD", "trainer") + f"objective: {objective}\n")
     (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    *lines, summary = credit(load(folder / "recipe.yaml"), folder / "rollouts.jsonl")
+    *lines, summary = credit(load_experiment(folder / "recipe.yaml"), folder / "rollouts.jsonl")
     signal = summary["signal"]
     assert signal["generated"] == sum(len(row["response_ids"]) for row in rows if row["reward"] is not None)
     assert signal["generated"] == signal["carrying"] + sum(signal["taken"].values())

@@ -174,7 +174,7 @@ def test_pairs_in_any_order_are_what_the_tensors_give(replay):
         rows.append({"group": group, "response_ids": [1] * n, "chosen": chosen, **tokens})
     for name in ("dpo", "ipo", "simpo", "tdpo1", "tdpo2", "tgdpo", "sparsepo", "sft"):
         objective = getattr(objectives, name)()
-        reads = {"logprob"} | {field for loss in objective.losses for field in loss.differentiates}
+        reads = {"logprob"} | {field for loss in objective.losses for field in loss.reads_current}
         loss, gradients, metrics = result_of(objective, batch, **{field: current[field] for field in sorted(reads)})
         lines, summary = replay(rows, f"{{name: {name}}}")
         assert summary["loss"] == pytest.approx(float(loss), rel=1e-12)

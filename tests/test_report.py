@@ -12,7 +12,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from align.report import interval, plot, samples, series, smooth, table
+from align.metrics.interval import interval
+from align.result.report import plot, samples, series, smooth, table
 
 
 def shown(renderable) -> str:

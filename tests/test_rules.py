@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from align import config
-from align.schema import ConfigError
+from align.config.experiment import load_experiment
+from align.config.recipe_file import ConfigError
 
 ROLLOUTS = {
     "model": {"policy": "some/model", "adapter": {"rank": 4}},
@@ -26,7 +26,7 @@ def said(tmp_path):
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({**recipe, **changes}))
         try:
-            config.load(path)
+            load_experiment(path)
         except ConfigError as error:
             return [line.removeprefix(f"{tmp_path}/") for line in error.problems]
         return []
@@ -145,10 +145,10 @@ def test_a_stage_is_its_recipe_s_adapter_or_model(tmp_path, adapter):
     second = tmp_path / "second.yaml"
     model = {**PAIRS["model"], "guide": {"from": str(first)}}
     second.write_text(yaml.safe_dump({**PAIRS, "model": model, "objective": {"name": "tgdpo"}}))
-    experiment = config.load(second)
+    experiment = load_experiment(second)
     assert experiment.recipe.model.guide == "runs/first/adapter"
-    assert experiment.made_by == {"runs/first/adapter": str(first)}
+    assert experiment.stage_recipes == {"runs/first/adapter": str(first)}
     model = {**PAIRS["model"], "policy": {"from": str(first)}}
     second.write_text(yaml.safe_dump({**PAIRS, "model": model, "objective": {"name": "dpo"}}))
     with pytest.raises(ConfigError, match="trains an adapter, and a policy is a whole model"):
-        config.load(second)
+        load_experiment(second)

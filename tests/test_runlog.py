@@ -4,7 +4,7 @@ import json
 
 from accelerate import Accelerator
 
-from align.runlog import RunLog
+from align.run.log import RunLog
 
 
 def write(path, rows, tail=""):

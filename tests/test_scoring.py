@@ -12,11 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.calls import Failure, RewardFunction, attempt, is_async, rate, rate_each
-from align.data import Prompt
-from align.generator import Response
-from align.recipe import RewardLimits
-from align.scoring import arguments_of, combine, score
+from align.config.recipe import RewardFunction, RewardLimits
+from align.data.prompts import Prompt, Response
+from align.scoring.process import Failure, attempt, is_async, rate, rate_each
+from align.scoring.score import arguments_of, combine, score_rows
 
 TEXTS = ["seven", "7", "I say 7", ""]
 PLAIN = [Prompt([1, 2], f"q{i}", f"q{i}", {"answer": str(i), "level": i}) for i in range(4)]
@@ -99,7 +98,7 @@ def test_no_rows_call_nothing():
     class Unasked:
         reward: RewardFunction
 
-    assert score([Unasked(RewardFunction("own", "", 1.0))], [], [], [], 0) == {"own": []}
+    assert score_rows([Unasked(RewardFunction("own", "", 1.0))], [], [], [], 0) == {"own": []}
 
 
 @pytest.mark.parametrize(

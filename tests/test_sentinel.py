@@ -3,7 +3,6 @@
 import json
 import re
 import timeit
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,17 +10,18 @@ import pytest
 import torch
 from helpers import batch_of
 
-from align import checkpoint, files
-from align.config import RewardFunction, load
-from align.data import Prompt
-from align.generator import Response
-from align.losses import pair_logistic_masked
-from align.measures import describe, shares
-from align.recipe import Correct
-from align.rollouts import Rollout
-from align.schema import ConfigError
-from align.sentinel import Rule, Sentinel, alarms
-from align.watch import Watch, last_good, unfinite, warnings_of
+from align.checkpoint import checkpoint
+from align.config.experiment import load_experiment
+from align.config.recipe import Correct, RewardFunction
+from align.config.recipe_file import ConfigError
+from align.config.sentinel import Rule, Sentinel, alarms
+from align.data.prompts import Prompt, Response
+from align.metrics.step import rollout_metrics, variance_shares
+from align.objectives.sparsepo import pair_logistic_masked
+from align.rollout.rollouts import Rollout
+from align.rollout.sources import Collected
+from align.run.sentinel import Watch, last_good, unfinite, warnings_of
+from align.system import files
 
 HEALTHY = sorted((Path(__file__).parent / "traces").glob("*.json"))  # {metric: value of each step, null for none}
 FINE = {
@@ -182,7 +182,7 @@ def test_mistakes_are_explained(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + "sentinel:\n  no_signl: {}\n  length_drift: {factor: 0.5}\n  no_signal: {action: halt}\n")
     with pytest.raises(ConfigError) as caught:
-        load(path)
+        load_experiment(path)
     text = str(caught.value)
     assert "recipe.yaml:8: sentinel.no_signl: unknown key; did you mean 'no_signal'?" in text
     assert "recipe.yaml:9: sentinel.length_drift.factor: Input should be greater than 1" in text
@@ -193,8 +193,8 @@ def test_rolling_back_needs_checkpoints(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + "sentinel: {no_signal: {action: rollback}}\n")
     with pytest.raises(ConfigError, match=r"yaml:7: sentinel.no_signal.action: rollback needs .*run.save_every"):
-        load(path)
-    assert load(path, ["run.save_every=5"]).recipe.sentinel.no_signal.action == "rollback"
+        load_experiment(path)
+    assert load_experiment(path, ["run.save_every=5"]).recipe.sentinel.no_signal.action == "rollback"
 
 
 RECIPE = """\
@@ -249,7 +249,7 @@ def make_checkpoints(tmp_path, *steps):
     for step in steps:
         folder = tmp_path / f"checkpoints/step_{step}"
         folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps(asdict(checkpoint.State(step, [], 1, []))))
+        (folder / "state.json").write_text(checkpoint.State(step, [], 1, []).to_json())
         sums = [f"{digest}  {name}\n" for name, digest in files.digests(folder).items()]
         (folder / checkpoint.SUMS).write_text("".join(sums))
 
@@ -321,14 +321,16 @@ def rollout(logprobs, rewards, reward):
 
 def test_entropy_is_the_mean_over_tokens():
     rows = [rollout([-1.0, -2.0, -3.0], {"a": 1.0}, 1.0), rollout([-6.0], {"a": 1.0}, 1.0)]
-    assert describe(rows)["response/entropy"] == 3.0
+    assert rollout_metrics([Collected(None, rows)])["response/entropy"] == 3.0
 
 
 def test_entropy_of_what_a_distribution_sampled_is_its_entropy():
     p = torch.tensor([0.7, 0.2, 0.1])
     drawn = torch.multinomial(p, 20000, replacement=True, generator=torch.Generator().manual_seed(0))
     rows = [rollout(p.log()[drawn].tolist(), {"a": 1.0}, 1.0)]
-    assert describe(rows)["response/entropy"] == pytest.approx(float(-(p * p.log()).sum()), abs=0.02)
+    assert rollout_metrics([Collected(None, rows)])["response/entropy"] == pytest.approx(
+        float(-(p * p.log()).sum()), abs=0.02
+    )
 
 
 def test_shares_of_the_variance():
@@ -338,12 +340,12 @@ def test_shares_of_the_variance():
     rows = [
         rollout([-1.0], {"a": x, "b": y, "seen": x}, 2 * x - y) for x, y in zip(a.tolist(), b.tolist(), strict=True)
     ]
-    found = shares(rows, rewards)
+    found = variance_shares(rows, rewards)
     assert list(found) == ["rewards/a/share", "rewards/b/share"]  # one of weight 0 takes no part
     assert found["rewards/a/share"] == pytest.approx(0.8, abs=0.02)
     assert sum(found.values()) == pytest.approx(1.0)
-    assert shares(rows, rewards[:1]) == {}
-    assert shares([rollout([-1.0], {"a": 1.0, "b": None}, 2.0)] * 3, rewards) == {}
+    assert variance_shares(rows, rewards[:1]) == {}
+    assert variance_shares([rollout([-1.0], {"a": 1.0, "b": None}, 2.0)] * 3, rewards) == {}
 
 
 def test_a_row_is_judged_inside_its_response():

@@ -11,9 +11,9 @@ from results import WEIGHTS, recorded, retell, rewrite, zero_b
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from align import record
 from align.__main__ import app
-from align.verify import verify
+from align.result import record
+from align.result.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.calls import RewardFunction
-from align.data import Prompt
-from align.generator import Response
-from align.recipe import RewardLimits
-from align.scoring import Failure, score
-from align.workers import RewardError, Worker
+from align.config.recipe import RewardFunction, RewardLimits
+from align.data.prompts import Prompt, Response
+from align.scoring.process import Failure
+from align.scoring.score import score_rows
+from align.scoring.worker import RewardError, Worker
 
 LIMITS = {"seconds": 1.0, "memory_gib": 0.5, "max_failed": 0.5}
 
@@ -39,7 +38,7 @@ def worker():
 
 def scored(workers, texts):
     prompts = [Prompt([1], f"q{i}", f"q{i}", {"level": i}) for i in range(len(texts))]
-    return score(workers, prompts, [Response([1], [-1.0], False)] * len(texts), texts, len(texts))
+    return score_rows(workers, prompts, [Response([1], [-1.0], False)] * len(texts), texts, len(texts))
 
 
 def values(worker, *texts):
@@ -200,9 +199,9 @@ def test_one_rank_stops_only_where_its_own_failures_are_too_many_for_all(worker)
     one = worker("planted", max_failed=0.4)
     prompts = [Prompt([1], "q", "q", {"level": 1})] * 2
     asked = [one], prompts, [Response([1], [-1.0], False)] * 2, ["nan", "nan"]
-    assert all(isinstance(value, Failure) for value in score(*asked, 6)["planted"])
+    assert all(isinstance(value, Failure) for value in score_rows(*asked, 6)["planted"])
     with pytest.raises(RewardError, match="failed on 2 of 4 rows"):
-        score(*asked, 4)
+        score_rows(*asked, 4)
 
 
 def test_a_long_response_is_cut_in_the_message(worker):
@@ -227,7 +226,7 @@ def test_a_reward_that_cannot_be_loaded_stops_the_run(path, why):
 def test_columns_that_are_no_plain_values(worker):
     prompt, response = Prompt([1], "q", "q", {"fn": lambda: 0}), Response([1], [-1.0], False)
     with pytest.raises(RewardError, match="the columns of the prompts must be plain values"):
-        score([worker("lengths")], [prompt], [response], ["a"], 1)
+        score_rows([worker("lengths")], [prompt], [response], ["a"], 1)
 
 
 # ---- the end
@@ -237,7 +236,8 @@ def test_no_process_outlives_a_trainer_that_is_killed(tmp_path):
     """A trainer in the middle of a call that never ends, and an idle process beside it."""
     script = f"""
         import pickle
-        from align.workers import RewardFunction, RewardLimits, Worker
+        from align.config.recipe import RewardFunction, RewardLimits
+        from align.scoring.worker import Worker
 
         def call(name, text):
             worker = Worker(RewardFunction(name, f"planted:{{name}}", 1.0), RewardLimits(seconds=1000))

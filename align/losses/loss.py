@@ -12,18 +12,18 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from align.batch import Batch
-from align.heads import Head
+from align.losses.head import Head
+from align.ranges import Section
 
 
 @dataclass(frozen=True)
 class Current:
     """What the policy and the modules beside it say now about some rows of the batch; carries the gradient.
 
-    All but `logprob` are there only where a loss names them in `differentiates`.
+    All but `logprob` are there only where a loss names them in `reads_current`.
     """
 
     logprob: Tensor  # [B,T] nats
@@ -35,16 +35,16 @@ class Current:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class TokenWeights:
     """What a loss sums over: a weight for each token or pair, and the divisor of the sum."""
 
     weight: Tensor  # [B,T], or [B,1] where a loss has one value a row; 0 where it counts for nothing
-    live: Tensor  # [B,T] bool, tokens of which the loss reads what the policy says now; others are never computed
+    trained: Tensor  # [B,T] bool, tokens of which the loss reads what the policy says now; others are never computed
     count: float
 
-    def rows(self, index: Tensor) -> Weighted:
+    def rows(self, index: Tensor) -> TokenWeights:
         """Those of the rows at `index`; the count stays that of the whole batch."""
-        return replace(self, weight=self.weight[index], live=self.live[index])
+        return replace(self, weight=self.weight[index], trained=self.trained[index])
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Loss:
 
     name: str
     unit: str  # what the count counts: token, sequence, pair or constant; rows of a pair stay together
-    weigh: Callable[[Batch], Weighted]
+    weigh: Callable[[Batch], TokenWeights]
     values: Callable[[Current, Batch], Tensor]
     needs: tuple[str, ...] = ()  # fields of the batch
-    weighs: tuple[str, ...] = ()  # those that `weigh` reads already, before it is known which rows are live
-    differentiates: tuple[str, ...] = ()  # fields of `Current`, besides logprob
+    weigh_needs: tuple[str, ...] = ()  # those that `weigh` reads already, before it is known which rows are live
+    reads_current: tuple[str, ...] = ()  # fields of `Current`, besides logprob
     heads: tuple[Head, ...] = ()  # modules trained beside the policy, for what it differentiates
     coef: float = 1.0
-    measure: Callable[[Current, Batch, Weighted], dict[str, Tensor]] = lambda current, batch, weighted: {}
+    measure: Callable[[Current, Batch, TokenWeights], dict[str, Tensor]] = lambda current, batch, weighted: {}
     check: Callable[[int], None] = lambda group_size: None  # raises ValueError where the group size cannot work
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # what the step's metrics give away
 
@@ -83,21 +83,20 @@ def summarised(measured: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-class TokensPerRow(BaseModel):
+class TokensPerRow(Section):
     """Sum over tokens / (rows * tokens_per_row): Dr.GRPO (arXiv 2503.20783) as TRL's `dr_grpo` has it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     tokens_per_row: Annotated[float, Gt(0)]
 
 
-class Constant(BaseModel):
+class Constant(Section):
     """Sum over tokens / constant: verl's `seq-mean-token-sum-norm`, which does not divide by the rows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     constant: Annotated[float, Gt(0)]
 
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] | TokensPerRow | Constant
+
 Denominator = Literal["full", "selected"]
 
 

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from align import ops
 from align.batch import Batch
-from align.losses.loss import Aggregation, Current, Loss, Weighted, normalise, unit_of
+from align.losses.loss import Aggregation, Current, Loss, TokenWeights, normalise, unit_of
 
 
-def _every_token(batch: Batch, rows: Literal["kept", "all"], aggregation: Aggregation) -> Weighted:
+def _every_token(batch: Batch, rows: Literal["kept", "all"], aggregation: Aggregation) -> TokenWeights:
     """Weights of a term that looks at all tokens of the kept rows, or of all rows, whatever was selected."""
     taken = batch.mask if rows == "all" else batch.mask & batch.kept[:, None]
     count_rows = len(batch.mask) if rows == "all" else int(batch.kept.sum())
     weight, count = normalise(taken, taken, count_rows, aggregation)
-    return Weighted(weight.to(batch.weight.dtype), weight != 0, count)
+    return TokenWeights(weight.to(batch.weight.dtype), weight != 0, count)
 
 
 KL_ESTIMATORS = {"k1": ops.kl_k1_policy_ref, "k2": ops.kl_k2_policy_ref, "k3": ops.kl_k3_policy_ref}
@@ -49,7 +49,9 @@ def kl_policy_ref(
         values=values,
         needs=("ref_logprob",),
         coef=coef,
-        measure=lambda current, batch, weighted: {f"kl_{estimator}_policy_ref": values(current, batch)[weighted.live]},
+        measure=lambda current, batch, weighted: {
+            f"kl_{estimator}_policy_ref": values(current, batch)[weighted.trained]
+        },
     )
 
 
@@ -62,7 +64,7 @@ def entropy_bonus(
         unit=unit_of(aggregation),
         weigh=lambda batch: _every_token(batch, rows, aggregation),
         values=lambda current, batch: -current.entropy,
-        differentiates=("entropy",),
+        reads_current=("entropy",),
         coef=coef,
-        measure=lambda current, batch, weighted: {"entropy": current.entropy[weighted.live]},
+        measure=lambda current, batch, weighted: {"entropy": current.entropy[weighted.trained]},
     )

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from align import ops
 from align.batch import Batch
-from align.losses.loss import Aggregation, Current, Denominator, Loss, Weighted, normalise, unit_of
+from align.losses.loss import Aggregation, Current, Denominator, Loss, TokenWeights, normalise, unit_of
 
 
-def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominator) -> Weighted:
+def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominator) -> TokenWeights:
     """Weights of the policy-gradient term: the active tokens, times their importance weight.
 
     `full` counts every response that has a reward, dropped ones included (GFPO eq. 2); `selected` counts
@@ -26,8 +26,8 @@ def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominat
     rows = len(batch.mask) if denominator == "full" else int(counted.any(1).sum())
     weight, count = normalise(batch.active, counted, rows, aggregation)
     weight = torch.where(batch.active, weight * batch.weight, 0.0).to(batch.weight.dtype)
-    live = (weight != 0) & (batch.need("advantage", "the loss") != 0)
-    return Weighted(weight, live, count)
+    trained = (weight != 0) & (batch.need("advantage", "the loss") != 0)
+    return TokenWeights(weight, trained, count)
 
 
 def clipped_surrogate(
@@ -45,9 +45,11 @@ def clipped_surrogate(
     """
 
     def values(current: Current, batch: Batch) -> Tensor:
-        return _clipped(_ratio(current, batch), batch.advantage, clip_low, clip_high, dual_clip)
+        return _clipped(token_ratio(current, batch), batch.advantage, clip_low, clip_high, dual_clip)
 
-    return _surrogate("clipped_surrogate", values, _ratio, (clip_low, clip_high, dual_clip), aggregation, denominator)
+    return surrogate(
+        "clipped_surrogate", values, token_ratio, (clip_low, clip_high, dual_clip), aggregation, denominator
+    )
 
 
 def sequence_surrogate(
@@ -77,39 +79,17 @@ def sequence_surrogate(
     def values(current: Current, batch: Batch) -> Tensor:
         return _clipped(of_response(current, batch), batch.advantage, clip_low, clip_high, math.inf)
 
-    def weigh(batch: Batch) -> Weighted:
+    def weigh(batch: Batch) -> TokenWeights:
         """The ratio reads every token of a response, those without weight of their own too."""
         weighted = policy_weight(batch, aggregation, denominator)
-        return replace(weighted, live=weighted.live.any(1, keepdim=True) & batch.mask)
+        return replace(weighted, trained=weighted.trained.any(1, keepdim=True) & batch.mask)
 
     bounds = (clip_low, clip_high, math.inf)
-    loss = _surrogate("sequence_surrogate", values, of_response, bounds, aggregation, denominator)
+    loss = surrogate("sequence_surrogate", values, of_response, bounds, aggregation, denominator)
     return replace(loss, weigh=weigh)
 
 
-def weighted_logprob(
-    *,
-    ratio_low: Annotated[float, Ge(0)] = 0.0,
-    ratio_high: Annotated[float, Gt(0)] = 5.0,
-    aggregation: Aggregation = "token-mean",
-    denominator: Denominator = "full",
-) -> Loss:
-    """-sg(clip(r, ratio_low, ratio_high)) A logprob for each token: CISPO (arXiv 2506.13585 eq. 4).
-
-    The bounds are those of the ratio itself, as in TRL; verl's clip 0.2 / 0.2 is 0.8 and 1.2. No token's
-    gradient is ever clipped away.
-    """
-    if ratio_low > ratio_high:
-        raise ValueError(f"ratio_low ({ratio_low}) must not be above ratio_high ({ratio_high})")
-
-    def values(current: Current, batch: Batch) -> Tensor:
-        bounded = _ratio(current, batch).detach().clamp(ratio_low, ratio_high)
-        return -bounded * batch.advantage * torch.where(batch.mask, current.logprob, 0.0)
-
-    return _surrogate("weighted_logprob", values, _ratio, (math.inf, math.inf, math.inf), aggregation, denominator)
-
-
-def _ratio(current: Current, batch: Batch) -> Tensor:
+def token_ratio(current: Current, batch: Batch) -> Tensor:
     """[B,T] exp(logprob - old_logprob), 1 outside the responses."""
     old = batch.need("old_logprob", "the ratio")
     return torch.where(batch.mask, current.logprob - old, 0.0).clamp(-ops.LOG_RATIO, ops.LOG_RATIO).exp()
@@ -120,7 +100,7 @@ def _clipped(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: fl
     return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)
 
 
-def _surrogate(
+def surrogate(
     name: str,
     values: Callable[[Current, Batch], Tensor],
     ratio: Callable[[Current, Batch], Tensor],
@@ -131,8 +111,8 @@ def _surrogate(
     """A loss that reads the credit; `bounds` (clip_low, clip_high, dual_clip) tell the log where it is flat."""
     clip_low, clip_high, dual_clip = bounds
 
-    def measure(current: Current, batch: Batch, weighted: Weighted) -> dict[str, Tensor]:
-        r, a = ratio(current, batch)[weighted.live], batch.advantage[weighted.live]
+    def measure(current: Current, batch: Batch, weighted: TokenWeights) -> dict[str, Tensor]:
+        r, a = ratio(current, batch)[weighted.trained], batch.advantage[weighted.trained]
         low, high = (r < 1 - clip_low) & (a < 0), (r > 1 + clip_high) & (a > 0)
         far = (r > dual_clip) & (a < 0)
         k3 = r - 1 - r.log()

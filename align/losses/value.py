@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from align.batch import Batch
-from align.heads import Value
-from align.losses.loss import Aggregation, Current, Loss, Weighted, normalise, unit_of
+from align.losses.loss import Aggregation, Current, Loss, TokenWeights, normalise, unit_of
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value head of PPO: linear on the policy's last hidden state."""
+
+    hidden: Literal["shared", "detached"]  # detached: its gradient stops here and never reaches the policy
+    lr: float | None  # None: that of the policy
+
+    name = "value"
+    reads = "policy"
+    gives = ("value",)
+    weight_decay = None
+
+    def build(self, config: PretrainedConfig) -> nn.Module:
+        return ValueHead(config.get_text_config().hidden_size, detached=self.hidden == "detached")
+
+
+class ValueHead(nn.Module):
+    """Starts at 0 everywhere: without knowledge, no state is better than another."""
+
+    def __init__(self, width: int, detached: bool):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        self.detached = detached
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`hidden`: one [R,N,D] a layer. {value: [R,N] float32}."""
+        last = hidden[-1].detach() if self.detached else hidden[-1]
+        return {"value": self.linear(last.to(self.linear.weight.dtype))[..., 0].float()}
 
 
 def value_loss(
@@ -28,17 +62,17 @@ def value_loss(
     `hidden: shared` lets its gradient into the policy, whose learning rate then counts there.
     """
 
-    def weigh(batch: Batch) -> Weighted:
+    def weigh(batch: Batch) -> TokenWeights:
         weight, count = normalise(batch.active, batch.mask, len(batch.mask), aggregation)
-        return Weighted(weight.to(batch.weight.dtype), batch.active, count)
+        return TokenWeights(weight.to(batch.weight.dtype), batch.active, count)
 
     def values(current: Current, batch: Batch) -> Tensor:
         old, returns, value = (torch.where(batch.active, v, 0.0) for v in (batch.value, batch.returns, current.value))
         near = old + (value - old).clamp(-clip, clip)
         return 0.5 * torch.maximum((value - returns) ** 2, (near - returns) ** 2)
 
-    def measure(current: Current, batch: Batch, weighted: Weighted) -> dict[str, Tensor]:
-        value, returns = current.value[weighted.live], batch.returns[weighted.live]
+    def measure(current: Current, batch: Batch, weighted: TokenWeights) -> dict[str, Tensor]:
+        value, returns = current.value[weighted.trained], batch.returns[weighted.trained]
         return {"value": value, "returns": returns, "value_error": (value - returns).abs()}
 
     return Loss(
@@ -47,7 +81,7 @@ def value_loss(
         weigh=weigh,
         values=values,
         needs=("value", "returns"),
-        differentiates=("value",),
+        reads_current=("value",),
         heads=(Value(hidden, lr),),
         coef=coef,
         measure=measure,

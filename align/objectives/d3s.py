@@ -2,21 +2,111 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor
 
 from align import ops
-from align.losses import Aggregation, Denominator, clipped_surrogate
+from align.batch import Batch
+from align.losses.loss import Aggregation, Denominator
+from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.transforms import group_advantage
-from align.transforms.downsample import Count, CountSchedule, Share, ShareSchedule, max_variance_rows, top_tokens
+from align.ranges import Section
+from align.transforms.advantage import group_advantage
+from align.transforms.transform import Stage, Transform
+
+Count = Annotated[int, Ge(1)]
+
+Fraction = Annotated[float, Gt(0), Le(1)]
+
+
+class CountSchedule(Section):
+    """From `start` at the first step to `end` at the last, linear in between."""
+
+    start: Count
+    end: Count
+
+
+class FractionSchedule(Section):
+    """From `start` at the first step to `end` at the last, linear in between."""
+
+    start: Fraction
+    end: Fraction
+
+
+def scheduled(value: float | CountSchedule | FractionSchedule, progress: float) -> float:
+    """The value at this progress in [0, 1]: (1 - p) start + p end."""
+    if isinstance(value, (CountSchedule, FractionSchedule)):
+        return (1 - progress) * value.start + progress * value.end
+    return value
+
+
+def max_variance_rows(*, rows: Count | CountSchedule, scope: Literal["batch", "group"] = "batch") -> Transform:
+    """Keep the rows whose advantages have the largest variance, `rows` a group; advantages are not normalised again.
+
+    `group` chooses within each group, `batch` chooses rows x groups from all kept rows at once, which leaves
+    groups without signal out first. Exact: the best subset is the i largest and the N - i smallest for some i.
+    Ties: the i nearest to N / 2, then the smaller; equal advantages by row order.
+    """
+    largest = max(rows.start, rows.end) if isinstance(rows, CountSchedule) else rows
+
+    def check(group_size: int) -> None:
+        if largest > group_size:
+            raise ValueError(f"rows = {largest} of a group of {group_size}: rows must be at most the group size")
+
+    def apply(batch: Batch) -> Batch:
+        advantage = batch.need("advantage", "max_variance_rows")[:, 0]
+        index, groups = ops.group_index(batch.group)
+        each = scheduled(rows, batch.progress)
+        parts = [batch.kept] if scope == "batch" else [batch.kept & (index == q) for q in range(groups)]
+        number = math.floor(each * (groups if scope == "batch" else 1) + 0.5)
+        kept = torch.zeros_like(batch.kept)
+        for part in parts:
+            members = part.nonzero()[:, 0]
+            kept[members[ops.max_variance_subset(advantage[members], number)]] = True
+        return replace(batch, kept=kept)
+
+    return Transform("max_variance_rows", apply, stage=Stage.ROWS, needs=("advantage",), check=check)
+
+
+def top_tokens(*, share: Fraction | FractionSchedule, scope: Literal["batch", "response"] = "batch") -> Transform:
+    """Select the tokens of highest |A| x H, H the entropy of the policy's distribution there, in nats.
+
+    `batch` takes `share` of all active tokens, `response` of each response's. Exactly n = max(1, ceil(share *
+    tokens)); ties go to the lower row and position. Reads the entropies of the kept rows: one pass without
+    gradient, which also gives the trainer's old log-probabilities.
+    """
+
+    def apply(batch: Batch) -> Batch:
+        advantage, entropy = batch.need("advantage", "top_tokens"), batch.need("entropy", "top_tokens")
+        score = torch.where(batch.active, advantage.abs() * entropy, 0.0)
+        fraction = scheduled(share, batch.progress)
+        parts = [batch.active] if scope == "batch" else [_only_row(batch.active, i) for i in range(len(score))]
+        selected = torch.zeros_like(batch.selected).flatten()
+        for part in parts:
+            positions = part.flatten().nonzero()[:, 0]
+            number = max(1, math.ceil(fraction * len(positions) - 1e-9))
+            order = (-score.flatten()[positions]).argsort(stable=True)
+            selected[positions[order[:number]]] = True
+        return replace(batch, selected=selected.view_as(batch.selected))
+
+    return Transform("top_tokens", apply, stage=Stage.TOKENS, needs=("advantage", "entropy"))
+
+
+def _only_row(active_BT: Tensor, i: int) -> Tensor:
+    out = torch.zeros_like(active_BT)
+    out[i] = active_BT[i]
+    return out
 
 
 def d3s(
     *,
     rows: Count | CountSchedule,
-    share: Share | ShareSchedule,
+    share: Fraction | FractionSchedule,
     row_scope: Literal["batch", "group"] = "batch",
     token_scope: Literal["batch", "response"] = "batch",
     std: ops.Std = "population",

@@ -1,25 +1,31 @@
-"""DAPO: arXiv 2503.14476."""
+"""DAPO: An Open-Source LLM Reinforcement Learning System at Scale, arXiv 2503.14476.
+
+    advantage = (reward - mean(reward)) / (std(reward) + eps)                       over the responses of a group
+    selected = the tokens of responses that were not truncated
+    ratio = exp(logprob - old_logprob)                                              of each token
+    loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+
+with clip_high > clip_low, averaged over the selected tokens of the whole batch.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt
-
-from align import ops
-from align.losses import clipped_surrogate
+from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.transforms import group_advantage, mask_truncated
+from align.ranges import ClipHigh, ClipLow, DualClip, Eps, Std
+from align.transforms.advantage import group_advantage
+from align.transforms.keep import mask_truncated
 
 
 def dapo(
     *,
-    std: ops.Std = "population",
-    eps: Annotated[float, Ge(0)] = 0.0,
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.28,
-    dual_clip: Annotated[float, Gt(1)] = math.inf,
+    std: Std = "population",
+    eps: Eps = 0.0,
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.28,
+    dual_clip: DualClip = math.inf,
 ) -> Objective:
     """GRPO with a higher upper clip, a mean over tokens, and truncated responses masked.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from align.losses import chosen_nll, pair_logistic, pair_squared
-from align.losses.pairs import Beta, Smoothing
+from align.losses.pairs import Beta, Smoothing, pair_logistic
 from align.objectives.objective import Objective
 
 
@@ -24,25 +23,3 @@ def dpo(
     Limit: it is the baseline of tgdpo, sparsepo, tdpo1 and tdpo2; policy = reference gives ln 2.
     """
     return Objective("dpo", (), (pair_logistic(beta=beta, label_smoothing=label_smoothing, smoothing=smoothing),))
-
-
-def ipo(*, beta: Beta = 0.1, form: Literal["mean", "sum"] = "mean") -> Objective:
-    """The squared distance of the difference in log-ratios to 1 / (2 beta): a margin that can be overshot.
-
-    `form: mean` averages over each response's tokens as TRL does, `sum` is the paper's equation as printed.
-
-    Paper: IPO, arXiv 2310.12036.
-    Limit: policy = reference gives 1 / (4 beta^2); `sum` at BoNBoN's beta is bonbon with alpha 0.
-    """
-    return Objective("ipo", (), (pair_squared(beta=beta, form=form),))
-
-
-def sft(*, form: Literal["sum", "mean"] = "mean") -> Objective:
-    """The likelihood of the chosen responses, nothing else: the usual start of a preference run.
-
-    `form`: each response counts by the mean over its tokens, or by their sum.
-
-    Paper: InstructGPT, arXiv 2203.02155, its first stage.
-    Limit: `sum` is bonbon with alpha 1.
-    """
-    return Objective("sft", (), (chosen_nll(form=form),))

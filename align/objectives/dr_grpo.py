@@ -1,22 +1,19 @@
-"""Dr.GRPO: arXiv 2503.20783."""
+"""Dr.GRPO: Understanding R1-Zero-Like Training: A Critical Perspective, arXiv 2503.20783.
+
+    advantage = reward - mean(reward)                                               over the responses of a group
+    loss = sum over tokens of GRPO's loss / (responses * tokens_per_row)
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from annotated_types import Ge, Gt, Lt
-
-from align.losses import TokensPerRow, clipped_surrogate
+from align.losses.loss import TokensPerRow
+from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.transforms import group_advantage
+from align.ranges import ClipHigh, ClipLow, Divisor
+from align.transforms.advantage import group_advantage
 
 
-def dr_grpo(
-    *,
-    tokens_per_row: Annotated[float, Gt(0)],
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
-) -> Objective:
+def dr_grpo(*, tokens_per_row: Divisor, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2) -> Objective:
     """GRPO without its two divisions: by the group's std, and by each response's own length.
 
     `tokens_per_row` stands in for the length: TRL takes the token limit.

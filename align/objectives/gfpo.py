@@ -3,21 +3,111 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import torch
 from annotated_types import Ge, Lt
+from torch import Tensor
 
 from align import ops
-from align.losses import Aggregation, Denominator
+from align.batch import Batch
+from align.losses.loss import Aggregation, Denominator
 from align.objectives.grpo import grpo
 from align.objectives.objective import Objective
-from align.transforms.adaptive import AdaptiveK
-from align.transforms.keep import Metric, Rank, keep_top
+from align.ranges import Section
+from align.transforms.transform import Stage, Transform
+
+
+class AdaptiveK(Section):
+    """How many responses to keep for each quartile of difficulty, hardest first; the paper's values at G = 16.
+
+    `warmup_prompts`: until so many prompts were seen, every prompt counts as very hard. The paper says "a few
+    steps" and no number; the default, one step of its 64 prompts, is reconstructed.
+    """
+
+    very_hard: Annotated[int, Ge(2)] = 8
+    hard: Annotated[int, Ge(2)] = 8
+    medium: Annotated[int, Ge(2)] = 6
+    easy: Annotated[int, Ge(2)] = 4
+    warmup_prompts: Annotated[int, Ge(1)] = 64
+
+    def levels(self) -> tuple[int, int, int, int]:
+        return self.very_hard, self.hard, self.medium, self.easy
+
+
+class DifficultyTracker:
+    """Mean rewards of all prompts seen so far, with exact quartiles.
+
+    The paper keeps a t-digest; it interpolates between the few values that a mean of 0/1 rewards can take and
+    so flips the strict comparisons (0.2456 where the quartile is 0.25). Eight bytes a prompt is cheap.
+    """
+
+    def __init__(self, k: AdaptiveK):
+        self.k = k
+        self.seen: list[float] = []
+
+    def update(self, mean_reward_Q: Tensor) -> Tensor:
+        """[Q] int64 k of each prompt, in order: its own mean enters before the quartiles are read; strict <."""
+        out = []
+        for mean in mean_reward_Q.tolist():
+            self.seen.append(mean)
+            out.append(self.k.levels()[self._quartile(mean)])
+        return torch.tensor(out, dtype=torch.int64)
+
+    def _quartile(self, mean: float) -> int:
+        if len(self.seen) < self.k.warmup_prompts:
+            return 0
+        return int((mean >= np.percentile(self.seen, [25, 50, 75])).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+Metric = Literal["shortest", "token_efficiency"]
+
+KeepCount = Annotated[int, Ge(2)]  # one row has no variance: nothing could be learned from it
+
+
+def keep_top(*, k: KeepCount | AdaptiveK, metric: Metric = "shortest") -> Transform:
+    """Keep the k best responses of each group by length or by reward a token (GFPO, arXiv 2508.09726, sec. 3).
+
+    `metric`: `shortest` scores -|o|, `token_efficiency` scores R / |o|. |o| counts tokens. Ties go to the
+    row that comes first. `k` is one number (2 to group_size), or one for each difficulty (sec. 3.2).
+    A row that an earlier link dropped is never kept; where fewer than k are left, all are.
+    Token efficiency needs rewards of both signs: with 0/1 rewards all wrong responses tie at 0, and among
+    negative rewards it prefers the longest.
+    """
+    adaptive = k if isinstance(k, AdaptiveK) else None
+    state = DifficultyTracker(adaptive) if adaptive else None
+    largest = max(adaptive.levels()) if adaptive else k
+
+    def check(group_size: int) -> None:
+        if largest > group_size:
+            raise ValueError(f"k = {largest} of a group of {group_size}: k must be at most the group size")
+
+    def apply(batch: Batch) -> Batch:
+        index, groups = ops.group_index(batch.group)
+        reward = batch.need("reward", "keep_top") if adaptive or metric == "token_efficiency" else None
+        k_Q = state.update(ops.group_mean(reward.double(), index, groups)) if state else torch.full((groups,), k)
+        length = batch.length.double().clamp(min=1)
+        score = -length if metric == "shortest" else reward.double() / length
+        rows = batch.kept.nonzero()[:, 0]
+        place = ops.rank_within_group(score[rows], batch.group[rows])
+        kept = torch.zeros_like(batch.kept)
+        kept[rows[place < k_Q[index[rows]]]] = True
+        return replace(batch, kept=kept)
+
+    needs = ("reward",) if adaptive or metric == "token_efficiency" else ()
+    return Transform("keep_top", apply, stage=Stage.FILTER, needs=needs, state=state, check=check)
 
 
 def gfpo(
     *,
-    k: Rank | AdaptiveK,
+    k: KeepCount | AdaptiveK,
     metric: Metric = "shortest",
     std: ops.Std = "population",
     eps: Annotated[float, Ge(0)] = 0.0,

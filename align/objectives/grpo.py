@@ -1,23 +1,25 @@
-"""GRPO: DeepSeekMath, arXiv 2402.03300."""
+"""GRPO: DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models, arXiv 2402.03300.
+
+    advantage = (reward - mean(reward)) / (std(reward) + eps)                       over the responses of a group
+    ratio = exp(logprob - old_logprob)                                              of each token
+    loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from annotated_types import Ge, Lt
-
-from align import ops
-from align.losses import Aggregation, Denominator, clipped_surrogate
+from align.losses.loss import Aggregation, Denominator
+from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.transforms import group_advantage
+from align.ranges import ClipHigh, ClipLow, Eps, Std
+from align.transforms.advantage import group_advantage
 
 
 def grpo(
     *,
-    std: ops.Std = "population",
-    eps: Annotated[float, Ge(0)] = 0.0,
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
+    std: Std = "population",
+    eps: Eps = 0.0,
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
     aggregation: Aggregation = "token-mean",
     denominator: Denominator = "full",
 ) -> Objective:

@@ -1,30 +1,36 @@
-"""GSPO: arXiv 2507.18071."""
+"""GSPO: Group Sequence Policy Optimization, arXiv 2507.18071.
+
+    advantage = (reward - mean(reward)) / (std(reward) + eps)                       over the responses of a group
+    ratio = exp(mean over tokens of (logprob - old_logprob))                        of a response
+    loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+
+averaged over responses. GSPO-token (eq. 14, `form: token`) has the same value and each token's own gradient:
+
+    ratio = stop_gradient(ratio) * exp(logprob - stop_gradient(logprob))            of each token
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from annotated_types import Ge, Lt
-
-from align import ops
-from align.losses import Denominator, sequence_surrogate
+from align.losses.loss import Denominator
+from align.losses.surrogate import sequence_surrogate
 from align.objectives.objective import Objective
-from align.transforms import group_advantage
+from align.ranges import ClipHigh, ClipLow, Eps, RatioForm, Std
+from align.transforms.advantage import group_advantage
 
 
 def gspo(
     *,
-    std: ops.Std = "population",
-    eps: Annotated[float, Ge(0)] = 0.0,
-    form: Literal["sequence", "token"] = "sequence",
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 3e-4,
-    clip_high: Annotated[float, Ge(0)] = 4e-4,
+    std: Std = "population",
+    eps: Eps = 0.0,
+    form: RatioForm = "sequence",
+    clip_low: ClipLow = 3e-4,
+    clip_high: ClipHigh = 4e-4,
     denominator: Denominator = "full",
 ) -> Objective:
     """GRPO with one length-normalised ratio a response.
 
-    `form: token` has the same value, and each token's gradient carries its own advantage: take it where links
-    choose tokens or add credit to them.
+    `form: token` has the same value, and each token's gradient carries its own advantage: take it where
+    transforms choose tokens or add credit to them.
 
     Paper: GSPO, arXiv 2507.18071.
     Limit: responses of one token are GRPO with seq-mean-token-mean.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.losses import Loss
-from align.transforms import Transform
+from align.losses.loss import Loss
+from align.transforms.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Objective:
     @property
     def needs(self) -> set[str]:
         """These, and what some loss reads of the policy now."""
-        return self.reads | {name for loss in self.losses for name in loss.differentiates}
+        return self.reads | {name for loss in self.losses for name in loss.reads_current}
 
     @property
     def preference(self) -> bool:

@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from align.losses import Aggregation, clipped_surrogate, value_loss
+from align.losses.loss import Aggregation
+from align.losses.surrogate import clipped_surrogate
+from align.losses.value import value_loss
 from align.objectives.objective import Objective
-from align.transforms import Transform, gae, guide_reward, token_reward
-from align.transforms.token_reward import SENTENCE_ENDS
+from align.transforms.token_reward import gae, token_reward
 
-Share = Annotated[float, Ge(0), Le(1)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+
 Positive = Annotated[float, Gt(0)]
+
 Whitening = Literal["population", "sample", "none"]
 
 
@@ -21,8 +24,8 @@ def ppo(
     kl_coef: Annotated[float, Ge(0)] = 0.01,
     reward_coef: float = 1.0,
     reward_clip: Positive = 10.0,
-    gamma: Share = 1.0,
-    lam: Share = 0.95,
+    gamma: Fraction = 1.0,
+    lam: Fraction = 0.95,
     whitening: Whitening = "population",
     clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
     clip_high: Annotated[float, Ge(0)] = 0.2,
@@ -52,52 +55,3 @@ def ppo(
             value_loss(coef=value_coef, clip=value_clip, lr=value_lr, hidden=value_hidden, aggregation=aggregation),
         ),
     )
-
-
-def rto(
-    *,
-    guide_scale: Annotated[float, Ge(0)] = 0.05,
-    guide_clip: Positive = 0.05,
-    variant: Literal["token", "ddpo", "rs_ppo", "semi"] = "token",
-    delimiters: tuple[str, ...] = SENTENCE_ENDS,
-    kl_coef: Annotated[float, Ge(0)] = 0.01,
-    reward_coef: float = 1.0,
-    reward_clip: Positive = 10.0,
-    gamma: Share = 1.0,
-    lam: Share = 0.95,
-    whitening: Whitening = "population",
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
-    value_clip: Positive = 0.2,
-    value_coef: Positive = 1.0,
-    value_lr: Positive | None = None,
-    value_hidden: Literal["shared", "detached"] = "detached",
-    aggregation: Aggregation = "seq-mean-token-mean",
-) -> Objective:
-    """PPO whose tokens also earn what a DPO-trained guide says they are worth.
-
-    `guide_scale` is the paper's beta1, `kl_coef` beta2 and `reward_coef` beta3; the guide is `model: {guide: ...}`.
-    `guide_clip` bounds each token's reward after scaling, .inf does not. With few clipped tokens and many steps the
-    optimum is the guide extrapolated by beta1 / beta2. `variant` and `delimiters`: see `guide_reward`.
-
-    Paper: RTO, arXiv 2404.18922.
-    Limit: guide_scale 0, or the reference as guide, is PPO.
-    """
-    base = ppo(
-        kl_coef=kl_coef,
-        reward_coef=reward_coef,
-        reward_clip=reward_clip,
-        gamma=gamma,
-        lam=lam,
-        whitening=whitening,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        value_clip=value_clip,
-        value_coef=value_coef,
-        value_lr=value_lr,
-        value_hidden=value_hidden,
-        aggregation=aggregation,
-    )
-    guide: Transform = guide_reward(scale=guide_scale, clip=guide_clip, variant=variant, delimiters=delimiters)
-    rewards, advantages = base.chain
-    return Objective("rto", (rewards, guide, advantages), base.losses)

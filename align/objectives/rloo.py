@@ -1,17 +1,21 @@
-"""RLOO: arXiv 2402.14740; and REINFORCE without a baseline."""
+"""RLOO: Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback, arXiv 2402.14740.
+
+    advantage = reward - mean(reward of the other responses of the group)
+    ratio = exp(sum over tokens of (logprob - old_logprob))                         of a response
+    loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+
+averaged over responses. The ratio and its clip are TRL's.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from annotated_types import Ge, Lt
-
-from align.losses import Aggregation, clipped_surrogate, sequence_surrogate
+from align.losses.surrogate import sequence_surrogate
 from align.objectives.objective import Objective
-from align.transforms import leave_one_out_advantage, reward_advantage
+from align.ranges import ClipHigh, ClipLow
+from align.transforms.advantage import leave_one_out_advantage
 
 
-def rloo(*, clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2, clip_high: Annotated[float, Ge(0)] = 0.2) -> Objective:
+def rloo(*, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2) -> Objective:
     """The other responses of the group as the baseline, and one ratio for the whole response (as TRL has it).
 
     Paper: RLOO, arXiv 2402.14740.
@@ -19,18 +23,3 @@ def rloo(*, clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2, clip_high: Annotated
     """
     loss = sequence_surrogate(ratio="product", clip_low=clip_low, clip_high=clip_high)
     return Objective("rloo", chain=(leave_one_out_advantage(),), losses=(loss,))
-
-
-def reinforce(
-    *,
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
-    aggregation: Aggregation = "token-mean",
-) -> Objective:
-    """The reward itself as every token's credit, without a baseline.
-
-    Paper: REINFORCE, Williams 1992.
-    Limit: rewards of +1 and -1 are w_reinforce with positive_weight 1.
-    """
-    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, aggregation=aggregation)
-    return Objective("reinforce", chain=(reward_advantage(),), losses=(loss,))

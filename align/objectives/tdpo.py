@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 from annotated_types import Ge
+from torch import Tensor
 
-from align.losses import pair_logistic_kl
-from align.losses.pairs import Beta
+from align.batch import Batch
+from align.losses.loss import Current, Loss
+from align.losses.pairs import Beta, kl_by_side, log_ratio, pair_loss, smoothed
 from align.objectives.objective import Objective
+
+
+def pair_logistic_kl(
+    *,
+    beta: Beta = 0.1,
+    alpha: Annotated[float, Ge(0)] = 1.0,
+    chosen_kl: Literal["differentiated", "detached"] = "differentiated",
+) -> Loss:
+    """-log sigmoid(beta (sum lr_w - sum lr_l - alpha (D_l - D_w))), D = sum of KL(reference || policy) over the tokens.
+
+    TDPO (arXiv 2404.11999): the KL is that of the whole vocabulary. alpha 1 is TDPO1; TDPO2 has alpha 0.5 and
+    `chosen_kl: detached`, no gradient through D_w.
+    """
+
+    def score(current: Current, batch: Batch) -> Tensor:
+        kl = torch.where(batch.active, current.ref_kl, 0.0).sum(1)
+        if chosen_kl == "detached":
+            kl = torch.where(batch.chosen, kl.detach(), kl)
+        return beta * (log_ratio(current, batch).sum(1) + alpha * kl)
+
+    return pair_loss(
+        "pair_logistic_kl",
+        score,
+        smoothed(0.0, "conservative"),
+        beta,
+        kl_by_side,
+        needs=("chosen", "ref_logprob"),
+        reads_current=("ref_kl",),
+    )
 
 
 def tdpo1(*, beta: Beta = 0.1) -> Objective:

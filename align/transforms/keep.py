@@ -3,51 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
-import torch
-from annotated_types import Ge
-
-from align import ops
 from align.batch import Batch
-from align.transforms.adaptive import AdaptiveK, DifficultyTracker
 from align.transforms.transform import Stage, Transform
-
-Metric = Literal["shortest", "token_efficiency"]
-Rank = Annotated[int, Ge(2)]  # one row has no variance: nothing could be learned from it
-
-
-def keep_top(*, k: Rank | AdaptiveK, metric: Metric = "shortest") -> Transform:
-    """Keep the k best responses of each group by length or by reward a token (GFPO, arXiv 2508.09726, sec. 3).
-
-    `metric`: `shortest` scores -|o|, `token_efficiency` scores R / |o|. |o| counts tokens. Ties go to the
-    row that comes first. `k` is one number (2 to group_size), or one for each difficulty (sec. 3.2).
-    A row that an earlier link dropped is never kept; where fewer than k are left, all are.
-    Token efficiency needs rewards of both signs: with 0/1 rewards all wrong responses tie at 0, and among
-    negative rewards it prefers the longest.
-    """
-    adaptive = k if isinstance(k, AdaptiveK) else None
-    state = DifficultyTracker(adaptive) if adaptive else None
-    largest = max(adaptive.levels()) if adaptive else k
-
-    def check(group_size: int) -> None:
-        if largest > group_size:
-            raise ValueError(f"k = {largest} of a group of {group_size}: k must be at most the group size")
-
-    def apply(batch: Batch) -> Batch:
-        index, groups = ops.group_index(batch.group)
-        reward = batch.need("reward", "keep_top") if adaptive or metric == "token_efficiency" else None
-        k_Q = state.update(ops.group_mean(reward.double(), index, groups)) if state else torch.full((groups,), k)
-        length = batch.length.double().clamp(min=1)
-        score = -length if metric == "shortest" else reward.double() / length
-        rows = batch.kept.nonzero()[:, 0]
-        place = ops.rank_within_group(score[rows], batch.group[rows])
-        kept = torch.zeros_like(batch.kept)
-        kept[rows[place < k_Q[index[rows]]]] = True
-        return replace(batch, kept=kept)
-
-    needs = ("reward",) if adaptive or metric == "token_efficiency" else ()
-    return Transform("keep_top", apply, stage=Stage.FILTER, needs=needs, state=state, check=check)
 
 
 def keep_outcome(*, outcome: Literal["correct", "wrong"]) -> Transform:

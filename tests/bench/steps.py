@@ -14,7 +14,11 @@ from pathlib import Path
 
 import torch
 
-from align import check, config, data, models
+from align.check.check import check_run
+from align.config.experiment import load_experiment
+from align.data.read import load_prompts
+from align.model.load import load_model, load_tokenizer
+from align.model.locate import locate
 
 RECIPE = Path(__file__).parents[2] / "recipes/gfpo_chain_sum.yaml"
 LR = 1e-9
@@ -22,26 +26,27 @@ LR = 1e-9
 
 def ours(parent: Connection, folder: str) -> None:
     """Steps of the recipe as it is shipped: GFPO, which trains 6 of each 8 responses."""
-    from align.prepare import make_accelerator, prepare, set_threads
+    from align.checkpoint.resume import Origin
+    from align.run.setup import load, make_accelerator, set_threads
 
     set_threads()
-    experiment = config.load(
+    experiment = load_experiment(
         RECIPE, [f"optim.lr={LR}", "optim.schedule=constant", "data.holdout=0", f"run.out={folder}"]
     )
     accelerator = make_accelerator(experiment)
-    loop = prepare(check.passed(experiment, accelerator), accelerator)
+    run = load(check_run(experiment, accelerator), Origin(), accelerator)
     parent.send("ready")
     step = 0
     while parent.recv() != "end":
         start = time.perf_counter()
-        metrics, _ = loop.step(step)
+        metrics = run.loop.step(step).metrics
         seconds = time.perf_counter() - start
         phases = {
             name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")
         }
         parent.send({"seconds": seconds, "tokens": metrics["tokens/generated"], "phases": phases})
         step += 1
-    loop.generator.close()
+    run.close()
 
 
 def trl(parent: Connection, folder: str, rows: int) -> None:
@@ -55,10 +60,10 @@ def trl(parent: Connection, folder: str, rows: int) -> None:
     from rewards.gym import correct
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    recipe = config.load(RECIPE, ["data.holdout=0"]).recipe
-    path = models.locate(recipe.model.policy)
-    tokenizer = models.load_tokenizer(path)
-    prompts = data.load(recipe.data, tokenizer, 0).train
+    recipe = load_experiment(RECIPE, ["data.holdout=0"]).recipe
+    path = locate(recipe.model.policy)
+    tokenizer = load_tokenizer(path)
+    prompts = load_prompts(recipe.data, tokenizer, 0).train
     adapter, size = recipe.model.adapter, recipe.sampling.group_size
     settings = GRPOConfig(
         output_dir=folder,
@@ -95,7 +100,7 @@ def trl(parent: Connection, folder: str, rows: int) -> None:
             parent.send({"seconds": time.perf_counter() - self.start})
 
     GRPOTrainer(
-        model=models.load_model(path, "float32").train(),
+        model=load_model(path, "float32").train(),
         reward_funcs=correct,
         args=settings,
         train_dataset=Dataset.from_list([{"prompt": prompt.prompt, **prompt.columns} for prompt in prompts]),

@@ -50,44 +50,49 @@ def run(folder: Path) -> None:
     """In the launched process: writes one line of seconds a step."""
     from dataclasses import replace
 
-    from align import check, config, rollouts
-    from align.journal import Journal
-    from align.prepare import make_accelerator, prepare, set_threads
-    from align.runlog import RunLog
-    from align.schema import load_object
-    from align.scoring import arguments_of
-    from align.watch import Watch
+    from align.check.check import check_run
+    from align.checkpoint.resume import Origin
+    from align.config.experiment import load_experiment
+    from align.config.factories import load_object
+    from align.rollout.journal import Journal
+    from align.rollout.rollouts import Scorer
+    from align.run.log import RunLog
+    from align.run.sentinel import Watch
+    from align.run.setup import load, make_accelerator, set_threads
+    from align.scoring.score import arguments_of
 
     set_threads()
-    experiment = config.load(RECIPE, ["data.holdout=0", f"run.out={folder / 'run'}"])
+    experiment = load_experiment(RECIPE, ["data.holdout=0", f"run.out={folder / 'run'}"])
     accelerator = make_accelerator(experiment)
-    loop = prepare(check.passed(experiment, accelerator), accelerator)
-    journal, before, after, calls = Journal(folder / "rollouts", [(0, "bench")]), Counted(), Counted(), []
-    sampled, scored, judge_all = journal.sampled, journal.scored, rollouts.score
+    run = load(check_run(experiment, accelerator), Origin(), accelerator)
+    before, after, calls = Counted(), Counted(), []
 
     class Timed(Journal):
-        def sampled(self, place, prompts, sample):
-            return before.outside(sampled)(place, prompts, before.inside(sample))
+        def sampled(self, call, prompts, sample):
+            return before.outside(super().sampled)(call, prompts, before.inside(sample))
 
-        def scored(self, place, responses, score):
-            return after.outside(scored)(place, responses, after.inside(score))
+        def scored(self, call, responses, score):
+            return after.outside(super().scored)(call, responses, after.inside(score))
 
-    def judged(responses, workers, *rest):
-        out = judge_all(responses, workers, *rest)
-        arguments = arguments_of([r[2] for r in responses], [r[3] for r in responses], [r.text for r in out])
-        start = time.perf_counter()
-        for worker in workers:
-            load_object(worker.reward.path)(**{**arguments, **worker.reward.args})
-        calls.append(time.perf_counter() - start)
-        return out
+    class Called(Scorer):
+        def score(self, responses, total_rows):
+            out = super().score(responses, total_rows)
+            arguments = arguments_of([r[2] for r in responses], [r[3] for r in responses], [r.text for r in out])
+            start = time.perf_counter()
+            for worker in self.workers:
+                load_object(worker.reward.path)(**{**arguments, **worker.reward.args})
+            calls.append(time.perf_counter() - start)
+            return out
 
-    rollouts.score = judged
-    loop = replace(loop, journal=Timed(journal.folder, journal.lineage))
-    watch = Watch(loop, RunLog(folder / "run", accelerator, 0))
+    (source,) = run.loop.sources
+    journal = Timed(folder / "rollouts", [(0, "bench")])
+    scorer = Called(source.scorer.workers, source.scorer.experiment, source.scorer.tokenizer)
+    loop = replace(run.loop, sources=[replace(source, scorer=scorer, journal=journal)])
+    watch = Watch(run, RunLog(folder / "run", accelerator, 0))
     with (folder / "steps.jsonl").open("w") as file:
         for step in range(STEPS + 1):
             before.seconds, after.seconds, start = 0.0, 0.0, time.perf_counter()
-            metrics, _ = loop.step(step)
+            metrics = loop.step(step).metrics
             whole, start = time.perf_counter() - start - calls[-1], time.perf_counter()
             watch.judge(step + 1, metrics)
             found = {
@@ -98,7 +103,7 @@ def run(folder: Path) -> None:
                 "rewards": metrics["seconds/score"] - after.seconds - 2 * calls[-1],
             }
             file.write(json.dumps(found) + "\n")
-    loop.generator.close()
+    run.close()
 
 
 def main() -> None:

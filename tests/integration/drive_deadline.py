@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from align.generator import VLLM
+from align.rollout.vllm_engine import VLLM
 from align.train import main
 
 how, *arguments = sys.argv[1:]

@@ -18,13 +18,22 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from align import checkpoint, files, rollouts, train
-from align.generator import VLLM, Transformers
-from align.journal import Journal
-from align.learner import Learner
+from align import train
+from align.checkpoint import checkpoint
+from align.learner import weights
+from align.learner.engine_writer import KeepsFailures
+from align.learner.learner import Learner
 from align.loop import Loop
-from align.runlog import RunLog
-from align.weights import KeepsFailures
+from align.result import report
+from align.rollout import rollouts
+from align.rollout.journal import Journal
+from align.rollout.rollouts import Scorer
+from align.rollout.transformers_engine import Transformers
+from align.rollout.vllm_engine import VLLM
+from align.run.evaluation import Evaluation
+from align.run.log import RunLog
+from align.system import files
+from align.train import main
 
 now = {"step": 0, "evaluating": False}
 
@@ -114,8 +123,8 @@ POINTS = {
     "described": (RunLog, "describe", after),
     "generating": (Transformers, "generate", before),
     "generating (vLLM)": (VLLM, "generate", before),
-    "sampled": (rollouts, "score", before),
-    "scored, not on disk": (rollouts, "score", after),
+    "sampled": (Scorer, "score", before),
+    "scored, not on disk": (Scorer, "score", after),
     "half an entry": (files, "write_whole", scored_entry),
     "scored": (rollouts, "gather", before),
     "scored (launcher)": (rollouts, "gather", lambda *_: kill_launcher()),
@@ -125,7 +134,7 @@ POINTS = {
     "syncing (vLLM)": (VLLM, "sync", after),
     "half a line": (RunLog, "_append", half_a_line),
     "before samples": (RunLog, "_append", samples_line),
-    "evaluating": (Loop, "evaluate", after),
+    "evaluating": (Evaluation, "run", after),
     "before the evaluation's line": (RunLog, "_append", metrics_line),
     "evaluation logged": (RunLog, "evaluation", after),
     "checkpoint begun": (checkpoint, "_begin", after),
@@ -136,9 +145,9 @@ POINTS = {
     "checkpoint named": (checkpoint, "_complete", after),
     "half removed": (checkpoint, "tidy", half_removed),
     "before forgetting": (Journal, "forget", before),
-    "before the adapter": (train.weights, "save", before),
-    "adapter saved": (train.weights, "save", after),
-    "reporting": (train.report, "plot", before),
+    "before the adapter": (weights, "save", before),
+    "adapter saved": (weights, "save", after),
+    "reporting": (report, "plot", before),
     "finished": (train, "finish", after),
 }
 
@@ -151,17 +160,17 @@ def at(step, deadly, original, *arguments, **named):
 def follow():
     """Notes the step, and what is sampled and scored for training."""
 
-    def steps(original, loop, log, start):
+    def steps(original, run, log, start):
         now["step"] = start
-        original(loop, log, start)
+        original(run, log, start)
 
     def step(original, loop, number):
         now["step"] = number + 1
         return original(loop, number)
 
-    def evaluate(original, loop):
+    def evaluate(original, evaluation):
         now["evaluating"] = True
-        out = original(loop)
+        out = original(evaluation)
         now["evaluating"] = False
         return out
 
@@ -175,25 +184,25 @@ def follow():
         note("sampled", settings["seed"])  # of a position of the data
         return out
 
-    def score(original, sampled, *rest):
-        out = original(sampled, *rest)
+    def score(original, scorer, sampled, total_rows):
+        out = original(scorer, sampled, total_rows)
         note("scored", sha256(repr([response.ids for *_, response in sampled]).encode()).hexdigest())
         return out
 
     wrap(train, "steps", steps)
     wrap(Loop, "step", step)
-    wrap(Loop, "evaluate", evaluate)
+    wrap(Evaluation, "run", evaluate)
     wrap(Transformers, "generate", generate)
     wrap(VLLM, "generate", generate)
-    wrap(rollouts, "score", score)
+    wrap(Scorer, "score", score)
 
 
-def live(kill_at, arguments):
+def trained(kill_at, arguments):
     follow()
     if kill_at:
         place, name, deadly = POINTS[kill_at[0]]
         wrap(place, name, partial(at, kill_at[1], deadly))
-    return train.main(arguments)
+    return main(arguments)
 
 
 def forked(kill_at, arguments):
@@ -203,7 +212,7 @@ def forked(kill_at, arguments):
         with socket.socket() as free:  # the rendezvous of the life before may still hold the launcher's port
             free.bind(("localhost", 0))
             os.environ |= {"MASTER_PORT": str(free.getsockname()[1]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
-        sys.exit(live(kill_at, arguments))
+        sys.exit(trained(kill_at, arguments))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -211,7 +220,7 @@ kills, seen, *arguments = sys.argv[1:]
 kills, seen, rank = json.loads(kills), Path(seen), int(os.environ["RANK"])
 if os.environ["WORLD_SIZE"] != "1":
     (mine,) = kills if kills and rank == int(os.environ["WORLD_SIZE"]) - 1 else (None,)
-    sys.exit(live(mine, arguments))
+    sys.exit(trained(mine, arguments))
 if "sampling.engine=transformers" not in arguments:
     import vllm  # noqa: F401  a third of what a life with it takes
 for number, kill_at in enumerate([*kills, None]):

@@ -9,31 +9,37 @@ from unittest.mock import patch
 import torch
 from peft.tuners.lora import LoraLayer
 
-from align import check, config, models, weights
-from align.passes import Clock
-from align.prepare import make_accelerator, prepare, set_threads
-from align.proof import SyncError
-from align.train import quiet
+from align.check.check import check_run
+from align.checkpoint.resume import Origin
+from align.config.experiment import load_experiment
+from align.learner import weights
+from align.model.adapters import add_adapter, add_guide
+from align.rollout.sync_check import SyncError
+from align.run import setup
+from align.run.setup import load, make_accelerator, set_threads
+from align.run.terminal import quiet
+from align.system.clock import Clock
 
 recipe, out, guide, failures, *overrides = sys.argv[1:]
 quiet()
 set_threads()
-experiment = config.load(recipe, overrides)
+experiment = load_experiment(recipe, overrides)
 accelerator = make_accelerator(experiment)
-own_adapter = models.add_adapter
+own_adapter = add_adapter
 
 
 def with_guide(model, adapter, base_name):
     """As for an objective that needs one."""
     model = own_adapter(model, adapter, base_name)
-    models.add_guide(model, guide, base_name)
+    add_guide(model, guide, base_name)
     return model
 
 
-ground = check.passed(experiment, accelerator)
-with patch.object(models, "add_adapter", with_guide):
-    loop = prepare(ground, accelerator)
-learner, generator, merged = loop.learner, loop.generator, weights.merged
+checked = check_run(experiment, accelerator)
+with patch.object(setup, "add_adapter", with_guide):
+    run = load(checked, Origin(), accelerator)
+learner, sampler, merged = run.learner, run.sampler, weights.merged
+generator = sampler.generator
 
 
 def streams(change):
@@ -91,25 +97,25 @@ PLANTED = {
 }
 
 measures = ("sync/gap", "sync/gap_max")
-proved = loop.prove(Clock())
+proved = sampler.check(learner, Clock())
 gaps = [[proved[name] for name in measures]]
 for step in range(4):
-    metrics, (taken,) = loop.step(step)
-    gaps.append([metrics[name] for name in measures])
+    record = run.loop.step(step)
+    gaps.append([record.metrics[name] for name in measures])
 found = {}
 for failure in failures.split(","):
-    learner.update([taken.credits], 4)  # so that there is something to sync
+    learner.update([batch.credited for batch in record.batches], 4)  # so that there is something to sync
     with PLANTED[failure]():
         try:
-            loop.sync(Clock())
+            sampler.sync(learner, Clock())
             found[failure] = ["silent", ""]
         except SyncError as error:
             found[failure] = [error.kind, str(error)]
-    proved = loop.sync(Clock())
+    proved = sampler.sync(learner, Clock())
     gaps.append([proved[name] for name in measures])
 if accelerator.is_main_process:
     with open(out, "w") as file:
-        json.dump({"gaps": gaps, "found": found, "probe": loop.proof.ids}, file, indent=None)
+        json.dump({"gaps": gaps, "found": found, "probe": sampler.sync_check.ids}, file, indent=None)
 accelerator.wait_for_everyone()
 generator.close()
 accelerator.end_training()

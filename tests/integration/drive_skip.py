@@ -13,19 +13,23 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from safetensors.torch import save_file
 
-from align import layouts, models, weights
+from align.config.recipe import Adapter, Optim
 from align.credit import assign
-from align.learner import Learner
+from align.learner import weights
+from align.learner.learner import Learner
+from align.learner.passes import ForwardPasses
+from align.model import layouts
+from align.model.adapters import add_adapter
+from align.model.load import load_model
+from align.model.policy import Policy
 from align.objectives import gfpo
-from align.passes import Clock, Passes
-from align.policy import Policy
-from align.recipe import Adapter, Optim
+from align.system.clock import Clock
 
 
 def advantage(credited):
     """One token's credit is not a number: neither is the loss."""
     wrong = credited.batch.advantage.clone()
-    wrong[tuple(credited.live.nonzero()[0])] = torch.nan
+    wrong[tuple(credited.trained.nonzero()[0])] = torch.nan
     return replace(credited, batch=replace(credited.batch, advantage=wrong))
 
 
@@ -49,12 +53,12 @@ def gradient(credited):
 folder, updates, out = sys.argv[1:]
 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 torch.manual_seed(0)
-model = models.add_adapter(models.load_model(folder, "float32"), Adapter(rank=4, alpha=8), folder)
+model = add_adapter(load_model(folder, "float32"), Adapter(rank=4, alpha=8), folder)
 optim = Optim(lr=0.01, max_grad_norm=0.5, micro_batch_tokens=60, schedule_steps=1)
 learner = Learner(accelerator, Policy(model, 0.7), layouts.shared_prefix, optim)
 faults, metrics = {"fine": lambda credited: credited, **{f.__name__: f for f in (advantage, loss, gradient)}}, []
 for word in updates.split(","):
-    credited = assign(gfpo(k=3), ragged.batch(), Passes(learner, "sampler", Clock()).of_batch())
+    credited = assign(gfpo(k=3), ragged.batch(), ForwardPasses(learner, "sampler", Clock()).for_batch())
     metrics.append(learner.update([[faults[word](credited)]], 0))
 ranks = gather_object([[row["skipped"] for row in metrics]])
 state = weights.trainable(learner.model)

@@ -5,48 +5,50 @@ import sys
 
 import torch
 
-from align import check, config, rollouts
-from align.loop import Loop
-from align.prepare import make_accelerator, prepare, set_threads
-from align.train import quiet
+from align.check.check import check_run
+from align.checkpoint.resume import Origin
+from align.config.experiment import load_experiment
+from align.rollout import rollouts
+from align.rollout.rollouts import Scorer
+from align.run.setup import Run, load, make_accelerator, set_threads
+from align.run.terminal import quiet
 
 recipe, out, *overrides = sys.argv[1:]
 quiet()
 set_threads()
-experiment = config.load(recipe, overrides)
+experiment = load_experiment(recipe, overrides)
 accelerator = make_accelerator(experiment)
-loop = prepare(check.passed(experiment, accelerator), accelerator)
+run = load(check_run(experiment, accelerator), Origin(), accelerator)
 
 
-def gap(loop: Loop) -> float:
+def gap(run: Run) -> float:
     """Largest difference in nats over freshly sampled responses to all prompts."""
     sampled = rollouts.sample(
-        loop.sources["data"].train,
-        loop.generator,
-        loop.rank,
+        run.prompts["data"].train,
+        run.sampler.generator,
+        run.sampler.process,
         n=4,
         temperature=0.7,
         max_tokens=12,
         seed=accelerator.process_index,
     )
-    batch = rollouts.to_batch(
-        rollouts.gather(rollouts.score(sampled, loop.workers, experiment, loop.tokenizer, len(sampled))), loop.tokenizer
-    )
-    trainer = loop.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
+    scorer = Scorer(run.workers, run.experiment, run.tokenizer)
+    batch = rollouts.to_batch(scorer.gather(scorer.score(sampled, len(sampled))), run.tokenizer)
+    trainer = run.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
     return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())
 
 
-gaps = {"start": gap(loop)}
+gaps = {"start": gap(run)}
 for step in range(4):
-    metrics, (taken,) = loop.step(step)
-gaps["after four steps"] = gap(loop)
-loop.learner.update([taken.credits], 4)
-gaps["updated, not synced"] = gap(loop)
-loop.generator.sync(loop.learner.model)
-gaps["synced"] = gap(loop)
+    record = run.loop.step(step)
+gaps["after four steps"] = gap(run)
+run.learner.update([batch.credited for batch in record.batches], 4)
+gaps["updated, not synced"] = gap(run)
+run.sampler.generator.sync(run.learner.model)
+gaps["synced"] = gap(run)
 if accelerator.is_main_process:
     with open(out, "w") as file:
-        json.dump({"gaps": gaps, "metrics": metrics, "threads": torch.get_num_threads()}, file)
+        json.dump({"gaps": gaps, "metrics": record.metrics, "threads": torch.get_num_threads()}, file)
 accelerator.wait_for_everyone()  # as a run does: a rank that leaves early breaks the gathers of the others
-loop.generator.close()
+run.close()
 accelerator.end_training()

@@ -7,7 +7,6 @@ import torch
 from align.batch import Batch
 from align.losses import entropy_bonus, kl_policy_ref
 from align.objectives import (
-    POLICY,
     Objective,
     bonbon,
     d3s,
@@ -27,8 +26,10 @@ from align.objectives import (
     tdpo2,
     tgdpo,
 )
-from align.transforms import best_and_worst, keep_top
-from align.transforms.downsample import CountSchedule, ShareSchedule
+from align.objectives.d3s import CountSchedule, FractionSchedule
+from align.objectives.gfpo import keep_top
+from align.registry import POLICY
+from align.transforms import best_and_worst
 
 VOCABULARY = 90
 
@@ -72,14 +73,14 @@ def policy_side() -> list[Objective]:
     """Every objective of the policy side that trains no head; selections are on."""
     given = {
         "gfpo": {"k": 3},
-        "d3s": {"rows": CountSchedule(start=2, end=4), "share": ShareSchedule(start=0.2, end=1.0)},
+        "d3s": {"rows": CountSchedule(start=2, end=4), "share": FractionSchedule(start=0.2, end=1.0)},
         "dr_grpo": {"tokens_per_row": 20.0},
     }
     plain = [make(**given.get(make.__name__, {})) for make in POLICY if make not in (ppo, rto)]
     composed = ktae()
-    link, advantage, key = keep_top(k=3), *composed.chain
+    transform, advantage, key = keep_top(k=3), *composed.chain
     rows, tokens = d3s(rows=2, share=0.5).chain[1:]
-    composed = replace(composed, name="composed", chain=(link, advantage, rows, key, tokens))
+    composed = replace(composed, name="composed", chain=(transform, advantage, rows, key, tokens))
     sequence = gspo(form="token", denominator="selected")
     on_gspo = replace(sequence, name="d3s_on_gspo", chain=(*sequence.chain, rows, tokens))
     entropy = nsr()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from align import models
+from align.model.load import load_model
 from launch import launch
 
 pytestmark = pytest.mark.engine
@@ -55,7 +55,7 @@ def test_update_is_plain_autograd(kind, family, machine, layout, folder, guide, 
             assert float(got[name]) == pytest.approx(float(right[name]), rel=1e-4, abs=1e-6), name
     names = [name for name in right if not name.startswith(("loss_", "norm_"))]
     error = torch.stack([(got[name] - right[name]).norm() for name in names]).norm()
-    start = dict(models.load_model(str(folder), "float32").named_parameters())
+    start = dict(load_model(str(folder), "float32").named_parameters())
     if kind == "full":
         moved = torch.stack([(right[name] - start[name]).norm() for name in names if name in start]).norm()
     else:

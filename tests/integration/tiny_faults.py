@@ -8,9 +8,9 @@ from align.objectives import Objective, grpo
 from align.transforms import Transform
 
 
-def _with(link: Transform) -> Objective:
+def _with(transform: Transform) -> Objective:
     base = grpo()
-    return replace(base, name=link.name, chain=(*base.chain, link))
+    return replace(base, name=transform.name, chain=(*base.chain, transform))
 
 
 def not_finite(*, at: float) -> Objective:

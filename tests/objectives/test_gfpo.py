@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.credit import assign
-from align.losses import Constant
+from align.losses.loss import Constant
 from align.objectives import gfpo, grpo
-from align.transforms import keep_top
-from align.transforms.adaptive import AdaptiveK, DifficultyTracker
+from align.objectives.gfpo import AdaptiveK, DifficultyTracker, keep_top
 
 LENGTH = [120, 80, 200, 80, 150, 60, 300, 100]
 REWARD = [1.0, 0, 1, 1, 0, 0, 1, 1]
@@ -102,11 +101,11 @@ def test_adaptive_saturates_on_atoms():
 def test_adaptive_keeps_each_prompts_own_number_and_sees_all_rewards():
     lengths = [9, 8, 7, 6, 5, 4, 3, 2] * 2
     rewards = [0.0] * 8 + [1.0] * 8
-    link = keep_top(k=AdaptiveK(very_hard=6, hard=5, medium=4, easy=2, warmup_prompts=2))
+    transform = keep_top(k=AdaptiveK(very_hard=6, hard=5, medium=4, easy=2, warmup_prompts=2))
     batch = batch_of([0] * 8 + [1] * 8, lengths, rewards=rewards)
-    kept = link.apply(batch).kept.view(2, 8).sum(1).tolist()
+    kept = transform.apply(batch).kept.view(2, 8).sum(1).tolist()
     assert kept == [6, 2]  # warming up: very hard; then 1.0 is in the top quarter of [0, 1]
-    assert link.state.state_dict() == {"seen": [0.0, 1.0]}
+    assert transform.state.state_dict() == {"seen": [0.0, 1.0]}
 
 
 def test_adaptive_with_every_k_the_group_size_is_grpo():
@@ -158,10 +157,10 @@ def test_adding_a_constant_to_rewards_changes_efficiency_but_not_shortest():
 
 
 def test_k_must_fit_the_group():
-    link = keep_top(k=5)
+    transform = keep_top(k=5)
     with pytest.raises(ValueError, match="at most the group size"):
-        link.check(4)
-    link.check(5)
+        transform.check(4)
+    transform.check(5)
 
 
 def test_rows_dropped_before_are_not_kept():

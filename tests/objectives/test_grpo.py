@@ -8,7 +8,8 @@ from helpers import batch_of, loss_of, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.losses import Constant, TokensPerRow, clipped_surrogate, entropy_bonus, kl_policy_ref
+from align.losses import clipped_surrogate, entropy_bonus, kl_policy_ref
+from align.losses.loss import Constant, TokensPerRow
 from align.objectives import Objective, grpo
 from align.transforms import Transform, importance_weight
 
@@ -120,6 +121,6 @@ def test_importance_weights():
 
 def test_importance_weights_are_one_where_sampler_and_trainer_agree():
     batch = batch_of([0, 0], [3, 2], rewards=[1.0, 0.0], old_logprob=OLD, sampler_logprob=OLD)
-    link: Transform = importance_weight()
-    weighted = Objective("w", (*grpo().chain, link), grpo().losses)
+    transform: Transform = importance_weight()
+    weighted = Objective("w", (*grpo().chain, transform), grpo().losses)
     assert loss_of(weighted, batch, NEW)[0] == loss_of(grpo(), batch, NEW)[0]

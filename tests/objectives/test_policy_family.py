@@ -15,22 +15,17 @@ from scipy.stats import fisher_exact
 
 from align import objectives, ops
 from align.batch import Batch
+from align.config.experiment import load_experiment
+from align.config.recipe_file import ConfigError
 from align.credit import assign
-from align.losses import Current, TokensPerRow, clipped_surrogate, sequence_surrogate, weighted_logprob
+from align.losses import Current, clipped_surrogate, sequence_surrogate
+from align.losses.loss import TokensPerRow
 from align.objectives import Objective, grpo
-from align.transforms import (
-    group_advantage,
-    keep_top,
-    key_tokens,
-    leave_one_out_advantage,
-    mask_truncated,
-    max_variance_rows,
-    outcome_advantage,
-    sign_filter,
-    top_tokens,
-)
-from align.transforms.downsample import CountSchedule, ShareSchedule, scheduled
-from align.transforms.key_tokens import fisher_two_sided, information_gain
+from align.objectives.cispo import weighted_logprob
+from align.objectives.d3s import CountSchedule, FractionSchedule, max_variance_rows, scheduled, top_tokens
+from align.objectives.gfpo import keep_top
+from align.objectives.ktae import fisher_two_sided, information_gain, key_tokens
+from align.transforms import group_advantage, leave_one_out_advantage, mask_truncated, outcome_advantage, sign_filter
 
 OLD = [[-1, -0.5, -2], [-0.7, -1.2]]
 NEW = torch.tensor([[-0.7, -0.6, -2.5], [-0.4, -1, 0]], dtype=torch.float64)
@@ -240,7 +235,7 @@ def test_ties_of_tokens_go_to_the_first_and_the_number_is_exact():
 
 
 def test_schedules():
-    rows, share = CountSchedule(start=4, end=16), ShareSchedule(start=0.2, end=1.0)
+    rows, share = CountSchedule(start=4, end=16), FractionSchedule(start=0.2, end=1.0)
     assert [math.floor(scheduled(rows, p) + 0.5) for p in (0.0, 0.25, 0.5, 1.0)] == [4, 7, 10, 16]
     assert [scheduled(share, p) for p in (0.25, 0.5)] == pytest.approx([0.4, 0.6])
 
@@ -322,7 +317,7 @@ def test_truncated_rows_are_masked_but_stay_in_the_statistics():
     batch = replace(batch, truncated=torch.tensor([1, 0, 0, 0]).bool(), old_logprob=torch.zeros_like(batch.weight))
     credited = assign(objectives.dapo(), batch, no_model)
     assert credited.batch.advantage[:, 0].tolist() == [1, -1, -1, 1]
-    assert not credited.terms[0].weighted.weight[0].any() and credited.terms[0].weighted.count == 6
+    assert not credited.terms[0].token_weights.weight[0].any() and credited.terms[0].token_weights.count == 6
     assert oracle.group_norm([1.0, 0, 0, 1]) == [1, -1, -1, 1]
 
 
@@ -427,7 +422,7 @@ def test_micro_batches_add_up(name, seed, cut):
     parts, slopes = [], []
     for rows in (torch.arange(cut), torch.arange(cut, 12)):
         part = logprob[rows].clone().requires_grad_()
-        share = sum(term.share(Current(part), credited.batch.rows(rows), rows) for term in credited.terms)
+        share = sum(term.contribution(Current(part), credited.batch.rows(rows), rows) for term in credited.terms)
         parts.append(share.detach())
         slopes.append(torch.autograd.grad(share, part)[0])
     torch.testing.assert_close(sum(parts), loss)
@@ -440,10 +435,10 @@ def test_micro_batches_add_up(name, seed, cut):
 def test_tokens_that_are_not_live_need_no_log_probability(name, seed):
     """The learner computes live tokens only and leaves 0 elsewhere."""
     batch, logprob = family_batch(seed)
-    live = assign(FAMILY[name](), batch, no_model).live
+    trained = assign(FAMILY[name](), batch, no_model).trained
     for a, b in zip(
         loss_of(FAMILY[name](), batch, logprob),
-        loss_of(FAMILY[name](), batch, torch.where(live, logprob, 0.0)),
+        loss_of(FAMILY[name](), batch, torch.where(trained, logprob, 0.0)),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
@@ -479,7 +474,6 @@ def test_composition_keeps_the_parts(seed):
 
 
 def test_the_composed_chain_in_yaml(tmp_path):
-    from align import config
 
     text = """
 model: {policy: some/model}
@@ -497,7 +491,7 @@ objective:
   loss: {clipped_surrogate: {clip_high: 0.28, denominator: selected}}
 """
     (tmp_path / "recipe.yaml").write_text(text)
-    (built,) = config.load(tmp_path / "recipe.yaml").objectives
+    (built,) = load_experiment(tmp_path / "recipe.yaml").objectives
     batch, logprob = family_batch(1)
     for a, b in zip(loss_of(built, batch, logprob), loss_of(composed(), batch, logprob), strict=True):
         assert torch.equal(a, b)
@@ -511,5 +505,5 @@ objective:
     }
     for wrong, why in wrongs.items():
         (tmp_path / "wrong.yaml").write_text(wrong)
-        with pytest.raises(config.ConfigError, match=why):
-            config.load(tmp_path / "wrong.yaml")
+        with pytest.raises(ConfigError, match=why):
+            load_experiment(tmp_path / "wrong.yaml")

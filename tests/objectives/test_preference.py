@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from align.batch import MissingQuantity
 from align.credit import assign
-from align.losses import Current, PairError, mask_l1, pair_logistic
-from align.losses.pairs import best_of_n_beta
+from align.losses import Current, PairError, pair_logistic
 from align.objectives import Objective, bonbon, dpo, ipo, mapo, sft, simpo, sparsepo, tdpo1, tdpo2, tgdpo
+from align.objectives.bonbon import best_of_n_beta
+from align.objectives.sparsepo import mask_l1
 
 LN2 = 0.6931471805599453
 
@@ -356,7 +357,7 @@ def drawn(name, seed, **sizes):
     """(objective, batch, fields of `Current` that it reads)"""
     objective, _ = EVERY[name]
     batch, current = random_pairs(seed, **sizes)
-    reads = {"logprob"} | {field for loss in objective.losses for field in loss.differentiates}
+    reads = {"logprob"} | {field for loss in objective.losses for field in loss.reads_current}
     if name == "sparsepo common":
         current["kl_mask"] = current["reward_mask"]
     return objective, batch, {field: current[field] for field in FIELDS if field in reads}
@@ -400,7 +401,7 @@ def test_gradients_of_logits_are_finite_differences():
         read = read_b(logits)
         current = Current(read["logprob"], ref_kl=read["ref_kl"], **MASKS)
         credited = assign(objective, fixture_b(), no_model)
-        return sum(term.share(current, credited.batch) for term in credited.terms)
+        return sum(term.contribution(current, credited.batch) for term in credited.terms)
 
     for objective in (tdpo1(beta=0.8), sparsepo(beta=0.8, masks="independent")):
         logits = matrix(*P).requires_grad_()
@@ -515,7 +516,7 @@ def test_micro_batches_of_whole_pairs_sum_to_the_batch(name, seed, rng):
     for part in (pairs[:cut], pairs[cut:]):
         rows = torch.tensor(rng.sample([row for pair in part for row in (2 * pair, 2 * pair + 1)], 2 * len(part)))
         leaves = {field: value[rows].requires_grad_() for field, value in current.items()}
-        shares = [term.share(Current(**leaves), credited.batch.rows(rows), rows) for term in credited.terms]
+        shares = [term.contribution(Current(**leaves), credited.batch.rows(rows), rows) for term in credited.terms]
         found = torch.autograd.grad(sum(shares), list(leaves.values()), allow_unused=True, materialize_grads=True)
         for field, gradient in zip(leaves, found, strict=True):
             close(gradient, gradients[field][rows])
@@ -529,7 +530,7 @@ def test_a_batch_without_pairs_has_a_loss_of_0_and_nothing_is_live(name):
     nobody = replace(batch, kept=torch.zeros(6, dtype=torch.bool))
     loss, gradients, _ = result_of(objective, nobody, **current)
     assert loss == 0 and not any(gradient.any() for gradient in gradients.values())
-    assert not assign(objective, nobody, no_model).live.any()
+    assert not assign(objective, nobody, no_model).trained.any()
 
 
 @every_loss
@@ -537,9 +538,9 @@ def test_pairs_stay_together_and_what_is_live_can_have_a_gradient(name):
     objective, batch, current = drawn(name, 3)
     credited = assign(objective, batch, no_model)
     assert objective.pairs == (not name.startswith("sft")) and credited.coupled.all() == objective.pairs
-    assert all(term.weighted.count == 3 for term in credited.terms)
+    assert all(term.token_weights.count == 3 for term in credited.terms)
     _, gradients, _ = result_of(objective, batch, **current)
-    assert torch.equal(gradients["logprob"] != 0, credited.live)
+    assert torch.equal(gradients["logprob"] != 0, credited.trained)
 
 
 # ---- limits
@@ -669,7 +670,7 @@ def test_simpo_without_a_margin_is_dpo_with_a_uniform_reference(seed, length):
 def test_the_reference_itself_has_a_known_loss(objective, value, seed):
     batch, current = random_pairs(seed)
     fields = {"logprob": batch.ref_logprob, "ref_kl": torch.zeros_like(batch.ref_logprob)}
-    reads = {name for loss in objective.losses for name in loss.differentiates}
+    reads = {name for loss in objective.losses for name in loss.reads_current}
     masks = {name: current[name] for name in MASKS if name in reads}
     loss, gradients, metrics = result_of(objective, batch, **fields, **masks)
     assert float(loss) == pytest.approx(value, rel=1e-15)
@@ -695,7 +696,7 @@ def logits_of(objective, batch, **fields):
     """[P] the margin of each pair, in the order of their groups."""
     credited = assign(objective, batch, no_model)
     term = credited.terms[0]
-    return term.loss.measure(Current(**fields), credited.batch, term.weighted)["logit"]
+    return term.loss.measure(Current(**fields), credited.batch, term.token_weights)["logit"]
 
 
 @few

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from align.batch import Batch
 from align.credit import assign
-from align.losses import Constant, Current, value_loss
+from align.losses import Current, value_loss
+from align.losses.loss import Constant
 from align.objectives import Objective, ppo, rto
-from align.transforms import gae, guide_reward, token_reward
+from align.objectives.rto import guide_reward
+from align.transforms import gae, token_reward
 
 INF = math.inf
 VARIANTS = ("token", "ddpo", "rs_ppo", "semi")
@@ -58,8 +60,8 @@ def golden(reward=1.2, **changed):
 
 def rewarded(objective, batch):
     """[B,T] token rewards before the advantages, 0 outside the responses."""
-    for link in objective.chain[:-1]:
-        batch = link.apply(batch)
+    for transform in objective.chain[:-1]:
+        batch = transform.apply(batch)
     return torch.where(batch.mask, batch.token_reward, 0.0)
 
 
@@ -112,7 +114,7 @@ def test_scale_0_is_no_scale_of_1():
 def test_golden_whitening_and_losses():
     credited = assign(rto(), golden(), no_model)
     allclose(credited.batch.advantage, [[0.2470037759, 1.0824176164, -1.3294213923, 0]])
-    actor, critic = (term.share(Current(NEW, value=NEW_VALUE), credited.batch) for term in credited.terms)
+    actor, critic = (term.contribution(Current(NEW, value=NEW_VALUE), credited.batch) for term in credited.terms)
     assert (float(actor), float(critic)) == (exactly(0.0997676870), exactly(0.2307202451))
     doubled = rto(value_coef=2)
     total = result_of(doubled, golden(), logprob=NEW, value=NEW_VALUE)[0]
@@ -213,8 +215,8 @@ def test_sentences_end_where_one_says():
     batch = replace(batch, ref_logprob=torch.zeros_like(batch.weight), token_reward=torch.zeros_like(batch.weight))
     ends = {".": [0, 3, 0, 0, 28, 32], " two.": [0, 3, 0, 0, 0, 60], "y": [0, 0, 0, 15, 0, 48], "none": [0] * 5 + [63]}
     for delimiter, expected in ends.items():
-        link = guide_reward(scale=1, variant="semi", delimiters=(delimiter,))
-        assert link.apply(batch).token_reward.tolist() == [expected]
+        transform = guide_reward(scale=1, variant="semi", delimiters=(delimiter,))
+        assert transform.apply(batch).token_reward.tolist() == [expected]
 
 
 @few
@@ -420,9 +422,9 @@ def test_dropped_rows_change_neither_credit_nor_the_loss_of_the_value(name, seed
     close(found.batch.advantage[rows], alone.batch.advantage)
     close(found.batch.returns[rows], alone.batch.returns)
     current = Current(logprob.masked_fill(dropped, fill), value=value.masked_fill(dropped, fill))
-    shares = [term.share(current, found.batch) for term in found.terms]
-    expected = [term.share(Current(logprob[rows], value=value[rows]), alone.batch) for term in alone.terms]
-    count = found.terms[0].weighted.count / alone.terms[0].weighted.count
+    shares = [term.contribution(current, found.batch) for term in found.terms]
+    expected = [term.contribution(Current(logprob[rows], value=value[rows]), alone.batch) for term in alone.terms]
+    count = found.terms[0].token_weights.count / alone.terms[0].token_weights.count
     close(shares[0] * count, expected[0])
     close(shares[1] * count, expected[1])
 
@@ -452,7 +454,7 @@ def test_micro_batches_sum_to_the_whole(name, seed, rng):
         rows = torch.tensor(order[start:end])
         leaves = [field[rows].requires_grad_() for field in (logprob, value)]
         current, part = Current(leaves[0], value=leaves[1]), credited.batch.rows(rows)
-        share = sum(term.share(current, part, rows) for term in credited.terms)
+        share = sum(term.contribution(current, part, rows) for term in credited.terms)
         for gradient, whole in zip(torch.autograd.grad(share, leaves), gradients.values(), strict=True):
             close(gradient, whole[rows])
         total += float(share.detach())
@@ -490,7 +492,7 @@ def optimum(objective, reward=(0.0, 0.0, 0.0)):
         logprob = logits.log_softmax(-1)[:, None]
         now = replace(batch, old_logprob=logprob.detach(), weight=logprob.detach().exp())
         credited = assign(objective, now, no_model)
-        loss = credited.terms[0].share(Current(logprob), credited.batch)
+        loss = credited.terms[0].contribution(Current(logprob), credited.batch)
         (gradient,) = torch.autograd.grad(loss, logits)
         logits = (logits - 200 * gradient).detach().requires_grad_()
     return logits.softmax(-1).detach()

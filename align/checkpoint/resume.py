@@ -1,0 +1,146 @@
+"""What a resumed run goes on from, and what of it is exact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from align.checkpoint.checkpoint import CheckpointError, damage, is_one, newest_first, read
+from align.config.experiment import Experiment
+from align.config.recipe import Run
+from align.config.recipe_file import ConfigError
+
+EXACT = """\
+Exact, bit for bit: metrics and weights, on CPU with one process, or with ZeRO-2 and as many processes as before.
+Not exact: other versions; rewards that are not functions of their input; GPU kernels that are not deterministic;
+seconds/ and memory/; trackers, which may get steps twice that were not yet in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run starts."""
+
+    checkpoint: Path | None = None  # None: the model as the recipe names it
+    step: int = 0
+    lineage: tuple[tuple[int, str], ...] = ()
+    in_place: bool = False  # it goes on in the folder of the run that was stopped
+    passed_over: tuple[str, ...] = ()  # newer checkpoints, with what is wrong with each
+
+
+def agree(run: Run, accelerator: Accelerator) -> Origin:
+    """What the main process finds, on all ranks. Raises `CheckpointError` on all of them."""
+    found = None
+    if accelerator.is_main_process:
+        try:
+            found = find(run)
+        except CheckpointError as error:
+            found = error
+    found = gather_object([found])[0]
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
+def find(run: Run) -> Origin:
+    """The checkpoint that `run.resume` names or the newest intact one of that run. Raises `CheckpointError`."""
+    if run.resume is None:
+        return Origin()
+    path, out = Path(run.resume), Path(run.out)
+    if is_one(path):
+        origin = _intact(path)
+    elif folders := newest_first(path / "checkpoints"):
+        origin = _newest_intact(folders)
+    elif path.resolve() == out.resolve():
+        origin = _first(out)
+    else:
+        raise CheckpointError(f"run.resume: {path}: holds no checkpoint; name a run's folder or one of its checkpoints")
+    if origin.step > run.steps:
+        what = f"{origin.checkpoint} has done {origin.step} steps and run.steps is {run.steps}"
+        raise CheckpointError(f"run.resume: {what}; raise it, or name an earlier checkpoint")
+    return replace(origin, in_place=path.resolve().is_relative_to(out.resolve()))
+
+
+def _intact(folder: Path) -> Origin:
+    if problem := damage(folder):
+        raise CheckpointError(f"run.resume: {problem}; name another, or the run's folder for its newest intact one")
+    return _at(folder)
+
+
+def _at(folder: Path) -> Origin:
+    state = read(folder)
+    return Origin(folder, state.step, tuple(state.lineage))
+
+
+def _newest_intact(folders: list[Path]) -> Origin:
+    passed_over = []
+    for folder in folders:
+        problem = damage(folder)
+        if problem is None:
+            return replace(_at(folder), passed_over=tuple(passed_over))
+        passed_over.append(problem)
+    raise CheckpointError("\n".join(["run.resume: no checkpoint is intact; start again without it", *passed_over]))
+
+
+def _first(out: Path) -> Origin:
+    """Of a run that was killed before its first checkpoint: what it had started from itself."""
+    recorded = out / "config.yaml"
+    first = yaml.safe_load(recorded.read_text())["run"].get("resume") if recorded.exists() else None
+    return Origin() if first is None else _intact(Path(first))
+
+
+def lineage(
+    origin: Origin, recipe: Mapping[str, Any], versions: Mapping[str, str], processes: int
+) -> list[tuple[int, str]]:
+    """What this run's weights follow from: (step, fingerprint) of each recipe on the way to them.
+
+    A fingerprint is that of all that decides a step: the resolved recipe without evaluation, logs and hub, the
+    versions and the number of processes.
+    """
+    decides = {name: value for name, value in recipe.items() if name not in ("run", "eval", "hub")}
+    decides |= {"seed": recipe["run"]["seed"], "versions": dict(versions), "processes": processes}
+    fingerprint = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    before = list(origin.lineage)
+    return before if before and before[-1][1] == fingerprint else [*before, (origin.step, fingerprint)]
+
+
+def versions_then(origin: Origin, out: Path) -> dict[str, str]:
+    """The versions that the stopped run had; {} where it did not come to write them."""
+    path = (origin.checkpoint.parents[1] if origin.checkpoint else out) / "versions.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def explain(origin: Origin, out: Path, rollouts: int, then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What a resumed run tells first."""
+    start = origin.checkpoint or f"{out}, which has no checkpoint yet, from the start"
+    lines = [f"resume: {start}: {origin.step} steps done, {rollouts} rollouts of later steps on disk"]
+    lines += [f"passed over: {problem}" for problem in origin.passed_over]
+    changed = [name for name in sorted({*then, *now}) if then and then.get(name) != now.get(name)]
+    lines += [f"another version: {name} was {then.get(name)}, is {now.get(name)}" for name in changed]
+    return "\n".join([*lines, EXACT])
+
+
+def in_place(experiment: Experiment) -> Experiment:
+    """`--resume`: go on where the run writes. Raises `ConfigError`."""
+    run = experiment.recipe.run
+    if run.resume is not None:
+        raise ConfigError(["run.resume: leave it out with --resume, which goes on with the run in run.out"])
+    return _resuming(experiment, run.out)
+
+
+def recorded(experiment: Experiment, origin: Origin) -> Experiment:
+    """The same with the checkpoint itself as `run.resume`, for config.yaml: which one is newest changes."""
+    return _resuming(experiment, str(origin.checkpoint) if origin.checkpoint else None)
+
+
+def _resuming(experiment: Experiment, resume: str | None) -> Experiment:
+    recipe = experiment.recipe
+    run = recipe.run.model_copy(update={"resume": resume})
+    return replace(experiment, recipe=recipe.model_copy(update={"run": run}))

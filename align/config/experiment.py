@@ -1,0 +1,154 @@
+"""Read a recipe: its keys, the rules that hold between them, the objects that it names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from align.config.compose import build_objectives
+from align.config.factories import load_object
+from align.config.problems import explain, names_at, nearest, paths_in
+from align.config.recipe import Correct, FromRecipe, Recipe, RewardFunction
+from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, read
+from align.config.redact import hub_tokens
+from align.config.rules import TRAINING, Rule, hub_problems
+from align.objectives.objective import Objective
+from align.registry import OBJECTIVES
+
+TOKEN = "holds a hub token; take it out of the recipe, revoke it, and set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe that was read, checked and built; nothing of models or data is loaded yet."""
+
+    recipe: Recipe
+    objectives: tuple[Objective, ...]
+    rewards: tuple[RewardFunction, ...]
+    correct: Correct | None  # None where there are no rewards
+    file: RecipeFile
+    stage_recipes: Mapping[str, str] = field(default_factory=dict)  # {folder: recipe that writes it}
+    problems: tuple[str, ...] = ()  # what is wrong: a section that is not valid is None then, and bad rewards left out
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] | None = None) -> Experiment:
+    """Read, check and build a recipe. Raises `ConfigError` with every problem found.
+
+    `rules` between keys: those of a training run where none are given.
+    """
+    experiment = examine(path, overrides, rules)
+    if experiment.problems:
+        raise ConfigError(experiment.problems)
+    return experiment
+
+
+def examine(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] | None = None) -> Experiment:
+    """Build what can be built of a recipe, and note its problems. Raises `ConfigError` where the file is no recipe."""
+    file = read(path, overrides)
+    problems: list[str] = []
+
+    def attempt(step):
+        """Return what the step gives; note its problems and return None where it raises."""
+        try:
+            return step()
+        except ConfigError as error:
+            problems.extend(error.problems)
+
+    file.keys = paths_in(Recipe)
+    recipe = attempt(lambda: _validate(file)) or _valid_sections(file)
+    objectives = attempt(lambda: build_objectives(file)) or ()
+    rewards, wrong = _rewards(recipe, file) if recipe.rewards is not None else ((), [])
+    problems += wrong
+    for rule in TRAINING if rules is None else rules:
+        problems += rule(recipe, objectives, file)
+    correct = attempt(lambda: _correct(recipe, rewards, file)) if rewards and not wrong else None
+    problems += hub_problems(recipe, file)
+    problems += [file.problem(key, TOKEN) for key in hub_tokens(file.data)]
+    stage_recipes = attempt(lambda: _stages(recipe, file)) or {} if recipe.model else {}
+    if stage_recipes:
+        folders = {name: folder for name, (folder, _) in stage_recipes.items()}
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=folders)})
+    return Experiment(recipe, objectives, rewards, correct, file, dict(stage_recipes.values()), tuple(problems))
+
+
+def _validate(file: RecipeFile) -> Recipe:
+    arguments = {
+        f"objective.{name}" for factory in OBJECTIVES.values() for name in inspect.signature(factory).parameters
+    }
+    try:
+        return Recipe.model_validate(file.data)
+    except ValidationError as error:
+        known = replace(file, keys=[*file.keys, *sorted(arguments)])
+        raise ConfigError(explain(error, file.data, known, (), partial(names_at, Recipe))) from error
+
+
+def _valid_sections(file: RecipeFile) -> Recipe:
+    """Read a wrong recipe as far as it goes: None stands for each section that is not valid by itself."""
+    sections = {}
+    for name, info in Recipe.model_fields.items():
+        value = file.data.get(name, info.get_default())
+        try:
+            sections[name] = TypeAdapter(info.annotation).validate_python(value)
+        except ValidationError:
+            sections[name] = None
+    return Recipe.model_construct(**sections)
+
+
+def _rewards(recipe: Recipe, file: RecipeFile) -> tuple[tuple[RewardFunction, ...], list[str]]:
+    """(reward functions that could be found, problems of the others)."""
+    problems, out = [], []
+    for i, reward in enumerate(recipe.reward_list()):
+        key: KeyPath = ("rewards", i, "fn") if isinstance(recipe.rewards, list) else ("rewards", reward.fn)
+        try:
+            fn = load_object(reward.fn)
+        except ValueError as error:
+            problems.append(file.problem(key, str(error)))
+            continue
+        if not callable(fn):
+            problems.append(file.problem(key, f"{reward.fn} is not a function"))
+            continue
+        name, used = reward.fn.partition(":")[2], {other.name for other in out}
+        if name in used:
+            name = next(numbered for n in count(1) if (numbered := f"{name}_{n}") not in used)
+        out.append(RewardFunction(name, reward.fn, reward.weight, reward.args))
+    return tuple(out), problems
+
+
+def _stages(recipe: Recipe, file: RecipeFile) -> dict[str, tuple[str, str]]:
+    """{key of the section model: (folder, recipe)} where another recipe makes it; it need not have run yet."""
+    out = {}
+    for name in ("policy", "guide"):
+        stage, key = getattr(recipe.model, name), ("model", name, "from")
+        if isinstance(stage, FromRecipe):
+            if not Path(stage.recipe).is_file():
+                raise ConfigError([file.problem(key, f"{stage.recipe}: no such recipe")])
+            data = read(stage.recipe).data
+            run, model = data.get("run"), data.get("model")
+            if not isinstance(run, Mapping) or not isinstance(run.get("out"), str):
+                raise ConfigError([file.problem(key, f"{stage.recipe} has no run.out, so it writes nothing")])
+            kind = "adapter" if isinstance(model, Mapping) and model.get("adapter") is not None else "model"
+            if name == "policy" and kind == "adapter":
+                raise ConfigError(
+                    [file.problem(key, f"{stage.recipe} trains an adapter, and a policy is a whole model")]
+                )
+            out[name] = (f"{run['out']}/{kind}", stage.recipe)
+    return out
+
+
+def _correct(recipe: Recipe, rewards: tuple[RewardFunction, ...], file: RecipeFile) -> Correct:
+    """The section `correct` with the name of its reward, by default the first one."""
+    if recipe.correct is None:
+        return Correct(reward=rewards[0].name)
+    names = [reward.name for reward in rewards]
+    name = recipe.correct.reward.rpartition(":")[2]
+    if name not in names:
+        raise ConfigError(
+            [file.problem(("correct", "reward"), f"no reward is called {name!r}; {nearest(name, names)}")]
+        )
+    return recipe.correct.model_copy(update={"reward": name})

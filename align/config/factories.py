@@ -1,0 +1,53 @@
+"""Find the objects that a recipe names by dotted path, and call them with arguments checked by their signature."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError, validate_call
+
+from align.config.problems import explain, names_at
+from align.config.recipe_file import ConfigError, KeyPath, RecipeFile
+
+
+def load_object(path: str) -> Any:
+    """Import the Python object at `package.module:attribute`, which runs the module's code: name only your own.
+
+    Raises `ValueError` with the part that is wrong.
+    """
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", path):
+        raise ValueError(f"{path!r} is not a dotted path; write package.module:name")
+    try:
+        return pkgutil.resolve_name(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"cannot import {error.name!r} for {path!r}; is it installed or on PYTHONPATH?") from error
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # the module is the user's: whatever it raises belongs to this path
+        raise ValueError(f"{path!r}: importing it raised {type(error).__name__}: {error}") from error
+
+
+def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, key: KeyPath) -> Any:
+    """Return factory(**args), with types and ranges checked against its signature.
+
+    Raises `ConfigError` whose problems name the line in `file`; `key` is where `args` stand.
+    """
+    if args is not None and not (isinstance(args, Mapping) and all(isinstance(name, str) for name in args)):
+        raise ConfigError([file.problem(key, f"takes a mapping of its arguments, but it is {args!r}")])
+    hints = typing.get_type_hints(factory, include_extras=True)
+
+    def names(place: KeyPath) -> list[str]:
+        """The keys that are valid at a place below `key`."""
+        return names_at(hints.get(place[0]), place[1:]) if place else list(inspect.signature(factory).parameters)
+
+    try:
+        return validate_call(factory)(**(args or {}))
+    except ValidationError as error:
+        raise ConfigError(explain(error, args or {}, file, key, names)) from error
+    except ValueError as error:
+        raise ConfigError([file.problem(key, str(error))]) from error

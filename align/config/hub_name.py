@@ -1,0 +1,34 @@
+"""Check names of the Hugging Face hub. Nothing here uses the network."""
+
+from __future__ import annotations
+
+import os
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+def check_repo_name(repo: str) -> None:
+    """Raise `ValueError` unless `repo` is a well-formed `user/name`."""
+    if repo.count("/") != 1:
+        raise ValueError(f"hub repository {repo!r} must be written user/name")
+    validate_repo_id(repo)  # its HFValidationError is a ValueError
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` can be a hub repository: well formed, and not a path here, which loading would prefer."""
+    try:
+        validate_repo_id(model)  # refuses pypi:NAME and most paths
+    except HFValidationError:
+        return False
+    return not os.path.exists(model)
+
+
+def base_problem(base: str) -> str | None:
+    """Why nobody else could load an adapter of this base; None where they can."""
+    if base.startswith("pypi:") or is_hub_id(base):
+        return None
+    return (
+        f"the adapter's base is the local path {base}, which nobody else can load; push the base and name it as"
+        " model.policy: user/name, or train all weights (leave out model.adapter)"
+    )

@@ -1,0 +1,81 @@
+"""How a run is launched, as far as its recipe depends on it: by a launch file, or by an accelerator made from one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from align.config.recipe_file import ConfigError, read
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Processes and ZeRO of a run; by default one process without ZeRO, as in launch/cpu.yaml."""
+
+    name: str = "launch"
+    processes: int = 1
+    zero_stage: int = 0
+    mixed_precision: str = "no"
+    accumulation: int = 1  # micro-batches that the launch file wants for a step
+
+    @property
+    def problems(self) -> list[str]:
+        """Settings that no recipe can run with, one line each."""
+        out = []
+        if self.mixed_precision != "no":
+            what = f"is {self.mixed_precision}, and the recipe's model.dtype decides; write 'no'"
+            out.append(f"{self.name}: mixed_precision: {what}")
+        if self.accumulation != 1:
+            what = f"is {self.accumulation}, and optim.micro_batch_tokens makes the micro-batches; write 1"
+            out.append(f"{self.name}: deepspeed_config.gradient_accumulation_steps: {what}")
+        return out
+
+    @property
+    def shards(self) -> dict[str, int]:
+        """{part: number of processes that ZeRO divides it over} of optimiser, gradients and weights."""
+        return {
+            part: self.processes if self.zero_stage >= stage else 1
+            for part, stage in {"optimiser": 1, "gradients": 2, "weights": 3}.items()
+        }
+
+
+def of_file(path: Path) -> Launch:
+    """Read a file of launch/. Raises `ConfigError` where it starts no DeepSpeed, and `FileNotFoundError`."""
+    file = read(path)
+    given, engine = file.data, file.data.get("deepspeed_config")
+    if given.get("distributed_type") != "DEEPSPEED" or not isinstance(engine, Mapping):
+        what = "must be DEEPSPEED, with its deepspeed_config; begin with launch/cpu.yaml"
+        raise ConfigError([file.problem(("distributed_type",), what)])
+    numbers = {
+        ("num_processes",): (given.get("num_processes", 1), 1),
+        ("deepspeed_config", "zero_stage"): (engine.get("zero_stage", 2), 0),  # accelerate's own default
+        ("deepspeed_config", "gradient_accumulation_steps"): (engine.get("gradient_accumulation_steps", 1), 1),
+    }
+    problems = [
+        file.problem(key, f"must be a whole number of at least {least}, but it is {value!r}")
+        for key, (value, least) in numbers.items()
+        if not isinstance(value, int) or value < least
+    ]
+    if not problems and numbers["deepspeed_config", "zero_stage"][0] > 3:
+        problems.append(file.problem(("deepspeed_config", "zero_stage"), "must be 0, 1, 2 or 3"))
+    if "deepspeed_config_file" in engine:
+        what = "is not read here; write its keys into this file"
+        problems.append(file.problem(("deepspeed_config", "deepspeed_config_file"), what))
+    if problems:
+        raise ConfigError(problems)
+    processes, stage, accumulation = (value for value, _ in numbers.values())
+    return Launch(str(path), processes, stage, str(given.get("mixed_precision", "no")), accumulation)
+
+
+def of_accelerator(accelerator: Accelerator) -> Launch:
+    """Read the settings that accelerate took from the launch file and the command line."""
+    plugin = accelerator.state.deepspeed_plugin
+    return Launch(
+        processes=accelerator.num_processes,
+        zero_stage=plugin.zero_stage,
+        mixed_precision=accelerator.mixed_precision,
+        accumulation=accelerator.gradient_accumulation_steps,
+    )

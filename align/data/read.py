@@ -1,0 +1,174 @@
+"""Read the rows of a hub data set, a local file or a Python function, and split them into training and held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from datasets.exceptions import DatasetsError
+from transformers import PreTrainedTokenizerBase
+
+from align.config.factories import load_object
+from align.config.recipe import Data
+from align.data.prompts import DataError, Prompt, Prompts
+from align.data.tokenise import Ends, make_pair, make_prompt
+from align.system import files
+
+SHOWN = 10  # problems of a source, and rows of a problem, that are listed one by one
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source and of its evaluation prompts that can be used, and the problems of the others."""
+
+    own: list[Prompt]  # of the source itself
+    evaluation: list[Prompt]
+    problems: list[str]
+
+
+def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, ends: Ends | None = None) -> Prompts:
+    """Read, tokenise and split. Raises `DataError`.
+
+    `ends`: ids of the tokens that end a response (`model.load.end_tokens`), by default the tokenizer's one.
+    """
+    return split_rows(data, read_rows(data, tokenizer, ends), seed)
+
+
+def read_rows(data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends | None = None) -> Rows:
+    """Read and tokenise; `ends` as in `load_prompts`."""
+    ends = [tokenizer.eos_token_id] if ends is None else ends
+    name, make = ("prompts", make_prompt) if data.prompts else ("pairs", make_pair)
+    wanted = [(name, getattr(data, name), data.args, make)]
+    if data.eval_prompts:
+        wanted.append(("eval_prompts", data.eval_prompts, data.eval_args, make_prompt))
+    found, problems = [[], []], []
+    for i, (name, source, args, make) in enumerate(wanted):
+        try:
+            rows = _rows(f"data.{name}", source, args)
+        except DataError as error:
+            problems += error.problems
+            continue
+        found[i], wrong = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
+        problems += wrong
+    return Rows(*found, problems)
+
+
+def split_rows(data: Data, rows: Rows, seed: int) -> Prompts:
+    """Split rows into training and held-out prompts.
+
+    Raises `DataError` with all problems of the rows, and where none is left to train on.
+    """
+    if rows.problems:
+        raise DataError(*rows.problems)
+    prompts = rows.own
+    name, source = ("prompts", data.prompts) if data.prompts else ("pairs", data.pairs)
+    held_out = [*_hold_out(prompts, data.holdout, seed, data.holdout_by), *rows.evaluation]
+    texts = {prompt.text for prompt in held_out}
+    train = [prompt for prompt in prompts if prompt.text not in texts]
+    if data.holdout_by:
+        apart = {repr(prompt.columns.get(data.holdout_by)) for prompt in held_out}
+        train = [prompt for prompt in train if repr(prompt.columns.get(data.holdout_by)) not in apart]
+    if not train:
+        raise DataError(f"data.{name}: {source}: all {len(prompts)} stand in data.eval_prompts too")
+    assert texts.isdisjoint(prompt.text for prompt in train)
+    return Prompts(train, held_out)
+
+
+def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> list[Prompt]:
+    """Choose `count` distinct prompts by the seed; with `by`, whole groups that share a value of that column, so that it
+    may be a few more. Raises `DataError`."""
+    distinct = list({prompt.text: prompt for prompt in prompts}.values())
+    if count >= len(distinct):
+        raise DataError(f"data.holdout: {count} of {len(distinct)} distinct prompts leaves none to train on")
+    if by is None:
+        return random.Random(seed).sample(distinct, count)
+    groups: dict[str, list[Prompt]] = {}  # by repr: a column may hold lists
+    for i, prompt in enumerate(distinct):
+        if by not in prompt.columns:
+            raise DataError(f"data.holdout_by: row {i} has no column {by!r}; there are: {', '.join(prompt.columns)}")
+        groups.setdefault(repr(prompt.columns[by]), []).append(prompt)
+    held_out: list[Prompt] = []
+    for group in random.Random(seed).sample(list(groups.values()), len(groups)):
+        held_out += group if len(held_out) < count else []
+    if len(held_out) == len(distinct):
+        raise DataError(f"data.holdout_by: {count} prompts of whole groups of {by!r} leave none to train on")
+    return held_out
+
+
+def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
+    """Read the rows of a source; `key` is where the recipe names it. Raises `DataError`."""
+    path = Path(source)
+    loaders = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+    if path.suffix in loaders and not path.is_file():
+        raise DataError(f"{key}: {source}: no such file")
+    if path.suffix in loaders and path.stat().st_size == 0:
+        raise DataError(f"{key}: {source}: no rows")
+    try:
+        if path.suffix == ".jsonl" and not args:
+            rows = _json_lines(path)
+        elif path.suffix in loaders:
+            rows = list(load_dataset(loaders[path.suffix], data_files=source, **{"split": "train", **args}))
+        elif ":" in source:
+            rows = list(load_object(source)(**args))
+        else:
+            rows = list(load_dataset(source, **{"split": "train", **args}))
+    except DatasetsError as error:
+        raise DataError(f"{key}: {source}: {error.__cause__ or error}") from error
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(f"{key}: {source}: {error}") from error
+    except Exception as error:  # of the user's function, or of a library that reads a damaged file
+        raise DataError(f"{key}: {source}: {type(error).__name__}: {error}") from error
+    if not rows:
+        raise DataError(f"{key}: {source}: no rows")
+    return rows
+
+
+def _json_lines(path: Path) -> list[Any]:
+    """The file's values as they are written; a table would turn "2024-01-01" into a date and 1 into 1.0."""
+    with path.open("rb") as file:
+        return list(files.json_lines(file))
+
+
+def _prompts(
+    rows: list[Any], source: str, data: Data, tokenizer: PreTrainedTokenizerBase, make: Callable[..., Prompt]
+) -> tuple[list[Prompt], list[str]]:
+    """(rows that can be used, problems of the others)."""
+    out, wrong = [], {}
+    for i, row in enumerate(rows):
+        try:
+            _check_row(row, f"{source}: row {i}")
+            out.append(make(row, i, source, data, tokenizer))
+        except DataError as error:
+            wrong[i] = str(error)
+        except (TypeError, ValueError) as error:  # of the tokenizer or its template
+            wrong[i] = f"{source}: row {i}: cannot be tokenised: {error}; mend the text or the messages"
+    return out, _listed(wrong, source)
+
+
+def _listed(wrong: dict[int, str], source: str) -> list[str]:
+    """Put {row: problem} into at most `SHOWN` lines and a sum; rows with the same problem share one."""
+    kinds: dict[str, list[int]] = {}
+    for i, text in wrong.items():
+        kinds.setdefault(text.replace(f"row {i}:", "row:", 1), []).append(i)
+    out = []
+    for first, *others in list(kinds.values())[:SHOWN]:
+        named = ", ".join(map(str, others[:SHOWN])) + (", ..." if len(others) > SHOWN else "")
+        out.append(wrong[first] + (f" (and {len(others)} more: rows {named})" if others else ""))
+    if len(kinds) > SHOWN:
+        out.append(f"{source}: {len(wrong)} rows cannot be used, for {len(kinds)} reasons; these are the first {SHOWN}")
+    return out
+
+
+def _check_row(row: Any, where: str) -> None:
+    """Raise `DataError` unless a row is a dictionary with a prompt."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a dictionary with a 'prompt', but it is {row!r}")
+    if not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
+        there = ", ".join(map(str, row))
+        what = f"'prompt' must be text or a list of messages; there are: {there}; it is {row.get('prompt')!r}"
+        raise DataError(f"{where}: {what}")

@@ -1,0 +1,97 @@
+"""Turn a row into tokens: apply the chat template, tokenise, end the responses that the data brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import is_conversational, maybe_apply_chat_template
+
+from align.config.recipe import Data
+from align.data.prompts import Answer, DataError, Pair, Prompt
+
+Ends = Collection[int]  # ids of the tokens that end a response
+
+
+def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Prompt:
+    """Tokenise row `i` of a source, text or messages. Raises `DataError`; `ends` is that of `make_pair` and not used."""
+    prompt = row["prompt"]
+    if is_conversational({"prompt": prompt}):
+        if tokenizer.chat_template is None:
+            raise DataError(f"{source}: row {i}: the prompt is a conversation, but the tokenizer has no chat template")
+        _check_messages(prompt, f"{source}: row {i}: 'prompt'")
+        if data.system and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": data.system}, *prompt]
+        text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}")["prompt"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    elif isinstance(prompt, str):
+        text = prompt
+        ids = tokenizer(text)["input_ids"]
+    else:
+        raise DataError(f"{source}: row {i}: a conversation is a list of {{role: ..., content: ...}}")
+    if len(ids) > data.max_prompt_tokens:
+        raise DataError(
+            f"{source}: row {i}: the prompt has {len(ids)} tokens and data.max_prompt_tokens is"
+            f" {data.max_prompt_tokens}; raise it or drop the row: {text[:80]!r}..."
+        )
+    if not ids:
+        raise DataError(f"{source}: row {i}: the prompt has no tokens")
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+    return Prompt(list(ids), text, prompt, columns)
+
+
+def make_pair(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Pair:
+    """Tokenise a row with `prompt`, `chosen` and `rejected`: all text, or all messages (TRL's explicit-prompt form).
+
+    Rows may have no `rejected`, for objectives that compare nothing, such as sft. Raises `DataError`.
+    """
+    shared = make_prompt(row, i, source, data, tokenizer, ends)
+    if shared.conversational and row["prompt"][-1]["role"] == "assistant":
+        raise DataError(f"{source}: row {i}: the prompt ends with an assistant message; that is the answers' place")
+    chosen = _answer(row, "chosen", i, source, data, tokenizer, ends)
+    rejected = _answer(row, "rejected", i, source, data, tokenizer, ends) if "rejected" in row else None
+    if rejected is not None and chosen.ids == rejected.ids:
+        where = f" in their first {data.max_response_tokens} tokens" if chosen.truncated else ""
+        raise DataError(f"{source}: row {i}: chosen and rejected are the same response{where}; drop the row")
+    return Pair(**vars(shared), chosen=chosen, rejected=rejected, row=i)
+
+
+def _answer(
+    row: dict, side: str, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends
+) -> Answer:
+    """Tokenise a response as it would be sampled: what the template writes behind the prompt, up to an end token."""
+    given = row.get(side)
+    if not isinstance(given, type(row["prompt"])) or not given:
+        kind = "text" if isinstance(row["prompt"], str) else "a list of messages"
+        raise DataError(f"{source}: row {i}: {side!r} must be {kind} as the prompt is, but it is {given!r}")
+    text = given
+    if not isinstance(given, str):
+        _check_messages(given, f"{source}: row {i}: {side!r}")
+        if any(message["role"] != "assistant" for message in given):
+            what = f"{side!r} holds the answer alone, in assistant messages; leave out the prompt that it repeats"
+            raise DataError(f"{source}: row {i}: {what}")
+        messages = {"prompt": row["prompt"], "completion": given}
+        text = _templated(messages, tokenizer, f"{source}: row {i}: {side!r}")["completion"]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = next((t for t, token in enumerate(ids) if token in ends), None)
+    ids = [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
+    cut = len(ids) > data.max_response_tokens
+    return Answer(ids[: data.max_response_tokens], tokenizer.decode(ids, skip_special_tokens=True), cut)
+
+
+def _templated(messages: dict[str, list], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, str]:
+    """Apply the chat template. Raises `DataError`."""
+    try:
+        return maybe_apply_chat_template(messages, tokenizer)
+    except TemplateError as error:  # templates refuse what they do not foresee, such as a system message
+        what = f"the tokenizer's chat template refuses it: {error}; change the messages, or data.system"
+        raise DataError(f"{where}: {what}") from error
+
+
+def _check_messages(messages: list, where: str) -> None:
+    """Raise `DataError` unless each message has a role and a content of text."""
+    for message in messages:
+        fine = isinstance(message, dict) and isinstance(message.get("role"), str)
+        if not fine or not isinstance(message.get("content"), str) or not message["content"]:
+            raise DataError(f"{where}: a message is {{role: ..., content: text}}, but one is {message!r}")

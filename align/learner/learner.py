@@ -1,0 +1,273 @@
+"""The policy in its DeepSpeed engine: scores rows, updates on terms, saves and restores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch import Tensor, nn
+from trl.models import prepare_deepspeed
+
+from align.batch import Batch
+from align.config.recipe import Optim
+from align.credit import Credited
+from align.learner.engine_writer import keep_failures
+from align.learner.micro_batches import UNTRACKED, divide
+from align.learner.optimizer import configure, make_optimizer
+from align.losses.loss import Current, summarised
+from align.model import layouts
+from align.model.adapters import ModelRole, acting_as
+from align.model.layouts import Layout, Load
+from align.model.policy import CHUNK, Policy, Reference
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch of this rank: its rows, and how often the head runs, which is the same on all ranks."""
+
+    rows: list[int]
+    chunks: int
+
+
+class Learner:
+    """Owns the trained weights. Every method is collective: all ranks call it with the same batch."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        policy: Policy,
+        layout: Layout,
+        optim: Optim,
+        frozen: Mapping[ModelRole, Policy] = MappingProxyType({}),
+    ):
+        """`frozen`: the reference and the guide where they are models of their own, and not adapters of the policy's
+        base that can be switched off and on."""
+        self.accelerator, self.layout, self.optim = accelerator, layout, optim
+        self.chunk = CHUNK
+        optimizer, self.lr_factor = make_optimizer(policy, optim)
+        self.lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        configure(accelerator, policy, optim)
+        self.engine, _ = accelerator.prepare(policy, optimizer)
+        self.writer = keep_failures(self.engine)
+        self.frozen = {who: prepare_deepspeed(other, accelerator) for who, other in frozen.items()}
+
+    @property
+    def model(self):
+        """The transformers or PEFT model inside the engine."""
+        return self.engine.module.model
+
+    @contextmanager
+    def _acting_as(self, who: ModelRole) -> Iterator[nn.Module]:
+        """The module that answers as the policy, the reference or the guide."""
+        if who == "policy":
+            yield self.engine
+        elif who in self.frozen:
+            yield self.frozen[who]
+        else:
+            with acting_as(self.model, who):
+                yield self.engine
+
+    def _forward(
+        self, batch: Batch, micro: Micro, wanted_BT: Tensor, quantities: Sequence[str], who: ModelRole
+    ) -> dict[str, Tensor]:
+        """{quantity: [rows,T] on the CPU}; no rows still runs a pass, over the batch's first row, for nothing."""
+        rows = micro.rows
+        part = batch.rows(torch.tensor(rows or [0]))
+        wanted = wanted_BT[rows] if rows else torch.zeros_like(part.mask)
+        inputs = self.layout.inputs(part, wanted)
+        reference, states = None, self.engine.module.asks_reference(quantities)
+        if states:
+            with torch.no_grad(), self._acting_as("reference") as module:
+                hidden = module(inputs, (states,))[states]
+            reference = Reference(hidden, self.frozen.get("reference", self.engine).module.logits)
+        with self._acting_as(who) as module:
+            values = module(inputs, quantities, reference, micro.chunks)
+        return {name: inputs.scatter(value, part.mask.shape) for name, value in values.items()}
+
+    @torch.no_grad()
+    def score(
+        self, batch: Batch, rows_B: Tensor, quantities: Sequence[str] = ("logprob",), who: ModelRole = "policy"
+    ) -> dict[str, Tensor]:
+        """{quantity: [B,T]} for the rows marked, 0 elsewhere, as one model says; the whole result on every rank."""
+        out = {name: torch.zeros(batch.mask.shape) for name in quantities}
+        found = []
+        tokens = self.optim.micro_batch_tokens * UNTRACKED
+        for micro in self._divide(batch, batch.mask, rows_B, torch.zeros_like(rows_B), tokens):
+            values = self._forward(batch, micro, batch.mask, quantities, who)
+            if micro.rows:
+                found.append((micro.rows, values))
+        for rows, values in gather_object(found):
+            for name in quantities:
+                out[name][rows] = values[name]
+        return out
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], who: ModelRole = "policy") -> Tensor:
+        """[len(ids),V] float32 on the CPU: what one model expects behind each token, at the policy's temperature."""
+        batch = Batch.of([0], [[*ids[1:], ids[0]]], prompt_ids=[ids[:1]])
+        with self._acting_as(who) as module:
+            return module(layouts.padded.inputs(batch, batch.mask), ("logits",))["logits"][0].cpu()
+
+    def update(self, sources: Sequence[Sequence[Credited]], step: int) -> dict[str, float]:
+        """One optimiser update on the sum of all terms; returns what was measured on the way.
+
+        `sources` holds what the objectives made of each source's batch. DeepSpeed averages gradients over ranks,
+        so each rank's sum is multiplied by their number; the counts are those of the whole batch. Where no token
+        carries gradient nothing is updated, nor where loss or gradient is not finite (`skipped`); then weights and
+        optimiser stay what they were on all ranks.
+        """
+        plan = self._plan(sources)
+        lr = self.optim.lr * self.lr_factor(step)
+        for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):
+            group["lr"] = base * self.lr_factor(step)
+        losses, measured, whole = [], [], 0.0
+        for i, (credits, micro) in enumerate(plan):
+            loss, values = self._losses(credits, micro, sources)
+            losses.append(float(loss.detach()))
+            measured.append(values)
+            last = i == len(plan) - 1
+            if last and not math.isfinite(whole := float(sum(gather_object(losses)))):
+                loss = loss * math.nan  # the gradient tells all ranks
+            self.engine.set_gradient_accumulation_boundary(last)
+            self.engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
+        moved = {"grad_norm": self._step(), "lr": lr} if plan else {}
+        trained = [_trained(credits) for credits in sources]
+        return {
+            "loss": whole,
+            **moved,
+            "skipped": int(not math.isfinite(moved.get("grad_norm", 0.0))),
+            "rows/trained": sum(int(tokens.any(1).sum()) for tokens in trained),
+            "tokens/trained": sum(int(tokens.sum()) for tokens in trained),
+            **summarised(_joined(gather_object(measured))),
+        }
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a reference to compare with: a model of its own, or the base below the adapter."""
+        return "reference" in self.frozen or isinstance(self.model, PeftModel)
+
+    @torch.no_grad()
+    def measure(self, sources: Sequence[Sequence[Credited]]) -> tuple[float, dict[str, Tensor]]:
+        """(loss, {metric: its values}) without an update."""
+        plan = self._plan(sources)
+        found = [self._losses(credits, micro, sources) for credits, micro in plan]
+        losses = gather_object([float(loss) for loss, _ in found])
+        return sum(losses), _joined(gather_object([values for _, values in found]))
+
+    def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[Sequence[Credited], Micro]]:
+        """(credits, micro-batch) of this rank, those of one source after those of another."""
+        out = []
+        for credits in sources:
+            trained, coupled = _trained(credits), torch.stack([credited.coupled for credited in credits]).any(0)
+            if trained.any():
+                rows = trained.any(1) | coupled  # an empty response is half of a pair too
+                micros = self._divide(credits[0].batch, trained, rows, coupled, self.optim.micro_batch_tokens)
+                out += [(credits, micro) for micro in micros]
+        return out
+
+    def _divide(self, batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, tokens: int) -> list[Micro]:
+        """This rank's micro-batches of the rows marked."""
+        plan = divide(
+            *(batch, wanted_BT, rows_B, coupled_B),
+            ranks=self.accelerator.num_processes,
+            tokens=tokens,
+            layout=self.layout,
+            quadratic=self.engine.module.quadratic,
+        )
+        everything = layouts.rows(batch, wanted_BT)
+        out = []
+        for rank_rows in zip(*plan, strict=True):
+            loads = [reduce(self.layout.add, (everything[i] for i in rows), Load()) for rows in rank_rows]
+            most = max(1, *(load.predictions for load in loads))
+            out.append(Micro(rank_rows[self.accelerator.process_index], -(-most // self.chunk)))
+        return out
+
+    def _losses(
+        self, credits: Sequence[Credited], micro: Micro, sources: Sequence[Sequence[Credited]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What these rows add to the loss of the whole batch, and {metric: values} of them."""
+        quantities = _quantities(credits, sources)
+        current = Current(**self._forward(credits[0].batch, micro, _trained(credits), quantities, "policy"))
+        index = torch.tensor(micro.rows, dtype=torch.int64)
+        parts = [_part(credited.batch, index, current) for credited in credits] if micro.rows else []
+        several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
+        return _loss(credits, parts, current, index), _measure(credits, parts, current, index, several)
+
+    def _step(self) -> float:
+        """Apply the accumulated gradient if it is finite; its norm before clipping, over all ranks."""
+        if self.engine.zero_optimization():
+            self.engine.step()  # leaves out what is not finite by itself, and calls its norm infinite
+            return float(self.engine.get_global_grad_norm())
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            self.engine.step()
+        else:
+            self.engine.zero_grad()
+        return norm
+
+    def save(self, folder: Path) -> None:
+        """Trained weights, optimiser and random states of all ranks. Raises OSError or RuntimeError for what this
+        rank could not write, when all ranks are through."""
+        frozen = any(not p.requires_grad for p in self.engine.module.parameters())
+        self.accelerator.save_state(str(folder), exclude_frozen_parameters=frozen, save_latest=False)
+        self.writer.raise_failure()
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote."""
+        self.accelerator.load_state(str(folder), load_module_strict=False)
+
+
+def _quantities(credits: Sequence[Credited], sources: Sequence[Sequence[Credited]]) -> tuple[str, ...]:
+    """What these losses differentiate, and what any head gives: under ZeRO each head takes part in each pass."""
+    losses = [term.loss for source in sources for credited in source for term in credited.terms]
+    names = {name for loss in losses for head in loss.heads for name in head.gives}
+    names |= {name for credited in credits for name in credited.reads_current}
+    return ("logprob", *sorted(names))
+
+
+def _trained(credits: Sequence[Credited]) -> Tensor:
+    return torch.stack([credited.trained for credited in credits]).any(0)
+
+
+def _part(batch: Batch, rows: Tensor, current: Current) -> Batch:
+    """These rows. Where no earlier pass gave the policy's log-probabilities, this one does: nothing was updated yet."""
+    part = batch.rows(rows)
+    return part if part.old_logprob is not None else replace(part, old_logprob=current.logprob.detach())
+
+
+def _loss(credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor) -> Tensor:
+    """Scalar: what these rows add to the loss of the whole batch; 0 with a gradient of 0 for no rows."""
+    there = [value for f in fields(current) if (value := getattr(current, f.name)) is not None]
+    total = sum(value.sum() * 0.0 for value in there)  # what no loss of this source reads takes part too
+    for credited, part in zip(credits, parts, strict=False):
+        total = total + sum(term.contribution(current, part, rows) for term in credited.terms)
+    return total
+
+
+@torch.no_grad()
+def _measure(
+    credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor, several: bool
+) -> dict[str, Tensor]:
+    """{metric: values} of these rows."""
+    out = {}
+    for credited, part in zip(credits, parts, strict=False):
+        for term in credited.terms:
+            for name, value in term.loss.measure(current, part, term.token_weights.rows(rows)).items():
+                out[f"{credited.objective.name}/{name}" if several else name] = value.float()
+    return out
+
+
+def _joined(measured: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The values of all micro-batches of all ranks."""
+    names = sorted({name for values in measured for name in values})
+    return {name: torch.cat([part[name] for part in measured if name in part]) for name in names}

@@ -1,0 +1,92 @@
+"""Dividing rows over ranks and micro-batches. Every rank computes the same plan from the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+from torch import Tensor
+
+from align.batch import Batch
+from align.model.layouts import Layout, Load, Row, rows
+
+UNTRACKED = 4  # times the tokens of a micro-batch where no gradient keeps what the layers made
+
+Plan = list[list[list[int]]]  # [rank][micro-batch] -> rows; all ranks have the same number of micro-batches
+
+Block = list[Row]  # rows that may not be parted
+
+Cost = Callable[[Load], float]
+
+
+def divide(
+    batch: Batch,
+    wanted_BT: Tensor,
+    rows_B: Tensor,
+    coupled_B: Tensor,
+    *,
+    ranks: int,
+    tokens: int,
+    layout: Layout,
+    quadratic: float,
+) -> Plan:
+    """Rows marked in `rows_B`, spread over ranks and cut into micro-batches of at most `tokens`, each as even as
+    their order allows.
+
+    A micro-batch counts the tokens that the layout computes for what is wanted, and `quadratic` for each pair of
+    tokens of which one attends to the other: what that pair takes of the time of a token's other work. Rows of a
+    group stay neighbours, so that they can share their prompt; those of a group that are marked in `coupled_B` (pairs)
+    stay in one micro-batch. What is longer than `tokens` gets a micro-batch of its own. Where a rank has fewer blocks
+    than another has micro-batches some are empty: under ZeRO-3 every forward pass is collective.
+    """
+
+    def cost(load: Load) -> float:
+        return load.positions + quadratic * load.attended
+
+    blocks = _blocks(rows(batch, wanted_BT), rows_B, coupled_B)
+    whole = cost(reduce(layout.add, (row for block in blocks for row in block), Load()))
+    rank_blocks = _split(blocks, ranks, whole, layout, cost)
+    most = max(len(_fill(mine, tokens, layout, cost)) for mine in rank_blocks)
+    return [
+        [[row.index for block in part for row in block] for part in _split(mine, most, tokens, layout, cost)]
+        for mine in rank_blocks
+    ]
+
+
+def _blocks(everything: list[Row], rows_B: Tensor, coupled_B: Tensor) -> list[Block]:
+    """Rows by group, each a block of its own but for those that are coupled."""
+    blocks: dict[tuple[int, int], Block] = {}
+    for row in sorted(everything, key=lambda row: row.group):
+        if rows_B[row.index]:
+            coupled = bool(coupled_B[row.index])
+            blocks.setdefault((row.group, -1 if coupled else row.index), []).append(row)
+    return list(blocks.values())
+
+
+def _fill(blocks: list[Block], limit: float, layout: Layout, cost: Cost) -> list[list[Block]]:
+    """Blocks in their order, each where there is room for it: the fewest parts within the limit."""
+    parts: list[list[Block]] = []
+    load = Load()
+    for block in blocks:
+        more = reduce(layout.add, block, load)
+        if parts and cost(more) <= limit:
+            parts[-1].append(block)
+            load = more
+        else:
+            parts.append([block])
+            load = reduce(layout.add, block, Load())
+    return parts
+
+
+def _split(blocks: list[Block], count: int, limit: float, layout: Layout, cost: Cost) -> list[list[Block]]:
+    """Blocks in their order in `count` parts, which they fit in by `limit`; the dearest is as cheap as it can be, to
+    one part in a thousand."""
+    if len(blocks) <= count:
+        return [[block] for block in blocks] + [[]] * (count - len(blocks))
+    low, high = 0.0, limit
+    while high - low > high / 1000:
+        middle = (low + high) / 2
+        fits = len(_fill(blocks, middle, layout, cost)) <= count
+        low, high = (low, middle) if fits else (middle, high)
+    parts = _fill(blocks, high, layout, cost)
+    return parts + [[]] * (count - len(parts))

@@ -1,0 +1,46 @@
+"""The optimiser and its schedule, and what the recipe decides about DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from transformers import get_scheduler
+
+from align.config.recipe import Optim
+from align.model.policy import Policy
+
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+def make_optimizer(policy: Policy, optim: Optim) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
+    """(optimiser of all that is trained, factor of its learning rates by step): the factor is a pure function of the
+    step, so a resume has nothing to restore."""
+    optimizer = OPTIMIZERS[optim.optimizer](_parameter_groups(policy, optim))
+    schedule = get_scheduler(SCHEDULES[optim.schedule], optimizer, optim.warmup_steps, optim.schedule_steps)
+    return optimizer, schedule.lr_lambdas[0]
+
+
+def configure(accelerator: Accelerator, policy: Policy, optim: Optim) -> None:
+    """What the recipe decides about DeepSpeed; the launch file decides the rest.
+
+    The micro-batch size is a formality: the plan makes the micro-batches. Clipping at infinity is no
+    clipping, while accelerate turns a 0 into its default of 1.
+    """
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config["train_micro_batch_size_per_gpu"] = 1
+    config["gradient_clipping"] = optim.max_grad_norm
+    if next(policy.parameters()).dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
+
+
+def _parameter_groups(policy: Policy, optim: Optim) -> list[dict]:
+    """The model's parameters, and those of each head with its own learning rate and weight decay."""
+    groups = [{"params": [p for p in policy.model.parameters() if p.requires_grad]}]
+    for name, head in policy.heads.items():
+        spec = policy.specs[name]
+        groups.append({"params": list(head.parameters()), "lr": spec.lr, "weight_decay": spec.weight_decay})
+    defaults = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+    return [{**defaults, **{key: value for key, value in group.items() if value is not None}} for group in groups]

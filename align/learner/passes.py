@@ -1,0 +1,76 @@
+"""Passes over a model for what links and losses ask for, and the clock that counts the seconds of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from align.batch import Batch
+from align.credit import Annotate
+from align.learner.learner import Learner
+from align.model.adapters import ModelRole
+from align.system.clock import Clock
+
+
+class ForwardPasses:
+    """Runs a model when a link or a loss asks for what only a model knows, once for each row and quantity."""
+
+    def __init__(self, learner: Learner, old_from: str, clock: Clock):
+        self._learner, self._old_from, self._clock = learner, old_from, clock
+        self.work: dict[str, int] = {}  # rows and tokens that went through a model, for the log
+
+    def for_batch(self, needs: Collection[str] = ()) -> Annotate:
+        """For one batch and whatever links make of it; what a batch brings along is not computed. A pass reads along
+        what else is in `needs` and the same model says."""
+        done: dict[str, tuple[Tensor, Tensor]] = {}  # quantity -> (rows that have it, values)
+
+        def computed(batch: Batch, name: str) -> bool:
+            return name in PROVIDED_BY and (name in done or getattr(batch, name) is None)
+
+        def annotate(batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
+            if self._old_from == "sampler" and batch.sampler_logprob is not None:
+                batch = replace(batch, old_logprob=batch.sampler_logprob)
+            for name in names:
+                if computed(batch, name):
+                    along = [other for other in sorted(needs) if other != name and computed(batch, other)]
+                    self._compute(batch, [name, *along], rows_B, done)
+                    batch = replace(batch, **{name: done[name][1]})
+                else:
+                    batch.need(name, reader)
+            return batch
+
+        return annotate
+
+    def _compute(
+        self, batch: Batch, names: Sequence[str], rows_B: Tensor, done: dict[str, tuple[Tensor, Tensor]]
+    ) -> None:
+        """The first of `names` for the rows that lack it, and those others that the same model says."""
+        nothing = torch.zeros_like(rows_B), torch.zeros_like(batch.weight)
+        who, _ = PROVIDED_BY[names[0]]
+        missing = rows_B & ~done.setdefault(names[0], nothing)[0]
+        if not missing.any():
+            return
+        reads = {name: PROVIDED_BY[name][1] for name in names if PROVIDED_BY[name][0] == who}
+        with self._clock(f"pass/{names[0]}"):
+            found = self._learner.score(batch, missing, tuple(dict.fromkeys(reads.values())), who)
+        for quantity, read in reads.items():
+            have, old = done.get(quantity, nothing)
+            done[quantity] = have | missing, torch.where(missing[:, None], found[read], old)
+        for unit, count in (("rows", missing.sum()), ("tokens", batch.mask[missing].sum())):
+            key = f"pass/{names[0]}/{unit}"
+            self.work[key] = self.work.get(key, 0) + int(count)
+
+
+# quantity -> who says it, and what is read of them
+PROVIDED_BY: dict[str, tuple[ModelRole, str]] = {
+    "old_logprob": ("policy", "logprob"),
+    "entropy": ("policy", "entropy"),
+    "value": ("policy", "value"),
+    "ref_logprob": ("reference", "logprob"),
+    "guide_logprob": ("guide", "logprob"),
+    "reward_mask": ("reference", "activation_mask"),
+    "kl_mask": ("reference", "activation_mask"),
+}

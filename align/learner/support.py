@@ -1,0 +1,47 @@
+"""What a few tokens tell about a model, before anything is sampled or trained: whether its head and its attention are
+as this library takes them to be. Every function is collective."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from align.batch import Batch
+from align.learner.learner import Learner
+from align.model.layouts import padded, shared_prefix, why_not_packed
+from align.model.locate import ModelError
+from align.model.policy import Policy, read_tokens
+
+
+@torch.no_grad()
+def check_head(learner: Learner) -> None:
+    """Raises `ModelError` for a model that makes logits of its hidden states in a way that is not known here."""
+    batch = Batch.of([0], [[1, 2, 3]], prompt_ids=[[1, 2]])
+    gap = float(learner.engine(padded.inputs(batch, batch.mask), ("head_gap",))["head_gap"])
+    if not gap < 1e-2 * max(1.0, 1 / learner.engine.module.temperature):
+        kind = learner.model.config.get_text_config().model_type
+        what = f"the head of {kind} makes logits in a way that is not known here (off by {gap:.3g})"
+        raise ModelError(f"model.policy: {what}; it is not supported")
+
+
+@torch.no_grad()
+def packs(module: nn.Module) -> bool:
+    """Whether packing a few rows behind their shared prompts leaves their log-probabilities as they are padded side
+    by side: whatever mixes rows (a recurrent state, positions that are not asked for) would change them by much.
+
+    `module` is a `Policy`, or the engine around one.
+    """
+    policy: Policy = getattr(module, "module", module)
+    text = policy.config.get_text_config()
+    if why_not_packed(policy.config):
+        return False
+    tokens = (torch.arange(64) * 7919 % text.vocab_size).tolist()
+    prompts = [tokens[:5], tokens[5:16]]
+    answers = [tokens[16:24], tokens[24:29], tokens[29:41], tokens[41:48]]
+    batch = Batch.of([0, 0, 1, 1], answers, prompt_ids=[prompts[0], prompts[0], prompts[1], prompts[1]])
+    try:
+        one, two = (read_tokens(module, layout, batch, batch.mask)[batch.mask] for layout in (padded, shared_prefix))
+    except NotImplementedError:
+        return False
+    rounding = 0.02 if policy.model.dtype == torch.bfloat16 else 1e-4
+    return float((one - two).abs().mean()) < rounding * float(one.abs().mean())

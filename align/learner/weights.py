@@ -1,0 +1,65 @@
+"""The policy's weights on their way out: merged under the base model's names, or the adapter alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+
+def _gathered(parameters: list[nn.Parameter]):
+    """Whole parameters inside the context, under ZeRO-3 too; collective there, and free elsewhere."""
+    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+    return GatheredParameters(partitioned) if partitioned else nullcontext()
+
+
+@torch.no_grad()
+def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name in the base model, weight) of every parameter, LoRA added in, one layer at a time.
+
+    The sum is made beside the trainer's weights, never in place: merging and unmerging would round them.
+    A tied head is given too: a sampler that ties by copying would keep the old one.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    inside: set[int] = set()
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            inside |= {id(p) for p in module.parameters()}
+            with _gathered(list(module.parameters())):
+                layer = module.get_base_layer()
+                weight = layer.weight + module.get_delta_weight("default").to(layer.weight.dtype)
+                yield f"{name}.weight", weight
+                if layer.bias is not None:
+                    yield f"{name}.bias", layer.bias.clone()
+    for name, parameter in base.named_parameters(remove_duplicate=False):
+        if id(parameter) not in inside:
+            with _gathered([parameter]):
+                yield name, parameter.detach().clone()
+
+
+@torch.no_grad()
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """{name: whole tensor on the CPU} of what is trained; under ZeRO-3 only these are gathered."""
+    out = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with _gathered([parameter]):
+                out[name] = parameter.detach().cpu().clone()
+    return out
+
+
+def save(model: nn.Module, folder: Path, write: bool) -> None:
+    """The adapter in PEFT format, or the whole model. Gathering is collective; ranks with `write` store it."""
+    state = trainable(model)
+    if write:
+        # the embeddings are never trained here, and looking for them would ask the hub for the base model
+        kind = (
+            {"save_embedding_layers": False, "selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+        )
+        model.save_pretrained(folder, state_dict=state, **kind)

@@ -1,0 +1,48 @@
+"""Heads: small modules trained beside the policy, in its engine and optimiser.
+
+A head reads hidden states at the prefix of each token, so it cannot see the token that it judges. It is saved and
+resumed with the policy and left out of what is shipped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from torch import nn
+
+if TYPE_CHECKING:  # reading a recipe loads no engine
+    from transformers import PretrainedConfig
+
+
+class Head(Protocol):
+    """What a loss says of the module that it trains. Two losses may share a head, if they say the same of it.
+
+    The module maps hidden states, one [R,N,D] a layer, to {quantity: [R,N] float32}.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reads(self) -> Literal["policy", "reference"]:
+        """Whose hidden states it reads: the policy's last one, or the reference's of every layer."""
+        ...
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """The quantities that it computes."""
+        ...
+
+    @property
+    def lr(self) -> float | None:
+        """Its learning rate; None: the policy's."""
+        ...
+
+    @property
+    def weight_decay(self) -> float | None:
+        """Its weight decay; None: the policy's."""
+        ...
+
+    def build(self, config: PretrainedConfig) -> nn.Module:
+        """The module with its first weights."""
+        ...

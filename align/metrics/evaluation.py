@@ -1,0 +1,99 @@
+"""Held-out evaluation: rewards, pass@k, length and truncation, sampled and greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import comb
+from statistics import fmean
+
+from torch import Tensor
+
+from align.metrics.interval import interval
+from align.rollout.rollouts import Rollout
+
+
+def pass_at(k: int, correct: Sequence[bool]) -> float:
+    """Chance that one of k responses drawn without replacement is correct (Chen et al. 2021, eq. 1)."""
+    n, c = len(correct), sum(correct)
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequence[int]) -> dict[str, float]:
+    """Means over prompts, with 95% bootstrap intervals over prompts for those that the report shows.
+
+    A response whose reward failed is neither right nor wrong; prompts with fewer than k others have no pass@k."""
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in sampled:
+        groups.setdefault(rollout.group, []).append(rollout)
+    rows = list(groups.values())
+    judged = [[r.correct for r in row if not r.failed] for row in rows]
+    measures = {
+        "reward": [_mean(r.reward for r in row) for row in rows],
+        "length": [fmean(len(r.response.ids) for r in row) for row in rows],
+        "truncated": [fmean(r.response.truncated for r in row) for row in rows],
+        **{f"pass@{k}": [pass_at(k, row) if len(row) >= k else None for row in judged] for k in ks},
+        "greedy_reward": [_mean([r.reward]) for r in greedy],
+        "greedy_pass@1": [None if r.failed else float(r.correct) for r in greedy],
+        "greedy_length": [float(len(r.response.ids)) for r in greedy],
+        "greedy_truncated": [float(r.response.truncated) for r in greedy],
+    }
+    out = {}
+    for name, values in measures.items():
+        values = [value for value in values if value is not None]
+        if values:
+            out[name], out[f"{name}_low"], out[f"{name}_high"] = interval(values)
+    out["failed"] = sum(bool(r.failed) for r in (*sampled, *greedy))
+    for name in sampled[0].rewards:
+        component = _mean(r.rewards[name] for r in sampled)
+        if component is not None:
+            out[f"rewards/{name}"] = component
+    return {f"eval/{name}": value for name, value in out.items()}
+
+
+def names(rewards: Sequence[str], ks: Sequence[int]) -> list[str]:
+    """All that `summarise` and `drift` can give."""
+    greedy = ["greedy_reward", "greedy_pass@1", "greedy_length", "greedy_truncated"]
+    shown = ["reward", "length", "truncated", *(f"pass@{k}" for k in ks), *greedy, "kl_k1_policy_ref"]
+    plain = ["failed", *(f"rewards/{reward}" for reward in rewards)]
+    return [f"eval/{name}{end}" for name in shown for end in ("", "_low", "_high")] + [f"eval/{name}" for name in plain]
+
+
+def drift(groups: Sequence[int], kl: Sequence[float]) -> dict[str, float]:
+    """KL(policy || reference) in nats a response, estimated by k1, with its interval over prompts."""
+    rows: dict[int, list[float]] = {}
+    for group, value in zip(groups, kl, strict=True):
+        rows.setdefault(group, []).append(value)
+    names = ("eval/kl_k1_policy_ref", "eval/kl_k1_policy_ref_low", "eval/kl_k1_policy_ref_high")
+    return dict(zip(names, interval([fmean(row) for row in rows.values()]), strict=True))
+
+
+def pair_summary(loss: float, measured: Mapping[str, Tensor]) -> dict[str, float]:
+    """The loss on held-out pairs, and each measure's mean, with intervals for accuracy and margin."""
+    out = {"loss": loss}
+    for name, values in measured.items():
+        if len(values) and not name.endswith(("_min", "_max")):
+            out[name] = float(values.mean())
+            if name.rpartition("/")[2] in ("accuracy", "margin", "logit_accuracy"):
+                _, out[f"{name}_low"], out[f"{name}_high"] = interval(values.tolist())
+    return out
+
+
+def _mean(values) -> float | None:
+    """Mean of those that are not None; None where all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def comparison(before: dict[str, float], after: dict[str, float]) -> list[dict]:
+    """Rows of the final table: the measures that both evaluations have, with their intervals."""
+    names = [name for name in before if f"{name}_low" in before and name in after]
+    return [
+        {
+            "name": name.removeprefix("eval/"),
+            "before": before[name],
+            "before_interval": [before[f"{name}_low"], before[f"{name}_high"]],
+            "after": after[name],
+            "after_interval": [after[f"{name}_low"], after[f"{name}_high"]],
+        }
+        for name in names
+    ]

@@ -1,0 +1,92 @@
+"""The metrics of a step: what was sampled, what carried a gradient, how much memory it took."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import torch
+
+from align.config.recipe import RewardFunction
+from align.rollout.rollouts import Rollout
+from align.rollout.sources import Collected, SourceBatch
+
+
+def peak_memory() -> float:
+    """GiB: most that this process ever held, of the GPU's memory where it has one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def rollout_metrics(collected: Sequence[Collected]) -> dict[str, float]:
+    """Reward and its components, length and truncation of all that was sampled in a step."""
+    sampled = [rollout for source in collected for rollout in source.sampled]
+    rewards = next((source.rewards for source in collected if source.rewards), ())
+    return {**_described(sampled), **variance_shares(sampled, rewards)} if sampled else {}
+
+
+def _described(sampled: Sequence[Rollout]) -> dict[str, float]:
+    rated = [r.reward for r in sampled if r.reward is not None]
+    judged = [r for r in sampled if not r.failed]
+    out = {
+        "reward/mean": fmean(rated),
+        "reward/std": float(torch.tensor(rated).std(correction=0)),
+        "correct": fmean(r.correct for r in judged),
+        "response/length": fmean(len(r.response.ids) for r in sampled),
+        "response/length_max": max(len(r.response.ids) for r in sampled),
+        "response/truncated": fmean(r.response.truncated for r in sampled),
+        "response/unrated": len(judged) - len(rated),
+        "response/failed": len(sampled) - len(judged),
+        "tokens/generated": (tokens := sum(len(r.response.ids) for r in sampled)),
+    }
+    if tokens:  # nats a token, estimated from what was sampled
+        out["response/entropy"] = -sum(sum(r.response.logprobs) for r in sampled) / tokens
+    for name in sampled[0].rewards:
+        values = [r.rewards[name] for r in sampled if r.rewards[name] is not None]
+        if values:
+            out[f"rewards/{name}"] = fmean(values)
+        out[f"rewards/{name}/failed"] = sum(name in r.failed for r in sampled)
+    return out
+
+
+def variance_shares(sampled: Sequence[Rollout], rewards: Sequence[RewardFunction]) -> dict[str, float]:
+    """The share of each of several weighted rewards in the variance of their sum; together they are 1."""
+    weighed = [reward for reward in rewards if reward.weight]
+    rated = [r for r in sampled if r.reward is not None]
+    mean = fmean(r.reward for r in rated) if rated else 0.0
+    variance = sum((r.reward - mean) ** 2 for r in rated)
+    if len(weighed) < 2 or variance == 0:
+        return {}
+    out = {}
+    for reward in weighed:
+        common = sum((r.reward - mean) * (r.rewards[reward.name] or 0.0) for r in rated)
+        out[f"rewards/{reward.name}/share"] = reward.weight * common / variance
+    return out
+
+
+def signal_metrics(batches: Sequence[SourceBatch], update: Mapping[str, float]) -> dict[str, int]:
+    """Of each objective's tokens: how many were generated, how many carry gradient, and what took the rest.
+
+    The transforms take theirs in the order of the chain; clipping is the last.
+    """
+    several = sum(len(batch.credited) for batch in batches) > 1
+    out = {}
+    for batch in batches:
+        collected, tokens = batch.collected, int(batch.collected.batch.mask.sum())
+        generated = sum(len(r.response.ids) for r in collected.sampled) or tokens
+        failed = sum(len(r.response.ids) for r in collected.rollouts if r.failed)
+        unrated = sum(len(r.response.ids) for r in collected.rollouts if r.reward is None and not r.failed)
+        before = {"dynamic_sampling": generated - unrated - failed - tokens, "unrated": unrated, "failed": failed}
+        for credited in batch.credited:
+            prefix, name = "signal", ""
+            if several:
+                prefix, name = f"signal/{credited.objective.name}", f"{credited.objective.name}/"
+            signal = credited.signal
+            clipped = round(update.get(f"{name}clipped", 0.0) * signal.with_gradient)
+            out[f"{prefix}/generated"] = generated
+            out[f"{prefix}/carrying"] = signal.with_gradient - clipped
+            removed = {**before, **signal.removed_by, "clipped": clipped}
+            out |= {f"{prefix}/taken/{by}": count for by, count in removed.items()}
+    return out

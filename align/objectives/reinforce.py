@@ -1,0 +1,28 @@
+"""REINFORCE: Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning, Williams 1992.
+
+    advantage = reward
+    ratio = exp(logprob - old_logprob)                                              of each token
+    loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+
+At the first update on a batch the ratio is 1, and the gradient of the loss is -advantage * grad(logprob), the paper's.
+"""
+
+from __future__ import annotations
+
+from align.losses.loss import Aggregation
+from align.losses.surrogate import clipped_surrogate
+from align.objectives.objective import Objective
+from align.ranges import ClipHigh, ClipLow
+from align.transforms.advantage import reward_advantage
+
+
+def reinforce(
+    *, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2, aggregation: Aggregation = "token-mean"
+) -> Objective:
+    """The reward itself as every token's credit, without a baseline.
+
+    Paper: REINFORCE, Williams 1992.
+    Limit: rewards of +1 and -1 are w_reinforce with positive_weight 1.
+    """
+    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, aggregation=aggregation)
+    return Objective("reinforce", chain=(reward_advantage(),), losses=(loss,))

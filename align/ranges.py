@@ -1,0 +1,66 @@
+"""Types and ranges of the keys that YAML knows, named once, and the models that a section of YAML is made of.
+
+`float` accepts .inf, which takes a bound away; `FiniteFloat` refuses it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+
+class Section(BaseModel):
+    """Keys that a recipe gives; an unknown one is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recorded(Section):
+    """Content of a file that may come from elsewhere; keys of later versions are no error."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+# Factors
+Coef = Annotated[float, Ge(0)]  # of a term of the loss, the reward or the advantage; 0 leaves it out
+PositiveCoef = Annotated[float, Gt(0)]  # of a term that somebody asked for
+Mixture = Annotated[float, Ge(0), Le(1)]  # alpha of a loss that is alpha * one term + (1 - alpha) * another
+Beta = Annotated[float, Gt(0)]  # of the log-ratios in a preference loss
+Smoothing = Annotated[float, Ge(0), Lt(0.5)]  # share of pairs whose label is taken to be wrong
+Discount = Annotated[float, Ge(0), Le(1)]  # gamma and lambda of generalised advantage estimation
+WeightDecay = Annotated[FiniteFloat, Ge(0)]  # of the optimiser
+HeadLearningRate = Annotated[float, Gt(0)]  # of a module trained beside the policy
+Factor = Annotated[FiniteFloat, Gt(1)]  # how many times as much
+
+# Bounds
+ClipLow = Annotated[float, Ge(0), Lt(1)]  # the importance ratio is clipped from below at 1 - clip_low
+ClipHigh = Annotated[float, Ge(0)]  # and from above at 1 + clip_high
+DualClip = Annotated[float, Gt(1)]  # c: where the advantage is negative, the loss is at most -c * advantage
+RatioLow = Annotated[float, Ge(0)]  # smallest importance ratio itself
+RatioHigh = Annotated[float, Gt(0)]  # and the largest
+ClipBound = Annotated[float, Gt(0)]  # largest absolute value or norm; .inf does not clip
+Margin = Annotated[float, Ge(0)]  # by how much the better one must be better
+LengthGap = Annotated[float, Ge(0)]  # tokens by which two lengths may differ; .inf does not bound them
+
+# Divisors
+Eps = Annotated[float, Ge(0)]  # added to a standard deviation that divides
+Divisor = Annotated[float, Gt(0)]  # what a sum over tokens is divided by
+
+# Numbers of things, and parts of a whole
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]  # 0: none
+Several = Annotated[int, Ge(2)]  # at least two, for one alone compares with nothing
+LoraRank = Annotated[int, Ge(1), Le(512)]
+Seed = Annotated[int, Ge(0), Le(2**31)]
+Positive = Annotated[FiniteFloat, Gt(0)]
+Fraction = Annotated[FiniteFloat, Ge(0), Le(1)]
+TokenFraction = Annotated[float, Gt(0), Le(1)]  # of tokens that are kept; never none
+
+# Choices that several files offer
+Std = Literal["population", "sample", "none"]  # which standard deviation divides an advantage; none: it is not divided
+Whitening = Literal["population", "sample", "none"]  # which one whitens advantages over a batch; none: as they are
+ValueHidden = Literal["shared", "detached"]  # whether the gradient of the value loss reaches the policy's layers
+RatioForm = Literal["sequence", "token"]  # whose gradient the ratio of a response carries: its own, or each token's
+LabelSmoothing = Literal["conservative", "robust"]  # cDPO, or its unbiased form (arXiv 2403.00409)

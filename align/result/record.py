@@ -1,0 +1,164 @@
+"""The record of a result, `align.json` beside its weights: what they are, and what they say of a few tokens.
+
+Whoever has the folder can check it: `python -m align verify`. It shows no row of the data: the tokens are of PROBES.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, MaxLen, MinLen
+from pydantic import FiniteFloat, ValidationError
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from align.batch import Batch
+from align.learner.learner import Learner
+from align.model.locate import commit_of
+from align.model.policy import Policy
+from align.ranges import Recorded
+from align.result.card import PATH_KEYS
+
+NAME = "align.json"
+
+LONGEST = 64  # tokens of a probe
+
+DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")
+
+REFERENCE_TEXTS = (  # question and answer; a model of conversations sees them in its template
+    ("What is 7 + 5?", "7 + 5 = 12."),
+    ("Is water wet? Answer yes or no, with a reason.", "Yes: it clings to what it touches."),
+    ("Write a function that doubles a number.", "def double(x):\n    return 2 * x"),
+    ("How was the film?", "The plot drags, but the last scene is worth the wait."),
+)
+
+
+class Stored(Recorded):
+    """One tensor as it stands in its file."""
+
+    shape: list[int]
+    dtype: str
+    sha256: str  # of its bytes
+
+
+class Base(Recorded):
+    """What an adapter was trained over."""
+
+    name: str  # hub name, pypi:PACKAGE or folder
+    commit: str | None = None  # of a hub name
+    sha256: str  # of its tensors, as `digest` has it
+
+
+class ReferenceSequence(Recorded):
+    """Tokens, and the log-probability of each but the first, in nats."""
+
+    ids: Annotated[list[Annotated[int, Ge(0)]], MinLen(2), MaxLen(LONGEST)]
+    logprob: list[float]  # NaN where the policy was broken
+
+
+class Record(Recorded):
+    base: Base | None = None  # None for a whole model
+    dtype: Literal["float32", "bfloat16"]  # of the trainer's weights
+    temperature: Annotated[FiniteFloat, Gt(0)]  # at which the log-probabilities are read
+    tensors: dict[str, Stored]
+    files: dict[str, str] = {}  # SHA-256 of what says how weights and text are read
+    probes: Annotated[list[ReferenceSequence], MinLen(1), MaxLen(64)]
+    versions: dict[str, str] = {}
+
+
+class RecordError(ValueError):
+    """A folder without a record that can be read."""
+
+
+def save(folder: Path, policy: Policy, probes: list[ReferenceSequence], versions: dict[str, str]) -> None:
+    """Write the record of what `weights.save` has stored of the policy in `folder`, with what `score` found."""
+    base, adapter = None, folder / "adapter_config.json"
+    if adapter.is_file():
+        origin = policy.causal.name_or_path  # the folder that was loaded, whatever its name stands for by now
+        base = Base(
+            name=json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"],
+            commit=commit_of(origin),
+            sha256=digest(stored(Path(origin))),
+        )
+    record = Record(
+        base=base,
+        dtype=str(policy.causal.dtype).removeprefix("torch."),
+        temperature=policy.temperature,
+        tensors=stored(folder),
+        files=described(folder),
+        probes=probes,
+        versions=versions,
+    )
+    (folder / NAME).write_text(json.dumps(record.model_dump(), indent=1) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Record:
+    """Raises `RecordError` where there is none or it is no record."""
+    try:
+        return Record.model_validate_json((folder / NAME).read_bytes())
+    except OSError as error:
+        raise RecordError(f"{folder}: has no {NAME}, so there is nothing to compare with; align writes it") from error
+    except ValidationError as error:
+        raise RecordError(f"{folder / NAME}: is no record of a result: {error}") from error
+
+
+def score(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> list[ReferenceSequence]:
+    """What the policy says of the probes, at the sampling temperature. Collective."""
+    rows = tokens(tokenizer)
+    batch = Batch.of(range(len(rows)), [row[1:] for row in rows], prompt_ids=[row[:1] for row in rows])
+    found = learner.score(batch, batch.kept)["logprob"]
+    return [ReferenceSequence(ids=row, logprob=found[i, : len(row) - 1].tolist()) for i, row in enumerate(rows)]
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The probes in the model's own form, at least two and at most LONGEST tokens each."""
+    rows = []
+    for question, answer in REFERENCE_TEXTS:
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        templated = tokenizer.chat_template is not None
+        text = tokenizer.apply_chat_template(messages, tokenize=False) if templated else f"{question} {answer}"
+        rows.append(tokenizer(text, add_special_tokens=not templated)["input_ids"][-LONGEST:])
+    return rows
+
+
+def stored(folder: Path) -> dict[str, Stored]:
+    """{name: tensor} of the weights in a folder: those of an adapter, or of a whole model."""
+    return {name: _stored(tensor) for name, tensor in tensors(folder)}
+
+
+def described(folder: Path) -> dict[str, str]:
+    """{file: SHA-256} of configurations, tokenizer and template; without the folders that an upload leaves out."""
+    out = {}
+    for file in sorted(file for kind in DESCRIBING for file in folder.glob(kind)):
+        content = file.read_bytes()
+        if file.name.endswith("config.json"):
+            content = json.dumps({k: v for k, v in json.loads(content).items() if k not in PATH_KEYS}, sort_keys=True)
+            content = content.encode()
+        out[file.name] = hashlib.sha256(content).hexdigest()
+    return out
+
+
+def tensors(folder: Path):
+    """(name, tensor) of the weights in a folder, one at a time: an adapter's, or else a whole model's."""
+    adapter = folder / "adapter_model.safetensors"
+    for file in [adapter] if adapter.is_file() else sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, weights.get_tensor(name)
+
+
+def digest(found: dict[str, Stored]) -> str:
+    """SHA-256 over all tensors, however they are spread over files."""
+    lines = [[name, found[name].model_dump()] for name in sorted(found)]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _stored(tensor: Tensor) -> Stored:
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return Stored(shape=list(tensor.shape), dtype=kind, sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,104 @@
+"""The end-of-run report: intervals over prompts, a before/after table, curves and sample responses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from align.system.files import json_lines
+
+
+def cells(row: dict) -> tuple[str, str, str]:
+    """(name, before, after) as text, `0.800 [0.700, 0.900]`; intervals are row keys before_interval, after_interval."""
+
+    def estimate(when: str) -> str:
+        low, high = row[f"{when}_interval"]
+        return f"{row[when]:.3f} [{low:.3f}, {high:.3f}]"
+
+    return row["name"], estimate("before"), estimate("after")
+
+
+def table(rows: Iterable[dict]) -> Table:
+    """Measure, before and after with their 95% intervals; the rows are those of `cells`."""
+    shown = Table("measure", "before", "after", caption="mean over prompts [95% interval]")
+    for row in rows:
+        shown.add_row(*map(Text, cells(row)))  # Text: brackets are not markup
+    return shown
+
+
+def series(rows: list[dict], *keys: str) -> np.ndarray:
+    """[1 + keys, n] steps, then the values of each key, of the rows in which all keys are finite numbers.
+
+    Where a step was logged twice (a resumed run repeats some) the last row counts.
+    """
+    by_step = {row["step"]: [row[key] for key in keys] for row in rows if all(key in row for key in keys)}
+    points = np.array([[step, *values] for step, values in sorted(by_step.items())], dtype=float)
+    points = points.reshape(-1, 1 + len(keys))
+    return points[np.isfinite(points).all(axis=1)].T
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving mean over about a tenth of the points; at the ends over those that exist."""
+    half = len(values) // 20
+    edges = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    low, high = np.maximum(centre - half, 0), np.minimum(centre + half + 1, len(values))
+    return (edges[high] - edges[low]) / (high - low)
+
+
+def plot(metrics_jsonl: Path, png: Path) -> None:
+    """Draws reward and response length (tokens) by step, of pairs loss and accuracy: training raw and smoothed,
+    evaluation with error bars. Raises ValueError where the file has nothing to draw.
+    """
+
+    with metrics_jsonl.open("rb") as file:
+        rows = list(json_lines(file))
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
+    axes = figure.subplots(2, 1, sharex=True)
+    panels = [("reward", "reward/mean", "eval/reward"), ("response length (tokens)", "response/length", "eval/length")]
+    if not any("reward/mean" in row or "eval/reward" in row for row in rows):
+        panels = [("loss", "loss", "eval/pairs/loss"), ("accuracy", "accuracy", "eval/pairs/accuracy")]
+    for axis, (label, training, evaluation) in zip(axes, panels, strict=True):
+        axis.set_ylabel(label)
+        steps, values = series(rows, training)
+        if len(steps):
+            axis.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.5)
+            axis.plot(steps, smooth(values), color="tab:blue", linewidth=2, label="training")
+        steps, values = series(rows, evaluation)
+        if len(steps):
+            axis.plot(steps, values, "o", color="tab:orange", label="evaluation")
+        steps, lows, highs = series(rows, f"{evaluation}_low", f"{evaluation}_high")
+        if len(steps):
+            axis.vlines(steps, lows, highs, color="tab:orange")  # ends need not lie evenly around the mean
+        if axis.has_data():
+            axis.legend()
+    if not any(axis.has_data() for axis in axes):
+        raise ValueError(f"{metrics_jsonl} has neither reward nor response length to draw")
+    axes[-1].set_xlabel("step")
+    figure.savefig(png, dpi=150)
+
+
+def samples(before: list[dict], after: list[dict], n: int = 3) -> Group:
+    """The first `n` prompts, each with the response before and after training; rows hold prompt and response, as text.
+
+    Raises ValueError where the two lists do not have the same prompts in the same order.
+    """
+    if [row["prompt"] for row in before] != [row["prompt"] for row in after]:
+        raise ValueError("samples before and after training must be of the same prompts in the same order")
+    panels = []
+    for old, new in islice(zip(before, after, strict=True), n):
+        shown = Table.grid("", "", padding=(0, 2, 1, 0))
+        for label, text in (("prompt", old["prompt"]), ("before", old["response"]), ("after", new["response"])):
+            shown.add_row(Text(label, style="bold"), Text(text))  # Text: a response may look like markup
+        panels.append(Panel(shown))
+    return Group(*panels)

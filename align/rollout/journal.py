@@ -1,0 +1,119 @@
+"""What was sampled and scored since the newest checkpoint, on disk: a resumed run samples none of it again.
+
+An entry is one call of the sampler on one rank. It holds for one lineage (`resume.lineage`): the same recipes from the
+same start lead to the same weights, and from the same prompts to the same responses.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from align.data.prompts import Prompt, Response, fingerprint
+from align.rollout.rollouts import Rollout, Sampled
+from align.system import files
+
+ROLLOUTS = TypeAdapter(list[Rollout])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the sampler."""
+
+    step: int  # from 0
+    source: int  # of the recipe's sources
+    round: int  # of dynamic sampling
+    rank: int
+
+    @property
+    def name(self) -> str:
+        return f"step_{self.step + 1}/{self.source}-{self.round}-{self.rank}"
+
+
+@dataclass(frozen=True)
+class Journal:
+    folder: Path
+    lineage: list[tuple[int, str]]
+
+    def sampled(self, call: Call, prompts: Sequence[Prompt], sample: Callable[[], Sampled]) -> Sampled:
+        """This rank's responses to the prompts of a step: those on disk, or new ones, which it keeps."""
+        path, key = self._path(call, "sampled"), self._key(prompts)
+        rows = read(path, key)
+        if rows is not None:
+            return [(row["group"], row["index"], prompts[row["group"]], Response(**row["response"])) for row in rows]
+        new = sample()
+        write(path, key, [{"group": i, "index": j, "response": vars(response)} for i, j, _, response in new])
+        return new
+
+    def scored(self, call: Call, sampled: Sampled, score: Callable[[], list[Rollout]]) -> list[Rollout]:
+        """The same responses with their rewards. Only what scoring adds is kept, in the order of `sampled`."""
+        path, key = self._path(call, "scored"), self._key([prompt for *_, prompt, _ in sampled])
+        rows = read(path, key)
+        if rows is not None:
+            whole = [
+                {**row, "prompt": prompt, "response": response}
+                for row, (*_, prompt, response) in zip(rows, sampled, strict=True)
+            ]
+            return ROLLOUTS.validate_python(whole)
+        new = score()
+        write(path, key, [{k: v for k, v in vars(r).items() if k not in ("prompt", "response")} for r in new])
+        return new
+
+    def kept(self, step: int) -> int:
+        """How many responses of the steps behind `step` are on disk, those of all ranks."""
+        heads = [_head(path) for path in self.folder.glob("step_*/*.sampled") if int(path.parent.name[5:]) > step]
+        return sum(head["rows"] for head in heads if head and head["lineage"] == self._lineage)
+
+    def forget(self, step: int) -> None:
+        """Remove the entries of the first `step` steps, which a checkpoint has now."""
+        for path in self.folder.glob("step_*"):
+            if int(path.name.removeprefix("step_")) <= step:
+                shutil.rmtree(path)
+
+    def _path(self, call: Call, kind: str) -> Path:
+        return self.folder / f"{call.name}.{kind}"
+
+    def _key(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        return {"lineage": self._lineage, "prompts": fingerprint(prompts)}
+
+    @property
+    def _lineage(self) -> str:
+        return _digest(self.lineage)
+
+
+def write(path: Path, key: dict[str, str], rows: list[dict[str, Any]]) -> None:
+    """A head of one line, and the rows. JSON writes a float so that it reads back the same. Raises `DiskError`."""
+    body = json.dumps(rows, default=to_jsonable_python)
+    head = {**key, "rows": len(rows), "sha256": sha256(body.encode()).hexdigest()}
+    files.write_whole(path, f"{json.dumps(head)}\n{body}")
+
+
+def read(path: Path, key: dict[str, str]) -> list[dict[str, Any]] | None:
+    """The rows; None where there are none for this key, or not as they were written."""
+    head = _head(path)
+    if head is None or any(head[name] != value for name, value in key.items()):
+        return None
+    body = path.read_bytes().partition(b"\n")[2]
+    return json.loads(body) if sha256(body).hexdigest() == head["sha256"] else None
+
+
+def _head(path: Path) -> dict[str, Any] | None:
+    """The first line of an entry; None where it is missing or damaged."""
+    try:
+        with path.open() as file:
+            head = json.loads(file.readline())
+    except (FileNotFoundError, ValueError):  # a power cut may leave the name without the content
+        return None
+    return head if isinstance(head, dict) and {"lineage", "prompts", "rows", "sha256"} <= head.keys() else None
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,179 @@
+"""Sampling and scoring one step's responses, and gathering them into a batch that is the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+
+from align.batch import Batch, pad
+from align.config.experiment import Experiment
+from align.config.recipe import RewardFunction, RewardLimits
+from align.config.redact import scrub
+from align.data.prompts import Pair, Prompt, Response
+from align.rollout.generator import Generator
+from align.scoring.process import Failure
+from align.scoring.score import combine, score_rows, too_many
+from align.scoring.worker import Worker
+
+Sampled = list[tuple[int, int, Prompt, Response]]  # (group, index, prompt, response)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A scored response. Order is (group, index), whatever rank it came from."""
+
+    group: int
+    index: int
+    prompt: Prompt
+    response: Response
+    text: str
+    rewards: dict[str, float | None]
+    reward: float | None  # None: none applied, or one failed; the response takes no part
+    correct: bool
+    failed: dict[str, str] = field(default_factory=dict)  # {reward: why it gave no value}
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among the others."""
+
+    index: int
+    count: int
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for one purpose, step and rank; near inputs give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def sample(
+    prompts: Sequence[Prompt],
+    generator: Generator,
+    process: Process,
+    *,
+    n: int,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+) -> Sampled:
+    """n responses to each of this rank's part of the prompts."""
+    mine = list(range(process.index, len(prompts), process.count))
+    ids = [prompts[i].ids for i in mine]
+    outputs = generator.generate(ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    return [(i, j, prompts[i], r) for i, responses in zip(mine, outputs, strict=True) for j, r in enumerate(responses)]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Has the recipe's rewards judge responses."""
+
+    workers: Sequence[Worker]  # one a reward, in the order of `experiment.rewards`
+    experiment: Experiment
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def rewards(self) -> Sequence[RewardFunction]:
+        return self.experiment.rewards
+
+    def score(self, sampled: Sampled, total_rows: int) -> list[Rollout]:
+        """This rank's responses with their rewards; all ranks together have `total_rows`. Raises `RewardError`."""
+        texts = self.tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
+        prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
+        values = score_rows(self.workers, prompts, responses, texts, total_rows)
+        totals = combine(self.rewards, values)
+        solved, rollouts = self.experiment.correct, []
+        for i, (group, index, prompt, response) in enumerate(sampled):
+            row = {name: column[i] for name, column in values.items()}
+            why = {name: value.why for name, value in row.items() if isinstance(value, Failure)}
+            failed = {name: scrub(reason, self.experiment.file.data) for name, reason in why.items()}
+            components = {name: None if name in failed else value for name, value in row.items()}
+            decides = components[solved.reward]
+            correct = decides is not None and decides >= solved.at_least
+            rollouts.append(Rollout(group, index, prompt, response, texts[i], components, totals[i], correct, failed))
+        return rollouts
+
+    def gather(self, scored: Sequence[Rollout]) -> list[Rollout]:
+        """The rollouts of all ranks, in one order. Raises `RewardError` where a reward failed on too many."""
+        everything = gather(scored)
+        check_failed(everything, self.experiment.recipe.reward_limits)
+        return everything
+
+
+def gather(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts of all ranks, in the same order on each. Collective."""
+    return sorted(gather_object(list(rollouts)), key=lambda r: (r.group, r.index))
+
+
+def check_failed(rollouts: Sequence[Rollout], limits: RewardLimits) -> None:
+    """Raises `RewardError` where a reward failed on too many rows of all ranks."""
+    for name in rollouts[0].rewards if rollouts else ():
+        failed = [r for r in rollouts if name in r.failed]
+        if len(failed) > limits.max_failed * len(rollouts):
+            example = f"on the response {failed[0].text[:200]!r}: {failed[0].failed[name]}"
+            raise too_many(name, len(failed), len(rollouts), limits, example)
+
+
+def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts of groups that have both correct and wrong responses; one whose reward failed is neither."""
+    outcomes: dict[int, set[bool]] = {rollout.group: set() for rollout in rollouts}
+    for rollout in rollouts:
+        if not rollout.failed:
+            outcomes[rollout.group].add(rollout.correct)
+    return [rollout for rollout in rollouts if len(outcomes[rollout.group]) == 2]
+
+
+def to_batch(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0) -> Batch:
+    """Rollouts that have a reward, as tensors; `progress` is the share of the schedules' steps that are done."""
+    return _batch(
+        [r.group for r in rollouts],
+        [r.response.ids for r in rollouts],
+        [r.prompt.ids for r in rollouts],
+        tokenizer,
+        progress=progress,
+        reward=torch.tensor([r.reward for r in rollouts]),
+        correct=torch.tensor([r.correct for r in rollouts]),
+        truncated=torch.tensor([r.response.truncated for r in rollouts]),
+        sampler_logprob=pad([r.response.logprobs for r in rollouts], torch.float32),
+    )
+
+
+def pairs_to_batch(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0) -> Batch:
+    """Pairs as groups of two rows, the chosen response first, with rewards 1 and 0."""
+    rows = [(i, pair, answer) for i, pair in enumerate(pairs) for answer in pair.answers]
+    answers = [answer for *_, answer in rows]
+    first = torch.tensor([answer is pair.chosen for _, pair, answer in rows])
+    return _batch(
+        [i for i, *_ in rows],
+        [answer.ids for answer in answers],
+        [pair.ids for _, pair, _ in rows],
+        tokenizer,
+        progress=progress,
+        reward=first.float(),
+        correct=first,
+        chosen=first,
+        truncated=torch.tensor([answer.truncated for answer in answers]),
+    )
+
+
+def _batch(
+    group: list[int],
+    response_ids: list[list[int]],
+    prompt_ids: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    **rest,
+) -> Batch:
+    special = set(tokenizer.all_special_ids)
+    text = {token: tokenizer.decode([token]) for ids in response_ids for token in ids}
+    return Batch.of(
+        group,
+        response_ids,
+        prompt_ids=prompt_ids,
+        special=pad([[token in special for token in ids] for ids in response_ids], torch.bool),
+        token_text=[[text[token] for token in ids] for ids in response_ids],
+        **rest,
+    )

@@ -1,0 +1,54 @@
+"""The engine that samples from the policy: it is given each new policy, and checked to have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from align.config.recipe import Sampling
+from align.data.prompts import Prompt
+from align.learner.learner import Learner
+from align.rollout import rollouts
+from align.rollout.generator import Generator
+from align.rollout.rollouts import Process, Sampled
+from align.rollout.sync_check import SyncCheck
+from align.system.clock import Clock
+from align.system.deadline import deadline
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """This rank's engine. Whatever takes longer than `sampling.deadline_s` raises `DeadlineError`."""
+
+    generator: Generator
+    sync_check: SyncCheck
+    process: Process
+    sampling: Sampling
+
+    def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, seed: int) -> Sampled:
+        """n responses to each prompt of this rank's part; temperature 0 is greedy."""
+        with deadline("generation", self.sampling.deadline_s):
+            return rollouts.sample(
+                *(prompts, self.generator, self.process),
+                n=n,
+                temperature=temperature,
+                max_tokens=self.sampling.max_response_tokens,
+                seed=seed,
+            )
+
+    def sync(self, learner: Learner, clock: Clock) -> dict[str, float]:
+        """Hand over the policy and check that it arrived: metrics. Collective. Raises `SyncError`."""
+        with clock("sync"), deadline("sync", self.sampling.deadline_s):
+            self.generator.sync(learner.model)
+        return self.check(learner, clock)
+
+    def check(self, learner: Learner, clock: Clock) -> dict[str, float]:
+        """Compare log-probabilities with the trainer's, of an engine that should have the policy already: metrics.
+        Collective. Raises `SyncError`."""
+        with clock("proof"), deadline("proof of the sync", self.sampling.deadline_s):
+            gaps = self.sync_check.check(self.generator, learner)
+        return {"sync/gap": gaps.mean, "sync/gap_max": gaps.largest}
+
+    def close(self) -> None:
+        """Let go of the engine's memory and process groups."""
+        self.generator.close()

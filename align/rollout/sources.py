@@ -1,0 +1,163 @@
+"""Where a step's batch comes from: rollouts of prompts, or preference pairs of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from align.batch import Batch
+from align.config.recipe import Data, Recipe, RewardFunction
+from align.credit import Credited
+from align.data.bank import Bank
+from align.data.prompts import Pair, Prompts
+from align.objectives.objective import Objective
+from align.rollout import rollouts
+from align.rollout.journal import Call, Journal
+from align.rollout.rollouts import Rollout, Sampled, Scorer
+from align.rollout.sampler import Sampler
+from align.scoring.worker import RewardError
+from align.system.clock import Clock
+
+TRAINING, SAMPLED, GREEDY = range(3)  # purposes of sampling, each with random numbers of its own
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One source's part of a step, the same on all ranks."""
+
+    batch: Batch
+    sampled: Sequence[Rollout] = ()  # all that were sampled; none of a source of pairs
+    rollouts: Sequence[Rollout] = ()  # those in the batch, and those without a reward among them
+    rewards: Sequence[RewardFunction] = ()  # what rated them
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """What a source gave a step, with the credit that each of its objectives assigned."""
+
+    collected: Collected
+    credited: Sequence[Credited]
+
+
+class Source(Protocol):
+    """Gives each step its batch. Collective."""
+
+    name: str
+    objectives: Sequence[Objective]  # those that learn from it
+
+    def collect(self, step: int, clock: Clock) -> Collected:
+        """The batch of a step, counted from 0. The same step gives the same batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class RolloutSource:
+    """Samples responses to prompts, scores them and gathers them over all ranks; what is on disk already is read."""
+
+    name: str
+    number: int  # its place among the recipe's sources
+    prompts: Prompts
+    objectives: Sequence[Objective]
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    sampler: Sampler
+    scorer: Scorer
+    journal: Journal
+
+    @property
+    def data(self) -> Data:
+        """The source's section of the recipe."""
+        return self.recipe.sources()[self.name]
+
+    def collect(self, step: int, clock: Clock) -> Collected:
+        """Raises `RewardError` where no response has a reward, or a reward fails on too many."""
+        everything, taken = self._rollouts(step, clock)
+        rated = [rollout for rollout in taken if rollout.reward is not None]
+        if not rated:
+            raise RewardError(f"step {step + 1}: {_nothing_rated(everything)}")
+        batch = rollouts.to_batch(rated, self.tokenizer, progress(self.recipe, step))
+        return Collected(batch, everything, taken, self.scorer.rewards)
+
+    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
+        """(all that were sampled, those for the batch). Dynamic sampling goes on until the batch is full of mixed
+        groups or its rounds are over; where none was mixed there is nothing to learn, and the last round with a reward
+        stands."""
+        dynamic, size = self.recipe.sampling.dynamic_sampling, self.data.prompts_per_step
+        rounds = dynamic.rounds if dynamic else 1
+        everything, full = [], []
+        for number in range(rounds):
+            scored = self._round(step, number, rounds, clock)
+            everything += scored
+            full += rollouts.mixed(scored) if dynamic else scored
+            groups = sorted({rollout.group for rollout in full})
+            if len(groups) >= size:
+                break
+        taken = [rollout for rollout in full if rollout.group in groups[:size]]
+        if taken:
+            return everything, taken
+        rated = [rollout.group // size for rollout in everything if rollout.reward is not None]
+        newest = max(rated, default=number)
+        return everything, [rollout for rollout in everything if rollout.group // size == newest]
+
+    def _round(self, step: int, number: int, rounds: int, clock: Clock) -> list[Rollout]:
+        """All ranks' scored responses of one round; its groups are numbered behind those of the rounds before."""
+        size = self.data.prompts_per_step
+        call = Call(step, self.number, number, self.sampler.process.index)
+        with clock("generate"):
+            sampled = self._sample(call, step * rounds + number)
+        with clock("score"):
+            score = partial(self.scorer.score, sampled, size * self.recipe.sampling.group_size)
+            scored = self.scorer.gather(self.journal.scored(call, sampled, score))
+        return [replace(rollout, group=rollout.group + number * size) for rollout in scored]
+
+    def _sample(self, call: Call, position: int) -> Sampled:
+        """This rank's responses to the prompts at a position of the data."""
+        sampling, seed = self.recipe.sampling, self.recipe.run.seed
+        prompts = self.prompts.step(position, self.data.prompts_per_step, seed)
+        apart = [self.number] if self.number else []  # the random numbers of several sources
+        sample = partial(
+            self.sampler.sample,
+            prompts,
+            n=sampling.group_size,
+            temperature=sampling.temperature,
+            seed=rollouts.seed_of(seed, position, call.rank, TRAINING, *apart),
+        )
+        return self.journal.sampled(call, prompts, sample)
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Takes preference pairs from the data, with what its bank holds of them."""
+
+    name: str
+    prompts: Prompts
+    objectives: Sequence[Objective]
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    bank: Bank  # an empty one where the recipe names none
+
+    def collect(self, step: int, clock: Clock) -> Collected:
+        count = self.recipe.sources()[self.name].prompts_per_step
+        pairs = self.prompts.step(step, count, self.recipe.run.seed)
+        return Collected(self.batch(pairs, progress(self.recipe, step)))
+
+    def batch(self, pairs: Sequence[Pair], progress: float) -> Batch:
+        """The pairs as groups of two rows; `progress` in [0, 1] is that of the schedules."""
+        return self.bank.fill(rollouts.pairs_to_batch(pairs, self.tokenizer, progress))
+
+
+def progress(recipe: Recipe, step: int) -> float:
+    """The fraction of `optim.schedule_steps` that is done before a step, in [0, 1]."""
+    return min(1.0, step / recipe.optim.schedule_steps)
+
+
+def _nothing_rated(scored: Sequence[Rollout]) -> str:
+    failed = [rollout for rollout in scored if rollout.failed]
+    if not failed:
+        return f"no reward function applied to any of {len(scored)} responses"
+    name, why = next(iter(failed[0].failed.items()))
+    return f"no response has a reward; on {len(failed)} of {len(scored)} a reward failed, first {name!r}: {why}"

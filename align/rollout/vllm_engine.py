@@ -1,0 +1,107 @@
+"""Sampling with vLLM, which is imported only here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+from align.config.recipe import Recipe
+from align.data.prompts import Response
+from align.learner import weights
+from align.rollout.generator import LIKELIEST, SamplerLogprobs
+
+
+class VLLM:
+    """An in-process vLLM engine, one a rank.
+
+    `merged` reloads whole weights in place, `adapter` hands over the LoRA tensors under a new version: vLLM
+    keys its caches by name and path.
+    """
+
+    def __init__(self, path: str, recipe: Recipe, context: int):
+        threads, sync = torch.get_num_threads(), recipe.sampling.sync
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that the torch seed decides
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+        self._params, self._lora_request = SamplingParams, LoRARequest
+        self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
+        self._lora, self._version = None, 0
+        # a prompt is shared by its whole blocks; on CPU they are of 128 tokens where nothing is said
+        blocks = {} if torch.cuda.is_available() else {"block_size": 32}
+        lora = dict(enable_lora=True, max_lora_rank=_lora_rank(recipe.model.adapter.rank)) if sync == "adapter" else {}
+        self._llm = LLM(
+            model=path,
+            dtype=recipe.model.dtype,
+            load_format="safetensors",
+            trust_remote_code=False,
+            distributed_executor_backend="external_launcher",
+            max_model_len=context,
+            max_num_seqs=recipe.sampling.max_sequences,
+            gpu_memory_utilization=0.05,  # only asked for at the start; the next line sizes the cache
+            kv_cache_memory_bytes=int(recipe.sampling.cache_gib * 2**30),
+            enable_prefix_caching=True,
+            enforce_eager=not recipe.sampling.compile,
+            logprobs_mode="processed_logprobs",
+            max_logprobs=LIKELIEST,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            seed=recipe.run.seed,
+            **blocks,
+            **lora,
+        )
+        if torch.get_num_threads() != threads:
+            raise RuntimeError(f"vLLM left torch with {torch.get_num_threads()} threads instead of {threads}")
+
+    def generate(self, prompts, *, n, temperature, max_tokens, seed):
+        if not prompts:
+            return []
+        torch.manual_seed(seed)  # a seed for each request would end the CPU engine
+        self._llm.reset_prefix_cache()  # what was sampled before must not decide how the prompts are computed
+        outputs = self._sample(prompts, n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0)
+        return [[_response(sample) for sample in output.outputs] for output in outputs]
+
+    def _sample(self, prompts, **settings):
+        """The engine's outputs; whatever is sampled is sampled here."""
+        params = self._params(**settings, detokenize=False)
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
+
+    def logprobs(self, ids, *, temperature):
+        settings = dict(temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
+        [output] = self._sample([ids], **settings)
+        prompt = [position[token].logprob for token, position in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+        [following] = output.outputs[0].logprobs
+        return SamplerLogprobs(prompt, {token: found.logprob for token, found in following.items()})
+
+    def sync(self, model):
+        self._version += 1
+        if self._adapter_folder is None:
+            arguments = {"weights_iterator": weights.merged(model)}
+            self._llm.collective_rpc("reload_weights", kwargs=arguments)
+        else:
+            folder = self._adapter_folder / f"v{self._version}"
+            weights.save(model, folder, write=True)
+            self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))
+            shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
+
+    def close(self):
+        self._llm.llm_engine.engine_core.shutdown()
+        if self._adapter_folder is not None:
+            shutil.rmtree(self._adapter_folder)
+
+
+def _lora_rank(rank: int) -> int:
+    """vLLM knows only these sizes; a smaller adapter fits in the next one."""
+    sizes = [1, 8, 16, 32, 64, 128, 256, 320, 512]
+    return next(size for size in sizes if size >= rank)
+
+
+def _response(sample) -> Response:
+    logprobs = [position[token].logprob for token, position in zip(sample.token_ids, sample.logprobs, strict=True)]
+    return Response(list(sample.token_ids), logprobs, sample.finish_reason == "length")

@@ -1,0 +1,155 @@
+"""What a run writes down: metrics.jsonl, samples.jsonl, greedy.jsonl, config.yaml, versions.json; and the trackers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from align.loop import PHASES
+from align.rollout.rollouts import Rollout
+from align.rollout.sources import SourceBatch
+from align.system import files
+
+
+class RunLog:
+    """Writes on the main process; the other ranks may call it too. A resumed run keeps the lines up to its start.
+
+    An evaluation is there once its line in metrics.jsonl is, which is written after its responses.
+    """
+
+    def __init__(self, out: Path, accelerator: Accelerator, start: int):
+        self.out, self.accelerator = out, accelerator
+        self.writes = accelerator.is_main_process
+        self._files = [out / name for name in ("metrics.jsonl", "samples.jsonl", "greedy.jsonl")]
+        self._metrics, self._samples, self._greedy = self._files
+        if self.writes:
+            out.mkdir(parents=True, exist_ok=True)
+            kept = {path: [row for row in _read(path) if row["step"] <= start] for path in self._files}
+            evaluated = {row["step"] for row in kept[self._metrics] if _is_evaluation(row)}
+            kept[self._greedy] = [row for row in kept[self._greedy] if row["step"] in evaluated]
+            for path, rows in kept.items():
+                files.write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        accelerator.wait_for_everyone()
+
+    def describe(self, config: dict, versions: dict[str, str]) -> None:
+        """The resolved recipe and the versions, beside the metrics and to the trackers."""
+        if self.writes:
+            files.write_whole(self.out / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            files.write_whole(self.out / "versions.json", json.dumps(versions, indent=2) + "\n")
+        self.accelerator.init_trackers("align", config=_flat(config))
+
+    def step(self, step: int, metrics: dict[str, float], batches: Sequence[SourceBatch]) -> None:
+        self._append(self._metrics, [{"step": step, **metrics}])
+        for number, source in enumerate(batches):
+            self._append(self._samples, _sample_rows(f"{number}-{step}" if number else str(step), step, source))
+        self.accelerator.log(metrics, step=step)
+
+    def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
+        rows = [{"step": step, "prompt": _question(r), "response": r.text, "reward": r.reward} for r in greedy]
+        self._append(self._greedy, rows)
+        self._append(self._metrics, [{"step": step, **metrics}])
+        self.accelerator.log(metrics, step=step)
+
+    def evaluations(self) -> list[dict[str, float]]:
+        """All evaluations of this run so far; a resumed one has those before its start."""
+        rows = [row for row in _read(self._metrics) if _is_evaluation(row)]
+        return [{name: value for name, value in row.items() if name != "step"} for row in rows]
+
+    def evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation after so many steps."""
+        return any(row["step"] == step and _is_evaluation(row) for row in _read(self._metrics))
+
+    def steps(self) -> list[dict[str, float]]:
+        """The metrics of all steps of this run so far, without evaluations."""
+        return [row for row in _read(self._metrics) if "loss" in row]
+
+    def training_seconds(self) -> float:
+        """Seconds of all steps so far."""
+        return sum(row.get(f"seconds/{phase}", 0.0) for row in _read(self._metrics) for phase in PHASES)
+
+    def syncs(self) -> dict[str, float] | None:
+        """How often sampler and trainer were compared after a sync, and their largest gap in nats."""
+        gaps = [row["sync/gap_max"] for row in _read(self._metrics) if "sync/gap_max" in row]
+        return {"count": len(gaps), "gap_max": max(gaps)} if gaps else None
+
+    def greedy_samples(self) -> tuple[list[dict], list[dict]]:
+        """(before, after): greedy responses to the held-out prompts at the first and the last evaluation."""
+        rows = _read(self._greedy)
+        first, last = rows[0]["step"], rows[-1]["step"]
+        return [r for r in rows if r["step"] == first], [r for r in rows if r["step"] == last]
+
+    def _append(self, path: Path, rows: list[dict]) -> None:
+        if self.writes:
+            with files.writing(path), path.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def to_disk(self) -> None:
+        """Before a checkpoint: the lines up to it must not be lost where it is not."""
+        for path in self._files if self.writes else ():
+            files.to_disk(path)
+
+
+def _sample_rows(prefix: str, step: int, source: SourceBatch) -> list[dict]:
+    """Every response of a step's batch with its text and its credit; the fields are those that `credit` replays."""
+    rows, position, credits = [], 0, source.credited
+    for rollout in source.collected.rollouts:
+        row = {
+            "step": step,
+            "group": f"{prefix}-{rollout.group}",
+            "prompt": rollout.prompt.text,
+            "response": rollout.text,
+            "response_ids": rollout.response.ids,
+            "reward": rollout.reward,
+            "rewards": rollout.rewards,
+            "correct": rollout.correct,
+            "truncated": rollout.response.truncated,
+            "sampler_logprob": rollout.response.logprobs,
+        }
+        if rollout.failed:
+            row["failed"] = rollout.failed
+        if rollout.reward is not None:
+            length = len(rollout.response.ids)
+            batch = credits[0].batch
+            for name in ("ref_logprob", "guide_logprob", "value"):
+                if getattr(batch, name) is not None:  # what replay needs and only a model knows
+                    row[name] = getattr(batch, name)[position, :length].tolist()
+            row["kept"] = [bool(c.batch.kept[position]) for c in credits]
+            row["advantage"] = [
+                None if c.batch.advantage is None else c.batch.advantage[position, :length].tolist() for c in credits
+            ]
+            position += 1
+        rows.append(row)
+    return rows
+
+
+def _is_evaluation(row: dict) -> bool:
+    return any(name.startswith("eval/") for name in row)
+
+
+def _question(rollout: Rollout) -> str:
+    """The prompt as a person reads it: the last message of a conversation, without the template around it."""
+    prompt = rollout.prompt.prompt
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _read(path: Path) -> list[dict]:
+    """The rows of a file; a last line without its end was cut when the run was killed and is left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        return list(files.json_lines(line for line in file if line.endswith(b"\n")))
+
+
+def _flat(config: dict, prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested keys joined by dots: trackers take plain values only."""
+    out = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[f"{prefix}{name}"] = value if isinstance(value, (str, int, float, bool)) else json.dumps(value)
+    return out

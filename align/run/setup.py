@@ -1,0 +1,232 @@
+"""From a recipe to everything that a step needs: data, models, engine, sampler; checked before it is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from transformers import PreTrainedTokenizerBase
+
+from align.check.requirements import REFERENCE, CheckedRun, head_specs, needs
+from align.checkpoint import checkpoint, resume
+from align.checkpoint.provenance import decided, versions
+from align.checkpoint.resume import Origin
+from align.config.experiment import Experiment
+from align.config.recipe_file import ConfigError
+from align.data.bank import Bank
+from align.data.prompts import Prompts, pairs_in
+from align.learner.learner import Learner
+from align.learner.support import check_head, packs
+from align.loop import Loop
+from align.model import layouts
+from align.model.adapters import ModelRole, add_adapter, add_guide, guide_model, is_adapter
+from align.model.load import load_model
+from align.model.policy import Policy
+from align.rollout.generator import Generator
+from align.rollout.journal import Journal
+from align.rollout.rollouts import Process, Scorer
+from align.rollout.sampler import Sampler
+from align.rollout.sources import PairSource, RolloutSource, Source
+from align.rollout.sync_check import SyncCheck, choose
+from align.rollout.transformers_engine import Transformers
+from align.rollout.vllm_engine import VLLM
+from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
+from align.scoring.worker import Worker, close
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a training run holds once it is loaded."""
+
+    experiment: Experiment  # with every default filled in
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Mapping[str, Prompts]  # of each source
+    learner: Learner
+    sampler: Sampler | None  # None where nothing is ever sampled
+    workers: Sequence[Worker]  # of the rewards
+    journal: Journal
+    loop: Loop
+    evaluation: Evaluation
+
+    @property
+    def out(self) -> Path:
+        """The folder that the run writes to."""
+        return Path(self.experiment.recipe.run.out)
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint after so many steps. Collective. Raises `CheckpointError`."""
+        state = checkpoint.state_at(done, self.learner, self.experiment.objectives, self.journal.lineage)
+        checkpoint.save(self.out / "checkpoints", self.learner, state)
+
+    def tidy(self, done: int) -> None:
+        """Remove the checkpoints beyond `run.keep`, and the rollouts that the newest one has made of no use."""
+        checkpoint.tidy(self.out / "checkpoints", self.experiment.recipe.run.keep)
+        self.journal.forget(done)
+
+    def close(self) -> None:
+        """End the engine and the processes of the rewards; before the trainer ends its own process group."""
+        if self.sampler:
+            self.sampler.close()
+        close(self.workers)
+
+
+def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
+    """Load the policy with its heads, reference and guide if something needs them, the engine and the sampler.
+
+    Collective. Raises `ConfigError`, `ModelError` and `RewardError`.
+    """
+    experiment, tokenizer = checked.experiment, checked.tokenizer
+    recipe, sampled = experiment.recipe, checked.context is not None
+    workers = [Worker(reward, recipe.reward_limits) for reward in experiment.rewards if sampled]  # they load meanwhile
+    learner = load_learner(checked, accelerator)
+    experiment = check_packing(experiment, checked.asked_layout, learner)
+    sampler = None
+    if sampled:
+        generator = make_generator(checked, learner)
+        process = Process(accelerator.process_index, accelerator.num_processes)
+        sampler = Sampler(generator, make_sync_check(experiment, checked.sources, learner), process, recipe.sampling)
+    for worker in workers:
+        worker.wait()
+    scorer = Scorer(workers, experiment, tokenizer)
+    lineage = resume.lineage(origin, decided(experiment), versions(), accelerator.num_processes)
+    journal = Journal(Path(recipe.run.out) / "rollouts", lineage)
+    sources = make_sources(replace(checked, experiment=experiment), sampler, scorer, journal)
+    training_sampler = sampler if has_rollouts(experiment) else None
+    loop = Loop(sources, learner, training_sampler, recipe.optim.updates_per_step, recipe.sampling.old_logprob)
+    evaluation = make_evaluation(experiment, checked.sources, sources, learner, sampler, scorer)
+    prompts = checked.sources
+    return Run(experiment, accelerator, tokenizer, prompts, learner, sampler, workers, journal, loop, evaluation)
+
+
+def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
+    """The policy with its heads, and the frozen models, in the engine. Collective. Raises `ModelError`."""
+    experiment, recipe = checked.experiment, checked.experiment.recipe
+    model = load_model(checked.path, recipe.model.dtype)
+    torch.manual_seed(recipe.run.seed)  # the first weights of adapter and heads
+    if recipe.model.adapter:
+        model = add_adapter(model, recipe.model.adapter, recipe.model.policy)
+    policy = Policy(model, recipe.sampling.temperature, head_specs(experiment.objectives))
+    frozen = load_frozen(experiment, needs(experiment, checked.banks), checked.path, model, checked.tokenizer)
+    learner = Learner(accelerator, policy, layouts.LAYOUTS[recipe.optim.layout], recipe.optim, frozen)
+    check_head(learner)
+    return learner
+
+
+def make_sources(checked: CheckedRun, sampler: Sampler | None, scorer: Scorer, journal: Journal) -> list[Source]:
+    """The sources of each step, in the order of the recipe."""
+    experiment, out = checked.experiment, []
+    recipe, tokenizer = experiment.recipe, checked.tokenizer
+    for number, (name, data) in enumerate(recipe.sources().items()):
+        prompts, mine = checked.sources[name], [o for o in experiment.objectives if o.data in (None, name)]
+        if data.prompts:
+            out.append(RolloutSource(name, number, prompts, mine, recipe, tokenizer, sampler, scorer, journal))
+        else:
+            bank = checked.banks.get(name, Bank({}, ()))
+            out.append(PairSource(name, prompts, mine, recipe, tokenizer, bank))
+    return out
+
+
+def make_evaluation(
+    experiment: Experiment,
+    prompts: Mapping[str, Prompts],
+    sources: Sequence[Source],
+    learner: Learner,
+    sampler: Sampler | None,
+    scorer: Scorer,
+) -> Evaluation:
+    """The evaluation of what was held out."""
+    responses, judged = None, eval_prompts(experiment, prompts)
+    if sampler and judged:
+        synced = has_rollouts(experiment)
+        responses = ResponseEvaluation(experiment, judged, scorer.tokenizer, learner, sampler, scorer, synced)
+    pairs = [s for s in sources if isinstance(s, PairSource) and pairs_in(s.prompts.held_out)]
+    return Evaluation(responses, pairs, learner, experiment.recipe.sampling.old_logprob)
+
+
+def load_frozen(
+    experiment: Experiment,
+    needed: set[str],
+    path: str,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[ModelRole, Policy]:
+    """Reference and guide, if needed: of a policy with an adapter the reference is its base, and a guide that is an
+    adapter sits beside it; else each is a model of its own."""
+    recipe, out = experiment.recipe, {}
+
+    def frozen(model: torch.nn.Module) -> Policy:
+        return Policy(model.requires_grad_(False), recipe.sampling.temperature)
+
+    if needed & REFERENCE and not recipe.model.adapter:
+        out["reference"] = frozen(load_model(path, recipe.model.dtype))
+    if "guide_logprob" in needed:
+        guide = recipe.model.guide
+        if recipe.model.adapter and is_adapter(guide):
+            add_guide(model, guide, recipe.model.policy)
+        else:
+            out["guide"] = frozen(guide_model(guide, recipe.model, path, tokenizer))
+    return out
+
+
+def check_packing(experiment: Experiment, asked: str | None, learner: Learner) -> Experiment:
+    """Pads rows where the configuration allowed packing and the probe of a model did not. Raises `ConfigError` where
+    the recipe asked for it."""
+    if learner.layout is not layouts.shared_prefix:
+        return experiment
+    packed = [packs(module) for module in (learner.engine, *learner.frozen.values())]
+    if all(packed):
+        return experiment
+    if asked:
+        problem = "packing changes what the policy, the reference or the guide says; write padded"
+        raise ConfigError([experiment.file.problem(("optim", "layout"), problem)])
+    learner.accelerator.print("rows of these models cannot be packed behind their prompts: padded, which is slower")
+    learner.layout, recipe = layouts.padded, experiment.recipe
+    optim = recipe.optim.model_copy(update={"layout": layouts.padded.name})
+    return replace(experiment, recipe=recipe.model_copy(update={"optim": optim}))
+
+
+def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
+    """This rank's engine."""
+    recipe = checked.experiment.recipe
+    if recipe.sampling.engine == "transformers":
+        return Transformers(learner.model, checked.ends, checked.tokenizer.pad_token_id or 0)
+    return VLLM(checked.path, recipe, checked.context)
+
+
+def make_sync_check(experiment: Experiment, sources: Mapping[str, Prompts], learner: Learner) -> SyncCheck:
+    """On the same tokens after a resume: they are chosen before anything was trained."""
+    prompts = [prompt.ids for source in sources.values() for prompt in (*source.train, *source.held_out)]
+    return SyncCheck(choose(learner, max(prompts, key=len)), experiment.recipe.sampling)
+
+
+PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limits of its own
+
+
+def make_accelerator(experiment: Experiment) -> Accelerator:
+    """Raises `ConfigError` where the launch file does not start DeepSpeed."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
+    run = experiment.recipe.run  # None where it is wrong, which the check is about to say
+    accelerator = Accelerator(
+        log_with=list(run.trackers) or None if run else None,
+        project_dir=run.out if run else None,
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)],
+    )
+    if accelerator.state.deepspeed_plugin is None:
+        raise ConfigError(
+            ["no DeepSpeed: start with accelerate launch --config_file launch/cpu.yaml (or another there)"]
+        )
+    return accelerator
+
+
+def set_threads() -> None:
+    """accelerate exports OMP_NUM_THREADS=1; on a CPU this rank's share of the cores is what it should use."""
+    if not torch.cuda.is_available():
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))

@@ -1,0 +1,106 @@
+"""Rewards of responses: their functions get TRL's arguments, each in its own process, and what they return adds up."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from align.config.recipe import RewardFunction, RewardLimits
+from align.data.prompts import Prompt, Response
+from align.scoring.process import Arguments, Failure, Value, row_of
+from align.scoring.worker import RewardError, Worker
+
+
+def text_of(prompt: Prompt, text: str) -> Any:
+    """A response as reward functions get it: text, or a list with one assistant message."""
+    return [{"role": "assistant", "content": text}] if prompt.conversational else text
+
+
+def score_rows(
+    workers: Sequence[Worker],
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    texts: Sequence[str],
+    total_rows: int,
+) -> dict[str, list[Value]]:
+    """{reward: one value a row}: a number, None where it does not apply, or why it failed.
+
+    Raises `RewardError` where one has failed on more than the share `reward_limits.max_failed` of `everywhere`, the
+    rows of all ranks together, even if it fails on none of the others."""
+    if not prompts:
+        return {worker.reward.name: [] for worker in workers}
+    arguments = arguments_of(prompts, responses, texts)
+    message = _packed(arguments, len(prompts))
+    for worker in workers:  # side by side
+        worker.ask(message, len(prompts))
+    return {worker.reward.name: _values(worker, arguments, len(prompts), total_rows) for worker in workers}
+
+
+def arguments_of(prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]) -> Arguments:
+    """What TRL passes to reward functions, with the columns of the data."""
+    columns = {name for prompt in prompts for name in prompt.columns}
+    return {
+        **{name: [prompt.columns.get(name) for prompt in prompts] for name in columns},
+        "prompts": [prompt.prompt for prompt in prompts],
+        "completions": [text_of(p, text) for p, text in zip(prompts, texts, strict=True)],
+        "completion_ids": [response.ids for response in responses],
+        "truncated": [response.truncated for response in responses],
+    }
+
+
+def _packed(arguments: Arguments, rows: int) -> bytes:
+    try:
+        return pickle.dumps((arguments, rows))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        what = "the columns of the prompts must be plain values, which rewards get in another process"
+        raise RewardError(f"{what}: {error}") from error
+
+
+def call_worker(worker: Worker, arguments: Arguments, rows: int) -> list[Value] | Failure:
+    """The answer to one call."""
+    worker.ask(_packed(arguments, rows), rows)
+    return worker.answer()
+
+
+def one_by_one(worker: Worker, arguments: Arguments, rows: int) -> Iterator[Value]:
+    """The value of each row, asked about alone: after a call on all rows failed as a whole, so that only the rows that
+    are to blame fail."""
+    for row in range(rows):
+        answer = call_worker(worker, row_of(arguments, row), 1)
+        yield from [answer] if isinstance(answer, Failure) else answer
+
+
+def _values(worker: Worker, arguments: Arguments, rows: int, total_rows: int) -> list[Value]:
+    """The answer to a call on all rows, or those to calls on single ones."""
+    answer, values = worker.answer(), []
+    if not isinstance(answer, Failure):
+        _check_failed(worker, answer, arguments, total_rows)
+        return answer
+    for value in one_by_one(worker, arguments, rows):
+        values.append(value)
+        _check_failed(worker, values, arguments, total_rows)
+    return values
+
+
+def _check_failed(worker: Worker, values: Sequence[Value], arguments: Arguments, rows: int) -> None:
+    """Raises `RewardError` where too many of the rows asked about so far failed."""
+    failed = [row for row, value in enumerate(values) if isinstance(value, Failure)]
+    if len(failed) > worker.limits.max_failed * rows:
+        first = failed[0]
+        example = f"on row {first}: {values[first].why} ({str(arguments['completions'][first])[:200]!r})"
+        raise too_many(worker.reward.name, len(failed), rows, worker.limits, example)
+
+
+def too_many(name: str, failed: int, rows: int, limits: RewardLimits, example: str) -> RewardError:
+    most = f"reward_limits.max_failed is {limits.max_failed:g}"
+    return RewardError(f"reward {name!r} failed on {failed} of {rows} rows, and {most}; {example}")
+
+
+def combine(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]) -> list[float | None]:
+    """Weighted sum of the components that apply to a row; None where none does, or where one failed."""
+    out = []
+    for row in zip(*(values[reward.name] for reward in rewards), strict=True):
+        parts = [reward.weight * value for reward, value in zip(rewards, row, strict=True) if isinstance(value, float)]
+        out.append(sum(parts) if parts and not any(isinstance(value, Failure) for value in row) else None)
+    return out

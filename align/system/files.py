@@ -1,0 +1,71 @@
+"""Write files whole or not at all, read JSON lines, hash folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+
+class DiskError(OSError):
+    """A file of the run cannot be written, mostly because the disk is full."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` inside the block into a `DiskError` that names the file and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{path}: cannot be written: {error.strerror or error}"
+        raise DiskError(f"{what}; make room, then go on with --resume") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file by a new text: under its name there is the old one or the new one, never a part.
+
+    Raises `DiskError`.
+    """
+    work = path.with_name(f".{path.name}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work.write_text(text)
+        work.replace(path)
+
+
+def json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
+    """The value of each line that is not blank. Raises `ValueError` for the first line that is not UTF-8 or JSON."""
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                yield json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} is not text: {error}; save it as UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from error
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """{path below the folder: SHA-256 in hex} of all files in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+        return dict(zip([str(p.relative_to(folder)) for p in paths], pool.map(_digest, paths), strict=True))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
