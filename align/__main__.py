@@ -1,4 +1,4 @@
-"""Command line: `python -m align COMMAND`."""
+"""The command line: `python -m align COMMAND`. Each command imports what it needs, so that help is quick."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def annotate(
     recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
 ) -> None:
-    """Score the recipe's pairs with its reference and guide once, into the folder that `data.bank` names."""
+    """Compute the log-probabilities of the recipe's pairs under reference and guide, into the folder `data.bank`."""
     from align.commands.annotate import annotate as write_banks
     from align.config.experiment import load_experiment
     from align.data.prompts import DataError
@@ -65,7 +65,7 @@ def annotate(
 @app.command()
 def verify(
     result: Annotated[str, typer.Argument(metavar="DIR_OR_REPO")],
-    base: Annotated[str | None, typer.Option(help="Where the base is, if not where the record says.")] = None,
+    base: Annotated[str | None, typer.Option(help="Folder or name of the base, if not the one in the record.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
     """Reload an adapter over its base and compare it with what its training recorded. Exits with 1 where it differs."""

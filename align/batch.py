@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class MissingQuantity(LookupError):
-    """A link or a loss needs a quantity that the batch does not carry."""
+    """Raised where a transform or a loss needs a quantity that the batch does not carry."""
 
     def __init__(self, name: str, reader: str):
         super().__init__(f"{reader} needs {name!r}, which this batch does not carry")
@@ -24,14 +24,14 @@ class MissingQuantity(LookupError):
 class Batch:
     """The responses of one step, over all ranks.
 
-    `None` means that nobody asked for the quantity yet: objectives list what they need, and the loop
+    `None` means that nothing needed the quantity yet: objectives list what they need, and the loop
     computes it for the rows that are still kept. Values where `mask` is False carry no meaning.
     """
 
     group: Tensor  # [B] int64, the same number for the responses of one prompt; rows of a group need not be neighbours
     response_ids: Tensor  # [B,T] int64
     mask: Tensor  # [B,T] bool, tokens of the response, its end token included
-    kept: Tensor  # [B] bool, rows that take part; a link that drops rows clears it and leaves the row where it is
+    kept: Tensor  # [B] bool, rows that take part; a transform that drops rows clears it and leaves them where they are
     selected: Tensor  # [B,T] bool, tokens that take part
     weight: Tensor  # [B,T] float, what a token counts for (importance weights); no gradient
     special: Tensor  # [B,T] bool, special tokens of the tokenizer; nowhere where no tokenizer is involved
@@ -71,7 +71,7 @@ class Batch:
 
     @property
     def active(self) -> Tensor:
-        """[B,T] bool: response tokens that no link has taken out."""
+        """[B,T] bool: response tokens that no transform has taken out."""
         return self.mask & self.selected & self.kept[:, None]
 
     @property
@@ -80,7 +80,7 @@ class Batch:
         return self.mask.sum(1)
 
     def need(self, name: str, reader: str) -> Tensor:
-        """The quantity `name`; raises `MissingQuantity` naming who asked."""
+        """The quantity `name`. Raises `MissingQuantity`, which names `reader`, where the batch does not carry it."""
         value = getattr(self, name)
         if value is None:
             raise MissingQuantity(name, reader)

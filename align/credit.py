@@ -1,4 +1,4 @@
-"""Run an objective's chain over a batch: who is kept, what each token earned, and which link took the rest."""
+"""Run an objective's chain over a batch: which rows are kept, each token's advantage, which transform removed what."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from align.batch import Batch
 from align.losses.loss import Current, Loss, TokenWeights
 from align.objectives.objective import Objective
 
-# Fills the quantities named, for the rows marked; the last argument is who asks, for messages.
+# Returns the batch with the quantities of these names, for the rows marked; the last argument is who needs them, for
+# messages.
 Annotate = Callable[[Batch, Sequence[str], Tensor, str], Batch]
 
 
 @dataclass(frozen=True)
 class Signal:
-    """Of the generated tokens, how many can carry gradient and which link took the others."""
+    """Numbers of tokens: generated, left with a gradient, and removed by each transform."""
 
     generated: int
     with_gradient: int
-    removed_by: dict[str, int]
+    removed_by: dict[str, int]  # {name of a transform: tokens}
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss over a credited batch. The gradient is that of weight * sum / count."""
+    """One loss over a credited batch; it adds weight * sum / count to what is minimised."""
 
     loss: Loss
     token_weights: TokenWeights
     weight: float
 
     def contribution(self, current: Current, batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Scalar: what `rows` add to the loss; `current` and `batch` hold these rows only."""
+        """Scalar that `rows` add to the loss; `current` and `batch` hold these rows only."""
         if self.token_weights.count == 0:
             return current.logprob.sum() * 0.0
         return self.weight * self.loss.total(current, batch, self.token_weights.weight[rows]) / self.token_weights.count
@@ -42,7 +43,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Credited:
-    """What an objective made of the batch."""
+    """The batch with the advantages that an objective assigned, and the objective's losses with their weights."""
 
     objective: Objective
     batch: Batch
@@ -51,12 +52,12 @@ class Credited:
 
     @property
     def primary(self) -> Term:
-        """The first term that reads the credit; the first of all where none does."""
+        """The first term that reads the advantages; the first of all where none does."""
         return next((term for term in self.terms if "advantage" in term.loss.needs), self.terms[0])
 
     @property
     def trained(self) -> Tensor:
-        """[B,T] bool: tokens whose log-probability some term differentiates."""
+        """[B,T] bool: tokens whose current policy outputs some term reads."""
         return torch.stack([term.token_weights.trained for term in self.terms]).any(0)
 
     @property
@@ -71,8 +72,11 @@ class Credited:
 
 
 def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Collection[str] = ()) -> Credited:
-    """Apply the chain, then weigh the losses. Quantities are asked for when they are needed and for the rows
-    that still take part, so a dropped row costs no pass over any model. Those `in_update` come from the learner."""
+    """Apply the chain, then weigh the losses.
+
+    `annotate` is called when a quantity is needed and for the rows that still take part, so a dropped row costs no
+    forward pass of any model. It is not called for the quantities `in_update`: the learner computes those itself.
+    """
     generated = int(batch.mask.sum())
     left, removed_by = generated, {}
     for transform in objective.chain:
@@ -83,10 +87,10 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Co
     terms = []
     for loss in objective.losses:
         batch = annotate(batch, loss.weigh_needs, batch.kept, loss.name)
-        weighted = loss.weigh(batch)
+        weights = loss.weigh(batch)
         needs = [name for name in loss.needs if name not in in_update]
-        batch = annotate(batch, needs, weighted.trained.any(1), loss.name)
-        terms.append(Term(loss, weighted, objective.weight))
+        batch = annotate(batch, needs, weights.trained.any(1), loss.name)
+        terms.append(Term(loss, weights, objective.weight))
     return Credited(objective, batch, tuple(terms), Signal(generated, left, removed_by))
 
 

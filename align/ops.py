@@ -1,4 +1,4 @@
-"""Small pieces of maths that several links or losses share. Pure functions of tensors."""
+"""Small pieces of maths that several transforms or losses share. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LOG_RATIO = 20.0  # nats; exp of a larger one could overflow, and infinity times an advantage of 0 is no number
-
-Std = Literal["population", "sample", "none"]
+LOG_RATIO = 20.0  # nats; exp of a larger one could overflow, and infinity times an advantage of 0 is NaN
 
 
 def group_index(group_B: Tensor) -> tuple[Tensor, int]:
@@ -24,7 +22,7 @@ def group_mean(value_B: Tensor, index_B: Tensor, groups: int) -> Tensor:
     return torch.zeros(groups, dtype=value_B.dtype).index_add_(0, index_B, value_B) / count.clamp(min=1)
 
 
-def group_norm(reward_B: Tensor, group_B: Tensor, std: Std, eps: float) -> Tensor:
+def group_norm(reward_B: Tensor, group_B: Tensor, std: Literal["population", "sample", "none"], eps: float) -> Tensor:
     """[B] (R - mean) / (std + eps) within each group; exactly 0 where a group is constant or has one row.
 
     A constant group is recognised by max == min: in float32 the deviations of seven copies of 0.7 from

@@ -25,9 +25,9 @@ class Recorded(Section):
 
 # Factors
 Coef = Annotated[float, Ge(0)]  # of a term of the loss, the reward or the advantage; 0 leaves it out
-PositiveCoef = Annotated[float, Gt(0)]  # of a term that somebody asked for
+PositiveCoef = Annotated[float, Gt(0)]  # likewise, of a term that one leaves out by not naming it
 Mixture = Annotated[float, Ge(0), Le(1)]  # alpha of a loss that is alpha * one term + (1 - alpha) * another
-Beta = Annotated[float, Gt(0)]  # of the log-ratios in a preference loss
+Beta = Annotated[float, Gt(0)]  # of the log-ratios in a preference loss; the smaller, the further from the reference
 Smoothing = Annotated[float, Ge(0), Lt(0.5)]  # share of pairs whose label is taken to be wrong
 Discount = Annotated[float, Ge(0), Le(1)]  # gamma and lambda of generalised advantage estimation
 WeightDecay = Annotated[FiniteFloat, Ge(0)]  # of the optimiser
@@ -38,8 +38,8 @@ Factor = Annotated[FiniteFloat, Gt(1)]  # how many times as much
 ClipLow = Annotated[float, Ge(0), Lt(1)]  # the importance ratio is clipped from below at 1 - clip_low
 ClipHigh = Annotated[float, Ge(0)]  # and from above at 1 + clip_high
 DualClip = Annotated[float, Gt(1)]  # c: where the advantage is negative, the loss is at most -c * advantage
-RatioLow = Annotated[float, Ge(0)]  # smallest importance ratio itself
-RatioHigh = Annotated[float, Gt(0)]  # and the largest
+RatioLow = Annotated[float, Ge(0)]  # the importance ratio is bounded from below at this value itself
+RatioHigh = Annotated[float, Gt(0)]  # and from above
 ClipBound = Annotated[float, Gt(0)]  # largest absolute value or norm; .inf does not clip
 Margin = Annotated[float, Ge(0)]  # by how much the better one must be better
 LengthGap = Annotated[float, Ge(0)]  # tokens by which two lengths may differ; .inf does not bound them
@@ -49,13 +49,13 @@ Eps = Annotated[float, Ge(0)]  # added to a standard deviation that divides
 Divisor = Annotated[float, Gt(0)]  # what a sum over tokens is divided by
 
 # Numbers of things, and parts of a whole
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1)]  # at least one
 CountOrZero = Annotated[int, Ge(0)]  # 0: none
 Several = Annotated[int, Ge(2)]  # at least two, for one alone compares with nothing
-LoraRank = Annotated[int, Ge(1), Le(512)]
-Seed = Annotated[int, Ge(0), Le(2**31)]
-Positive = Annotated[FiniteFloat, Gt(0)]
-Fraction = Annotated[FiniteFloat, Ge(0), Le(1)]
+LoraRank = Annotated[int, Ge(1), Le(512)]  # of the adapter's two factors
+Seed = Annotated[int, Ge(0), Le(2**31)]  # of the run's random numbers
+Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: seconds, GiB, nats, a learning rate, a temperature
+Fraction = Annotated[FiniteFloat, Ge(0), Le(1)]  # part of a whole
 TokenFraction = Annotated[float, Gt(0), Le(1)]  # of tokens that are kept; never none
 
 # Choices that several files offer

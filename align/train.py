@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import gather_object
-from rich.text import Text
 
 from align.batch import MissingQuantity
 from align.check.check import check_gate, check_run
@@ -27,11 +27,12 @@ from align.losses.pairs import PairError
 from align.model.locate import ModelError
 from align.result.push import NotPushed
 from align.rollout.sync_check import SyncError
+from align.run.arguments import parse
 from align.run.finish import finish
 from align.run.log import RunLog
 from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
-from align.run.terminal import end_with_launcher, progress, quiet, state_of
+from align.run.terminal import end_with_launcher, evaluation_of, progress, quiet, say, stage, tell_imports
 from align.scoring.worker import RewardError
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
@@ -46,19 +47,22 @@ OWN_ERRORS = (RewardError, DeadlineError, DiskError)  # of one rank; the others 
 
 
 def main(arguments: list[str]) -> int:
-    """`RECIPE [key=value ...] [--resume]`. Returns the exit code."""
-    usage = "accelerate launch --config_file launch/cpu.yaml recipes/train.py RECIPE [key=value ...] [--resume]"
-    parser = argparse.ArgumentParser(usage=usage)
-    parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--resume", action="store_true", help=f"go on with the run in run.out. {resume.EXACT}")
-    asked = parser.parse_intermixed_args(arguments)
+    """Train as `RECIPE [key=value ...] [--resume]` says; the exit code."""
+    asked = parse(arguments)
+    if isinstance(asked, int):
+        return asked
     end_with_launcher()
     quiet()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as recipes/train.py leaves it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     experiment = None
     try:
         experiment = examine(asked.recipe, asked.overrides)
         run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
+        say("interrupted; go on with the same command and --resume")
+        return 130
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
             print(scrub(str(error), experiment.file.data if experiment else ()), file=sys.stderr)
@@ -68,9 +72,12 @@ def main(arguments: list[str]) -> int:
 
 def run(experiment: Experiment) -> None:
     """Train as the recipe says, and report."""
+    tell_imports()
     set_threads()
-    accelerator = make_accelerator(experiment)
-    checked = check_run(experiment, accelerator)
+    with stage("DeepSpeed", "(compiles at the first start)"):
+        accelerator = make_accelerator(experiment)
+    with stage("check"):
+        checked = check_run(experiment, accelerator)
     origin = resume.agree(experiment.recipe.run, accelerator)
     checked = replace(checked, experiment=resume.recorded(checked.experiment, origin))
     loaded = load(checked, origin, accelerator)
@@ -81,7 +88,7 @@ def run(experiment: Experiment) -> None:
     steps(loaded, log, origin.step)
     last = loaded.experiment.recipe.run.steps
     if loaded.evaluation.has_eval and not gather_object([log.evaluated(last)])[0]:  # as the main process has it
-        log.evaluation(last, *loaded.evaluation.run())
+        evaluate(loaded, log, last)
     finish(loaded, log)
 
 
@@ -98,7 +105,8 @@ def start(run: Run, origin: Origin) -> None:
     if origin.checkpoint:
         checkpoint.load(origin.checkpoint, run.learner, run.experiment.objectives)
     if run.sampler:
-        _ = run.sampler.sync(run.learner, Clock()) if origin.checkpoint else run.sampler.check(run.learner, Clock())
+        with stage("sampler check"):
+            _ = run.sampler.sync(run.learner, Clock()) if origin.checkpoint else run.sampler.check(run.learner, Clock())
 
 
 def first_evaluation(run: Run, log: RunLog, step: int) -> None:
@@ -107,9 +115,19 @@ def first_evaluation(run: Run, log: RunLog, step: int) -> None:
     if found := log.evaluations():
         check_gate(run.experiment, found[-1])
     elif run.evaluation.has_eval:
-        metrics, greedy = run.evaluation.run()
+        with stage("first evaluation") as notes:
+            metrics, greedy = run.evaluation.run()
+            notes.append(evaluation_of(metrics))
         check_gate(run.experiment, metrics)
         log.evaluation(step, metrics, greedy)
+
+
+def evaluate(run: Run, log: RunLog, step: int) -> None:
+    """Evaluate after so many steps, and tell it in one line."""
+    start = time.perf_counter()
+    metrics, greedy = run.evaluation.run()
+    log.evaluation(step, metrics, greedy)
+    say(f"evaluation at step {step}  {evaluation_of(metrics)}  {time.perf_counter() - start:.1f} s")
 
 
 def set_aside(out: Path, origin: Origin) -> None:
@@ -125,19 +143,18 @@ def steps(run: Run, log: RunLog, start: int) -> None:
     """Take all steps, with the evaluations and checkpoints on the way."""
     settings, accelerator = run.experiment.recipe.run, run.accelerator
     watch = Watch(run, log)
-    with progress(accelerator) as bar:
-        task = bar.add_task("training", total=settings.steps, completed=start, state="")
+    with progress(settings.steps, start) as display:
         for step in range(start, settings.steps):
             record = run.loop.step(step)
             done = step + 1
             verdict = watch.judge(done, record.metrics)
             log.step(done, {**record.metrics, **verdict.flags}, record.batches)
-            bar.update(task, completed=done, state=state_of(record.metrics))
-            for alarm in verdict.alarms if log.writes else ():
-                bar.console.print(Text(f"step {done}: {alarm}", style="bold red"), soft_wrap=True)
+            display.step(done, record.metrics)
+            for alarm in verdict.alarms:
+                say(f"step {done}: {alarm}", "bold red", display.console)
             watch.act(done, verdict, record.batches)
             if run.evaluation.has_eval and due(done, settings.eval_every):
-                log.evaluation(done, *run.evaluation.run())
+                evaluate(run, log, done)
             if done == settings.steps or due(done, settings.save_every):
                 log.to_disk()
                 run.save(done)

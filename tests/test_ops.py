@@ -1,9 +1,13 @@
+"""The maths that several transforms and losses share."""
+
+from itertools import combinations
+
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import oracle
 
 from align import ops
 
@@ -67,3 +71,13 @@ def test_k1_and_k3_are_unbiased_for_kl_policy_ref(estimate):
     q = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     exact = (p * (p / q).log()).sum()
     assert (p * estimate(p.log(), q.log())).sum() == pytest.approx(float(exact), abs=1e-12)
+
+
+@given(values=st.lists(st.sampled_from([-1.5, -0.5, 0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9), data=st.data())
+def test_max_variance_is_brute_force(values, data):
+    number = data.draw(st.integers(1, len(values)))
+    x = torch.tensor(values, dtype=torch.float64)
+    chosen = ops.max_variance_subset(x, number)
+    assert len(set(chosen.tolist())) == number
+    best = max(np.var([values[i] for i in subset]) for subset in combinations(range(len(values)), number))
+    assert float(x[chosen].var(correction=0)) == pytest.approx(best, abs=1e-12)

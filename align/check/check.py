@@ -1,6 +1,6 @@
-"""`python -m align check`, and what a training run does first: everything that can be known to go wrong, all at once.
+"""Find everything that would go wrong in a run, all at once: for `python -m align check`, and before training.
 
-Nothing of a model's weights is read but the headers of its files. Each part finds what it can with what the others
+Nothing of a model's weights is read but the headers of its files. Each part goes as far as it can with what the others
 found, so that a broken model hides no broken data file and no broken reward.
 """
 
@@ -47,7 +47,7 @@ UNLIMITED = 2**31
 
 
 def survey(experiment: Experiment, launch: Launch) -> Survey:
-    """Everything but the trial of the rewards; the same on every rank."""
+    """Check everything but the rewards, without stopping at a problem; the same on every rank."""
     found = Survey(experiment, launch, [*experiment.problems, *launch.problems])
     recipe = experiment.recipe
     if recipe.hub and get_token() is None:
@@ -69,16 +69,42 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
     return found
 
 
-def _gate(experiment: Experiment) -> None:
-    """A measure of responses that no evaluation has. What pairs measure only their objectives know, once they ran."""
-    names = evaluation.names([reward.name for reward in experiment.rewards], experiment.recipe.eval.pass_at)
-    goal = experiment.recipe.target()
-    if goal and goal.gate and not goal.gate.measure.startswith("pairs/"):
-        check_gate(experiment, names)
+def try_rewards(found: Survey) -> dict[str, Trial]:
+    """{reward: its trial} on the first rows that responses would be sampled for."""
+    everything = [row for rows in found.rows.values() for row in rows]
+    rows = [row for row in everything if not isinstance(row, Pair)] or everything  # as in the evaluation
+    if not rows:
+        return {}
+    tokenizer = found.tokenizer or bytewise()
+    limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong
+    return {reward.name: try_reward(reward, limits, rows, tokenizer) for reward in found.experiment.rewards}
+
+
+def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
+    """Check a run before training, its rewards too. Collective: a problem of one rank stops all.
+
+    Rewards are tried on the main process alone. Raises `CheckError` with every problem.
+    """
+    found = survey(experiment, of_accelerator(accelerator))
+    problems = [*found.problems, *found.missing_stages]
+    for trial in try_rewards(found).values() if accelerator.is_main_process else ():
+        problems += trial.problems
+        for doubt in trial.doubts:
+            text = scrub(doubt, experiment.file.data)
+            accelerator.print(f"{text}; rows on which it fails are masked (reward_limits)")
+    problems = list(dict.fromkeys(gather_object(problems)))
+    if problems:
+        raise CheckError(problems)
+    with accelerator.local_main_process_first():
+        path = locate(experiment.recipe.model.policy)
+    asked = experiment.recipe.optim.layout
+    return CheckedRun(
+        found.experiment, path, found.tokenizer, found.sources, found.banks, found.ends, found.context, asked
+    )
 
 
 def check_gate(experiment: Experiment, measured: Iterable[str]) -> None:
-    """Raises `ConfigError` where hub.gate names a measure that no evaluation has."""
+    """Raise `ConfigError` where hub.gate names a metric that is not among those measured."""
     goal = experiment.recipe.target()
     if goal and goal.gate:
         try:
@@ -88,14 +114,25 @@ def check_gate(experiment: Experiment, measured: Iterable[str]) -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Raises `ConfigError` where a run could not make its folder."""
+    """Raise `ConfigError` where a run could not make its folder."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError([f"{there} is {'a file' if there.is_file() else 'not writable'}; name another folder"])
 
 
+def bytewise() -> PreTrainedTokenizerFast:
+    """Make a tokenizer of one token a byte that takes any conversation: for rows whose own cannot be loaded."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(token_models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template)
+
+
 def _source(found: Survey, name: str, source: Data) -> None:
-    """A source's rows; where the policy's tokenizer is not known only their form can be wrong."""
+    """Read and split the rows of a source; without the policy's tokenizer only their form is checked."""
     tokenizer, readable = found.tokenizer, source
     if tokenizer is None:
         tokenizer = bytewise()
@@ -109,19 +146,8 @@ def _source(found: Survey, name: str, source: Data) -> None:
         found.sources |= {name: prompts} if prompts else {}
 
 
-def bytewise() -> PreTrainedTokenizerFast:
-    """One token a byte, any conversation: to look at rows whose own tokenizer cannot be loaded."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(token_models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    template += "{% if add_generation_prompt %}assistant: {% endif %}"
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template)
-
-
 def _together(found: Survey) -> None:
-    """What models, data and objectives ask of each other."""
+    """Check models, data and objectives against each other."""
     experiment, recipe = found.experiment, found.experiment.recipe
     limit = context_length(found.config) if found.config else None
     if found.tokenizer and found.sources and recipe.sampling and needs_sampler(experiment, found.sources):
@@ -137,35 +163,12 @@ def _together(found: Survey) -> None:
         found.attempt(check_activations, causal, key=("model", "policy"))
 
 
-def try_rewards(found: Survey) -> dict[str, Trial]:
-    """{reward: what came of its trial} on the first rows that responses would be sampled for."""
-    everything = [row for rows in found.rows.values() for row in rows]
-    rows = [row for row in everything if not isinstance(row, Pair)] or everything  # as the evaluation has it
-    if not rows:
-        return {}
-    tokenizer = found.tokenizer or bytewise()
-    limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong
-    return {reward.name: try_reward(reward, limits, rows, tokenizer) for reward in found.experiment.rewards}
+def _gate(experiment: Experiment) -> None:
+    """Raise `ConfigError` for a gate on a metric of responses that no evaluation has.
 
-
-def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
-    """What training stands on. Collective: rewards are tried on the main process, and what one rank finds stops all.
-
-    Raises `CheckError` with every problem.
+    The metrics of pairs are those of their objectives, which are known once they ran.
     """
-    found = survey(experiment, of_accelerator(accelerator))
-    problems = [*found.problems, *found.missing_stages]
-    for trial in try_rewards(found).values() if accelerator.is_main_process else ():
-        problems += trial.problems
-        for doubt in trial.doubts:
-            told = scrub(doubt, experiment.file.data)
-            accelerator.print(f"{told}; rows on which it fails are masked (reward_limits)")
-    problems = list(dict.fromkeys(gather_object(problems)))
-    if problems:
-        raise CheckError(problems)
-    with accelerator.local_main_process_first():
-        path = locate(experiment.recipe.model.policy)
-    asked = experiment.recipe.optim.layout
-    return CheckedRun(
-        found.experiment, path, found.tokenizer, found.sources, found.banks, found.ends, found.context, asked
-    )
+    names = evaluation.names([reward.name for reward in experiment.rewards], experiment.recipe.eval.pass_at)
+    goal = experiment.recipe.target()
+    if goal and goal.gate and not goal.gate.measure.startswith("pairs/"):
+        check_gate(experiment, names)

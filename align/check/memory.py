@@ -1,16 +1,15 @@
-"""An estimate of the memory that a run will take at its peak, one named term a line; nothing is loaded for it.
+"""Estimate the memory that a run takes at its peak, term by term, without loading anything.
 
 The layers' activations are counted, not modelled: the model runs once on fake tensors, which have shapes and no memory.
-Responses are taken to be as long as they may be. `python tests/bench/memory.py MACHINE RECIPE` measures the error. On
-recipes/gfpo_chain_sum.yaml, two steps on a CPU in one process: -6 % with the adapter (4.78 GiB said, 5.06 taken), +11 %
-without it (6.44 said, 5.82 taken). Nothing was measured on a GPU.
+Responses are assumed to be as long as they may be. `python tests/bench/memory.py MACHINE RECIPE` measures the error. On
+recipes/gfpo_chain_sum.yaml, two steps on a CPU in one process: -6 % with the adapter (estimated 4.78 GiB, measured
+5.06), +11 % without it (estimated 6.44, measured 5.82). Nothing was measured on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,18 +22,15 @@ from align.learner.micro_batches import UNTRACKED
 from align.model import layouts
 from align.model.policy import CHUNK
 
-if TYPE_CHECKING:
-    from align.check import Survey
-
 GIB = 2**30
 
 FLOAT = 4  # bytes
 
-LOGIT_COPIES = 4  # of a chunk's float32 logits: as they are, their log-softmax, its gradient, theirs
+LOGIT_COPIES = 4  # of a chunk in float32: logits, their log-softmax, and the gradients of both
 
 PROBE = 32  # tokens of the run on fake tensors: few, since a mask that it makes, and a run does not, is square
 
-# GiB of a process on a CPU, measured there by what came with each import, and with compiling
+# GiB of a process on a CPU, measured there as the growth with each import, and with compiling
 LIBRARIES = 0.6  # torch, transformers, DeepSpeed, before any model
 
 VLLM_LIBRARIES = 0.2
@@ -43,7 +39,7 @@ COMPILED = 0.2  # what sampling.compile adds to an engine
 
 
 def training_memory(found: Survey) -> dict[str, float]:
-    """{term: GiB} of one process's training, `total` among them; on a GPU of its device, else of the process."""
+    """{term: GiB} of training in one process, `total` among them: of its GPU, or without one of the process."""
     shards, recipe, width = found.launch.shards, found.experiment.recipe, bytes_of(found)
     whole, trained = sizes(found)
     states = {"adamw": 2, "sgd": 0}[recipe.optim.optimizer] + keeps_master(found)
@@ -60,7 +56,7 @@ def training_memory(found: Survey) -> dict[str, float]:
 
 
 def engine_memory(found: Survey) -> dict[str, float]:
-    """{term: GiB} of one process's sampler; nothing where none is loaded beside the trainer's weights."""
+    """{term: GiB} of one process's sampler; `total` alone, 0, where none is loaded beside the trainer's weights."""
     recipe, on_cpu = found.experiment.recipe, not torch.cuda.is_available()
     if found.context is None or recipe.sampling.engine == "transformers":
         return {"total": 0.0}
@@ -76,12 +72,12 @@ def engine_memory(found: Survey) -> dict[str, float]:
 
 
 def bytes_of(found: Survey) -> int:
-    """Of one weight or activation."""
+    """Bytes of one weight or activation."""
     return 2 if found.experiment.recipe.model.dtype == "bfloat16" else FLOAT
 
 
 def sizes(found: Survey) -> tuple[int, int]:
-    """(parameters of the policy with its adapter and heads, those of them that are trained)."""
+    """(number of parameters of the policy with its adapter and heads, number of those that are trained)."""
     with torch.device("meta"):
         heads = [head.build(found.config) for head in head_specs(found.experiment.objectives)]
     of_heads = [p for head in heads for p in head.parameters()]
@@ -89,35 +85,13 @@ def sizes(found: Survey) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def _cached(found: Survey) -> float:
-    """Bytes of the keys and values of all responses that the engine works on at once."""
-    text = found.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    token = 2 * text.num_hidden_layers * heads * width * bytes_of(found)
-    return found.experiment.recipe.sampling.max_sequences * found.context * token
-
-
-def _in_gib(terms: dict[str, float]) -> dict[str, float]:
-    rounded = {name: round(value / GIB, 3) for name, value in terms.items()}
-    return rounded | {"total": round(sum(terms.values()) / GIB, 3)}
-
-
 def keeps_master(found: Survey) -> bool:
     """Whether the optimiser has float32 weights of its own: DeepSpeed's under ZeRO, and in bfloat16."""
     return found.launch.zero_stage > 0 or found.experiment.recipe.model.dtype == "bfloat16"
 
 
-def _own_models(found: Survey) -> int:
-    """Frozen models beside the policy, each about as large as it."""
-    recipe, needed = found.experiment.recipe, needs(found.experiment, found.banks)
-    reference = bool(needed & REFERENCE) and recipe.model.adapter is None
-    guide = "guide_logprob" in needed and not (recipe.model.adapter and found.guide_is_adapter)
-    return reference + guide
-
-
 def step_tokens(found: Survey) -> int:
-    """Most tokens that one process computes with a gradient in a step; packed, prompts once a group."""
+    """Most tokens that one process computes with a gradient in a step; packed, a prompt counts once a group."""
     recipe, total = found.experiment.recipe, 0
     for name, source in recipe.sources().items():
         prompts = found.sources[name].train
@@ -131,14 +105,8 @@ def step_tokens(found: Survey) -> int:
     return -(-total // found.launch.processes)
 
 
-def _positions(layout: str, prompt: int, responses: Sequence[int]) -> int:
-    """That the layers compute of one group."""
-    rows = [layouts.Row(i, 0, prompt, length, length) for i, length in enumerate(responses)]
-    return reduce(layouts.LAYOUTS[layout].add, rows, layouts.Load()).positions
-
-
 def activations(found: Survey) -> float:
-    """Bytes that the layers keep of the largest micro-batch, or hold of one layer in a pass without a gradient."""
+    """Bytes that the layers keep of the largest micro-batch, or that one layer holds in a pass without a gradient."""
     recipe = found.experiment.recipe
     tracked = min(recipe.optim.micro_batch_tokens, step_tokens(found))
     free = min(recipe.optim.micro_batch_tokens * UNTRACKED, step_tokens(found))
@@ -157,6 +125,7 @@ def kept_per_token(model: nn.Module) -> float:
         own = {value.untyped_storage()._cdata for value in values.values()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
+            """Count the memory of a tensor once, unless it is the model's own."""
             storage = tensor.untyped_storage()
             if storage._cdata not in own:
                 kept[storage._cdata] = storage  # held, so that no other gets its name
@@ -167,3 +136,32 @@ def kept_per_token(model: nn.Module) -> float:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             torch.func.functional_call(decoder, values, (), inputs)
         return sum(storage.nbytes() for storage in kept.values()) / PROBE
+
+
+def _own_models(found: Survey) -> int:
+    """Number of frozen models that are loaded beside the policy, each about as large as it."""
+    recipe, needed = found.experiment.recipe, needs(found.experiment, found.banks)
+    reference = bool(needed & REFERENCE) and recipe.model.adapter is None
+    guide = "guide_logprob" in needed and not (recipe.model.adapter and found.guide_is_adapter)
+    return reference + guide
+
+
+def _cached(found: Survey) -> float:
+    """Bytes of the keys and values of all sequences that the engine works on at once."""
+    text = found.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = 2 * text.num_hidden_layers * heads * width * bytes_of(found)
+    return found.experiment.recipe.sampling.max_sequences * found.context * token
+
+
+def _positions(layout: str, prompt: int, responses: Sequence[int]) -> int:
+    """Positions that the layers compute for one group."""
+    rows = [layouts.Row(i, 0, prompt, length, length) for i, length in enumerate(responses)]
+    return reduce(layouts.LAYOUTS[layout].add, rows, layouts.Load()).positions
+
+
+def _in_gib(terms: dict[str, float]) -> dict[str, float]:
+    """{term: GiB} of {term: bytes}, and their `total`."""
+    rounded = {name: round(value / GIB, 3) for name, value in terms.items()}
+    return rounded | {"total": round(sum(terms.values()) / GIB, 3)}

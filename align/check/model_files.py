@@ -1,4 +1,4 @@
-"""What the files of a model, a tokenizer and an adapter say before any weight is loaded."""
+"""Check the files of a model, a tokenizer and an adapter before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from transformers import (
 
 from align.model.locate import ModelError
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # {name of a weight: its shape}
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_folder(name: str) -> None:
-    """Raises `ModelError` for a path that is no folder, and for a model that brings code of its own along."""
+    """Raise `ModelError` for a path that is no folder, and for a model that needs code of its own."""
     file = Path(name) / "config.json"
     if not Path(name).is_dir():
         if Path(name).is_absolute() or name.startswith(("./", "../")) or name.count("/") > 1:
@@ -69,9 +69,9 @@ def stored(folder: str) -> Shapes:
 
 
 def skeleton(config: PretrainedConfig, name: str) -> PreTrainedModel:
-    """The model without memory for its weights, on the `meta` device. Raises `ModelError`.
+    """Make the model on the `meta` device, without memory for its weights. Raises `ModelError`.
 
-    Made by its class: under ZeRO-3 `AutoModelForCausalLM` would partition it.
+    Its class makes it: under ZeRO-3 `AutoModelForCausalLM` would partition it.
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None:
@@ -84,14 +84,14 @@ def skeleton(config: PretrainedConfig, name: str) -> PreTrainedModel:
 
 
 def check_weights(folder: str, model: PreTrainedModel) -> None:
-    """Raises `ModelError` where the weights in a local folder are not those that its configuration asks for."""
+    """Raise `ModelError` where the weights in a local folder are not those that its configuration describes."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     _compare(folder, stored(folder), wanted, tied)
 
 
 def check_adapter(folder: str, config: PretrainedConfig) -> None:
-    """Raises `ModelError` for an adapter in a local folder that is not LoRA or does not fit the base's shapes."""
+    """Raise `ModelError` for an adapter in a local folder that is not LoRA or does not fit the base's shapes."""
     try:
         lora = PeftConfig.from_pretrained(folder)
     except (ValueError, TypeError, KeyError) as error:
@@ -112,20 +112,8 @@ def check_adapter(folder: str, config: PretrainedConfig) -> None:
     _compare(folder, have, {name: tuple(value.shape) for name, value in wanted.items()}, set())
 
 
-def _compare(folder: str, have: Shapes, wanted: Shapes, tied: set[str]) -> None:
-    """Names that the model does not know may be converted on loading: then only shapes are compared."""
-    for name in sorted(set(have) & set(wanted)):
-        if have[name] != wanted[name]:
-            what = f"{name} is {list(have[name])}, and its configuration asks for {list(wanted[name])}"
-            raise ModelError(f"{folder}: {what}; take weights and configuration of one model")
-    missing = sorted(set(wanted) - set(have) - tied)
-    if missing and set(have) <= set(wanted):
-        what = f"{len(missing)} of {len(wanted)} weights are missing, {missing[0]} among them"
-        raise ModelError(f"{folder}: {what}; they would be drawn at random: copy or save it again")
-
-
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, ends: list[int], name: str) -> None:
-    """Raises `ModelError` where the tokenizer knows tokens that the model's embedding has no row for."""
+    """Raise `ModelError` where the tokenizer has tokens that the model's embedding has no row for."""
     rows = config.get_text_config().vocab_size
     largest = max(*tokenizer.get_vocab().values(), *ends)
     if largest >= rows:
@@ -134,12 +122,27 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 
 
 def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> bool:
-    """Whether the chat template writes one of the end tokens behind an answer: a model trained on it then stops."""
+    """Whether the chat template writes an end token behind a response, so that a model trained on it stops."""
     question = [{"role": "user", "content": "?"}]
     asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     try:
         whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "!"}], tokenize=False)
-    except TemplateError:  # it refuses answers, so it writes none
+    except TemplateError:  # it refuses responses, so it writes none
         return True
     tail = whole[len(asked) :] if whole.startswith(asked) else whole
     return bool(set(tokenizer(tail, add_special_tokens=False)["input_ids"]) & set(ends))
+
+
+def _compare(folder: str, have: Shapes, wanted: Shapes, tied: set[str]) -> None:
+    """Raise `ModelError` where shapes differ or weights are missing.
+
+    Where there are names that the model does not know, loading may convert them: then only shapes are compared.
+    """
+    for name in sorted(set(have) & set(wanted)):
+        if have[name] != wanted[name]:
+            what = f"{name} is {list(have[name])}, and its configuration asks for {list(wanted[name])}"
+            raise ModelError(f"{folder}: {what}; take weights and configuration of one model")
+    missing = sorted(set(wanted) - set(have) - tied)
+    if missing and set(have) <= set(wanted):
+        what = f"{len(missing)} of {len(wanted)} weights are missing, {missing[0]} among them"
+        raise ModelError(f"{folder}: {what}; they would be drawn at random: copy or save it again")

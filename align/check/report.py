@@ -1,4 +1,4 @@
-"""The report of `python -m align check`, as plain data and on the terminal."""
+"""Report what `python -m align check` finds, as plain data and on the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from align.config.redact import scrub
 
 
 def checkup(recipe: Path, overrides: Iterable[str] = (), launch_file: Path | None = None) -> dict[str, Any]:
-    """{ok, problems, notes, facts}; the last two only where there are no problems."""
+    """Check a recipe: {ok, problems, notes, facts}, the last two empty where there are problems."""
     problems, machine = [], Launch()
     try:
         machine = launch.of_file(launch_file) if launch_file else machine
@@ -32,18 +32,14 @@ def checkup(recipe: Path, overrides: Iterable[str] = (), launch_file: Path | Non
         return _result([scrub(problem) for problem in [*problems, *error.problems]])
     found = survey(experiment, machine)
     trials = try_rewards(found)
-    problems += [*found.problems, *(told for trial in trials.values() for told in (*trial.problems, *trial.doubts))]
+    problems += [*found.problems, *(text for trial in trials.values() for text in (*trial.problems, *trial.doubts))]
     if problems:
         return _result([scrub(problem, experiment.file.data) for problem in problems])
     return _result([], summary.notes(found), summary.facts(found, trials))
 
 
-def _result(problems: list[str], notes: Iterable[str] = (), known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {"ok": not problems, "problems": problems, "notes": list(notes), "facts": dict(known or {})}
-
-
 def show(result: Mapping[str, Any]) -> None:
-    """Problems, or else what the run will do."""
+    """Print the problems, or else what the run will do."""
     console = Console(soft_wrap=True)
     for problem in result["problems"]:
         console.print(Text(f"problem: {problem}", style="red"))
@@ -56,6 +52,11 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(table)
     count = len(result["problems"])
     console.print("ok" if result["ok"] else f"{count} problem{'s' if count > 1 else ''}")
+
+
+def _result(problems: list[str], notes: Iterable[str] = (), facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The report as plain data."""
+    return {"ok": not problems, "problems": problems, "notes": list(notes), "facts": dict(facts or {})}
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What must hold between a recipe, its model and its data before anything is loaded."""
+"""Conditions that a recipe, its model and its data must fulfil together before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,72 +24,51 @@ from align.model.locate import ModelError, fingerprint
 from align.objectives.objective import Objective
 from align.rollout.sync_check import TOLERANCE
 
-
-def check_stages(experiment: Experiment) -> None:
-    """Raises `ModelError` where a model or guide that the recipe names is not there."""
-    for folder, recipe in experiment.stage_recipes.items():
-        if not Path(folder).exists():
-            raise ModelError(f"{folder}: not there yet; first run {recipe}")
-    if experiment.recipe.model.guide:  # looking at it finds out that it is missing before anything is loaded
-        is_adapter(experiment.recipe.model.guide)
+REFERENCE = {"ref_logprob", "ref_kl", "reward_mask", "kl_mask"}  # quantities that only the reference gives
 
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """What a run stands on: checked, with nothing of a model's weights loaded yet (`survey.check_run` gives it)."""
+    """A run that passed its check, with no weights loaded yet; `check.check_run` gives it."""
 
-    experiment: Experiment  # settled
+    experiment: Experiment  # with its defaults filled in
     path: str  # folder of the policy
     tokenizer: PreTrainedTokenizerBase
-    sources: Mapping[str, Prompts]
-    banks: Mapping[str, Bank]
-    ends: Sequence[int]  # the tokens at which a response ends
+    sources: Mapping[str, Prompts]  # {source: its prompts}
+    banks: Mapping[str, Bank]  # {source: its bank}, of those that name one
+    ends: Sequence[int]  # ids of the tokens that end a response
     context: int | None  # most tokens of prompt and response together; None where nothing is sampled
-    asked_layout: str | None  # as the recipe has it
+    asked_layout: str | None  # optim.layout as the recipe has it; None: the best one
+
+
+def check_stages(experiment: Experiment) -> None:
+    """Raise `ModelError` where a model or guide that the recipe names is not there."""
+    for folder, recipe in experiment.stage_recipes.items():
+        if not Path(folder).exists():
+            raise ModelError(f"{folder}: not there yet; first run {recipe}")
+    if experiment.recipe.model.guide:  # raises where it is missing
+        is_adapter(experiment.recipe.model.guide)
 
 
 def check_pairs(experiment: Experiment, sources: Mapping[str, Prompts], limit: int | None) -> None:
-    """Raises `DataError` where an objective compares responses and a row has nothing to compare with, or where a
-    prompt with its response is longer than the model's context."""
-    everything = {name: pairs_in([*source.train, *source.held_out]) for name, source in sources.items()}
-    for pair in (pair for pairs in everything.values() for pair in pairs):
+    """Raise `DataError` for a pair without a rejected response where an objective needs it, and for one that is longer
+    than the model's context; `limit` is the context in tokens."""
+    pairs = {name: pairs_in([*source.train, *source.held_out]) for name, source in sources.items()}
+    for pair in (pair for of_source in pairs.values() for pair in of_source):
         length = len(pair.ids) + max(len(answer.ids) for answer in pair.answers)
         if limit is not None and length > limit:
             what = f"a pair takes {length} tokens and the model's context has {limit}"
             raise DataError(f"data: row {pair.row}: {what}; lower data.max_response_tokens: {pair.text[:60]!r}...")
     for objective in experiment.objectives:
         name = objective.data or next(iter(sources))
-        for pair in everything[name] if objective.pairs else ():
+        for pair in pairs[name] if objective.pairs else ():
             if pair.rejected is None:
                 what = f"row {pair.row} has no 'rejected', which {objective.name} needs"
                 raise DataError(f"data: {what}: {pair.text[:60]!r}...")
 
 
-REFERENCE = {"ref_logprob", "ref_kl", "reward_mask", "kl_mask"}  # what only a reference can say
-
-
-def needs(experiment: Experiment, banks: Mapping[str, Bank]) -> set[str]:
-    """Quantities that some link or loss reads and no bank has."""
-    out = set()
-    for objective in experiment.objectives:
-        name = objective.data or next(iter(experiment.recipe.sources()))
-        out |= objective.needs - set(banks[name].quantities if name in banks else ())
-    return out
-
-
-def head_specs(objectives: Iterable[Objective]) -> list[Head]:
-    """The modules that the losses train beside the policy, one of a name."""
-    heads = [head for objective in objectives for loss in objective.losses for head in loss.heads]
-    return list({head.name: head for head in heads}.values())
-
-
-def head_gives(experiment: Experiment) -> set[str]:
-    """What the policy's heads give."""
-    return {name for head in head_specs(experiment.objectives) for name in head.gives}
-
-
 def check_activations(model: torch.nn.Module) -> None:
-    """Raises `ModelError` for a model whose activations are not found where MaPO looks for them."""
+    """Raise `ModelError` for a model whose activations are not found where MaPO looks for them."""
     try:
         with recorded(model):
             pass
@@ -97,16 +76,50 @@ def check_activations(model: torch.nn.Module) -> None:
         raise ModelError(f"model.policy: mapo: {error}") from error
 
 
+def needs(experiment: Experiment, banks: Mapping[str, Bank]) -> set[str]:
+    """Quantities that some transform or loss reads and no bank has."""
+    out = set()
+    for objective in experiment.objectives:
+        name = objective.data or next(iter(experiment.recipe.sources()))
+        out |= objective.needs - set(banks[name].quantities if name in banks else ())
+    return out
+
+
 def needs_sampler(experiment: Experiment, sources: Mapping[str, Prompts]) -> bool:
-    """Whether anything is ever sampled: rollouts, or responses to held-out prompts that rewards judge."""
+    """Whether anything is ever sampled: rollouts, or responses to held-out prompts that rewards score."""
     held_out = any(source.held_out for source in sources.values())
     return any(d.prompts for d in experiment.recipe.sources().values()) or bool(experiment.rewards and held_out)
+
+
+def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | None) -> int:
+    """Most tokens of prompt and response together. Raises `DataError` where the model's context `limit` is shorter."""
+    prompts = [prompt for source in sources.values() for prompt in (*source.train, *source.held_out)]
+    longest = max(prompts, key=lambda prompt: len(prompt.ids))
+    context = len(longest.ids) + recipe.sampling.max_response_tokens
+    if limit is not None and context > limit:
+        raise DataError(
+            f"data: the longest prompt ({len(longest.ids)} tokens) and sampling.max_response_tokens"
+            f" ({recipe.sampling.max_response_tokens}) need {context} tokens, and the model's context has {limit};"
+            f" the prompt: {longest.text[:80]!r}..."
+        )
+    return context
+
+
+def head_specs(objectives: Iterable[Objective]) -> list[Head]:
+    """The heads that the losses train beside the policy, each once."""
+    heads = [head for objective in objectives for loss in objective.losses for head in loss.heads]
+    return list({head.name: head for head in heads}.values())
+
+
+def head_gives(experiment: Experiment) -> set[str]:
+    """Quantities that the policy's heads give."""
+    return {name for head in head_specs(experiment.objectives) for name in head.gives}
 
 
 def load_banks(
     experiment: Experiment, sources: Mapping[str, Prompts], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Bank]:
-    """{source: its bank}, each checked against the source's pairs, the tokenizer and the models."""
+    """Load {source: its bank}. Raises `DataError` where one does not fit the pairs, the tokenizer or the models."""
     out = {}
     for name, source in experiment.recipe.sources().items():
         if source.bank:
@@ -118,29 +131,29 @@ def load_banks(
 
 
 def bank_identity(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What the numbers of this recipe's bank depend on."""
+    """Everything but the data that the numbers of this recipe's banks depend on; see `bank.identity`."""
     model = experiment.recipe.model
-    speakers = {"policy's base": fingerprint(model.policy), "dtype": model.dtype}
+    models = {"policy's base": fingerprint(model.policy), "dtype": model.dtype}
     if model.guide:
-        speakers["guide"] = fingerprint(model.guide)
-    return bank.identity(tokenizer, speakers, experiment.recipe.sampling.temperature)
+        models["guide"] = fingerprint(model.guide)
+    return bank.identity(tokenizer, models, experiment.recipe.sampling.temperature)
 
 
 def fill_defaults(experiment: Experiment, model_config: PretrainedConfig, launch: Launch) -> Experiment:
-    """Fill in the keys whose default depends on the model or the machine. Raises `ConfigError`."""
-    recipe, source = experiment.recipe, experiment.file
+    """Fill in the keys whose default depends on model or machine. Raises `ConfigError` for keys that do not fit."""
+    recipe, file = experiment.recipe, experiment.file
     try:
         layout = layouts.choose(recipe.optim.layout, model_config)
     except ValueError as error:
-        raise ConfigError([source.problem(("optim", "layout"), str(error))]) from error
+        raise ConfigError([file.problem(("optim", "layout"), str(error))]) from error
     if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
         problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
-        raise ConfigError([source.problem(("sampling", "engine"), problem)])
+        raise ConfigError([file.problem(("sampling", "engine"), problem)])
     sync = recipe.sampling.sync
     if recipe.sampling.engine == "vllm" and sync is None:
         sync = "adapter" if recipe.model.adapter and torch.cuda.is_available() else "merged"
     temperature = recipe.eval.temperature or recipe.sampling.temperature
-    settled = {
+    filled = {
         "optim": recipe.optim.model_copy(
             update={"layout": layout, "schedule_steps": recipe.optim.schedule_steps or recipe.run.steps}
         ),
@@ -150,18 +163,4 @@ def fill_defaults(experiment: Experiment, model_config: PretrainedConfig, launch
         "eval": recipe.eval.model_copy(update={"temperature": temperature}),
         "correct": experiment.correct,
     }
-    return replace(experiment, recipe=recipe.model_copy(update=settled))
-
-
-def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | None) -> int:
-    """Most tokens of prompt and response together. Raises `DataError` where the model has fewer."""
-    prompts = [prompt for source in sources.values() for prompt in (*source.train, *source.held_out)]
-    longest = max(prompts, key=lambda prompt: len(prompt.ids))
-    context = len(longest.ids) + recipe.sampling.max_response_tokens
-    if limit is not None and context > limit:
-        raise DataError(
-            f"data: the longest prompt ({len(longest.ids)} tokens) and sampling.max_response_tokens"
-            f" ({recipe.sampling.max_response_tokens}) need {context} tokens, and the model's context has {limit};"
-            f" the prompt: {longest.text[:80]!r}..."
-        )
-    return context
+    return replace(experiment, recipe=recipe.model_copy(update=filled))

@@ -1,4 +1,4 @@
-"""Rewards tried before a run: on rows of the data with the answers that they bring along, and on hostile strings."""
+"""Try rewards before a run: on rows of the data with the responses that they bring along, and on hostile strings."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ HOSTILE = (
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a reward's trial."""
+    """The outcome of trying a reward."""
 
-    problems: tuple[str, ...] = ()  # with these no response could be rated
+    problems: tuple[str, ...] = ()  # with these no response would get a reward
     doubts: tuple[str, ...] = ()  # it fails on some texts: in training such rows are masked
-    means: Mapping[str, float] = field(default_factory=dict)  # what was offered -> mean reward, where it applied
+    means: Mapping[str, float] = field(default_factory=dict)  # {kind of response: mean reward where it applied}
 
 
 def try_reward(
     reward: RewardFunction, limits: RewardLimits, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
 ) -> Trial:
-    """Call it as training does, with texts that no model wrote. The rows are the first ones of a source."""
+    """Call a reward as training does, on the first few prompts, with responses that no model wrote."""
     problem = columns_problem(reward, prompts)
     if problem:
         return Trial((problem,))
@@ -65,26 +65,8 @@ def try_reward(
         worker.close()
 
 
-def _tried(worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Trial:
-    first, rated, means = None, False, {}
-    for name, rows in offers(prompts).items():
-        values, where = values_of(worker, rows, tokenizer)
-        numbers = [value for value in values if isinstance(value, float)]
-        means |= {name: sum(numbers) / len(numbers)} if numbers else {}
-        rated = rated or any(not isinstance(value, Failure) for value in values)
-        failed = next((value for value in values if isinstance(value, Failure)), None)
-        if failed and first is None:
-            what = f"reward {worker.reward.name!r} failed: {failed.why} ({where}); tried with {name}"
-            first = f"{what}; return a number or None instead"
-        if failed == too_slow(worker.limits.seconds):
-            return Trial(doubts=(first,), means=means)  # the rest may take as long
-    if first is None:
-        return Trial(means=means)
-    return Trial(doubts=(first,), means=means) if rated else Trial((first,), means=means)
-
-
 def offers(prompts: Sequence[Prompt]) -> dict[str, list[tuple[Prompt, str]]]:
-    """{what is offered: (prompt, response)}."""
+    """{kind of response: [(prompt, response)]}: a placeholder, texts of the row itself, hostile strings."""
     out = {"placeholder": [(prompt, PLACEHOLDER) for prompt in prompts[:ROWS]]}
     for prompt in prompts[:ROWS]:
         for name, text in answers(prompt).items():
@@ -95,8 +77,10 @@ def offers(prompts: Sequence[Prompt]) -> dict[str, list[tuple[Prompt, str]]]:
 def values_of(
     worker: Worker, rows: Sequence[tuple[Prompt, str]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Value], str]:
-    """(what it gives, where the first failure is). Where the call as a whole failed, rows are asked about alone, up to
-    the first that takes too long."""
+    """(values of the rows, where the first failure is).
+
+    Where the call failed as a whole, rows are called alone, up to the first that takes too long.
+    """
     prompts, texts = [prompt for prompt, _ in rows], [text for _, text in rows]
     ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     responses = [Response(tokens, [0.0] * len(tokens), truncated=False) for tokens in ids]
@@ -116,14 +100,14 @@ def values_of(
 
 
 def answers(prompt: Prompt) -> dict[str, str]:
-    """{column: text} of what the row itself offers as a response."""
+    """{column: text} of a row that can stand for a response."""
     if isinstance(prompt, Pair):
         return {name: answer.text for name, answer in zip(("chosen", "rejected"), prompt.answers, strict=False)}
     return {name: value for name, value in prompt.columns.items() if isinstance(value, str)}
 
 
 def columns_problem(reward: RewardFunction, prompts: Sequence[Prompt]) -> str | None:
-    """What is wrong between the function's parameters and the columns of the data."""
+    """Say which parameter of the function and column of the data do not fit; None where all do."""
     columns = {name for prompt in prompts for name in prompt.columns}
     try:
         parameters = inspect.signature(load_object(reward.path)).parameters.values()
@@ -141,3 +125,22 @@ def columns_problem(reward: RewardFunction, prompts: Sequence[Prompt]) -> str | 
     if beyond and not open_ended:
         return f"reward {reward.name!r} is called with {beyond[0]!r}, which it does not take; add **columns to it"
     return None
+
+
+def _tried(worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Trial:
+    """The outcome with the function loaded."""
+    first, rated, means = None, False, {}
+    for name, rows in offers(prompts).items():
+        values, where = values_of(worker, rows, tokenizer)
+        numbers = [value for value in values if isinstance(value, float)]
+        means |= {name: sum(numbers) / len(numbers)} if numbers else {}
+        rated = rated or any(not isinstance(value, Failure) for value in values)
+        failed = next((value for value in values if isinstance(value, Failure)), None)
+        if failed and first is None:
+            what = f"reward {worker.reward.name!r} failed: {failed.why} ({where}); tried with {name}"
+            first = f"{what}; return a number or None instead"
+        if failed == too_slow(worker.limits.seconds):
+            return Trial(doubts=(first,), means=means)  # the rest may take as long
+    if first is None:
+        return Trial(means=means)
+    return Trial(doubts=(first,), means=means) if rated else Trial((first,), means=means)

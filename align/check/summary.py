@@ -1,4 +1,4 @@
-"""What a run that passes its check will do: lengths and cuts, the arithmetic of a step, models, passes, memory."""
+"""Describe a run that passes its check: lengths and cuts, the arithmetic of a step, models, passes, memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from align.model.load import context_length
 
 
 def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
-    """Of a survey without problems, as plain data; see `notes` for what of it deserves a look."""
+    """Facts of a survey without problems, as plain data; `notes` names those that deserve a look."""
     experiment, recipe = found.experiment, found.experiment.recipe
     sources = recipe.sources()
     return {
@@ -39,7 +39,7 @@ def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
 
 
 def memory(found: Survey) -> dict[str, Any]:
-    """{term: GiB}; nothing for a model whose layers do not run on fake tensors, such as some mixtures."""
+    """{term: GiB}; {} for a model whose layers do not run on fake tensors, such as some mixtures."""
     try:
         return training_memory(found) | {"engine": engine_memory(found)}
     except (RuntimeError, AttributeError, TypeError):
@@ -47,6 +47,7 @@ def memory(found: Survey) -> dict[str, Any]:
 
 
 def model(found: Survey) -> dict[str, Any]:
+    """The policy: its name, its size, its tokens."""
     tokenizer, (parameters, trained) = found.tokenizer, sizes(found)
     return {
         "policy": found.experiment.recipe.model.policy,
@@ -59,7 +60,7 @@ def model(found: Survey) -> dict[str, Any]:
 
 
 def lengths(source: Any, data: Data) -> dict[str, Any]:
-    """Prompts on each side, quantiles of tokens, and how many recorded responses are cut."""
+    """Numbers of prompts, quantiles of their tokens, and how many recorded responses are cut."""
     prompts = [*source.train, *source.held_out]
     answers = [answer for prompt in prompts if isinstance(prompt, Pair) for answer in prompt.answers]
     out = {
@@ -75,12 +76,13 @@ def lengths(source: Any, data: Data) -> dict[str, Any]:
 
 
 def quantiles(values: Sequence[int]) -> dict[str, int]:
+    """{name: value}, each one of the values."""
     levels = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {name: int(np.quantile(values, level, method="higher")) for name, level in levels.items()}
 
 
 def step(found: Survey) -> dict[str, Any]:
-    """Rows of one step, and what of them falls to a process."""
+    """Numbers of one step: prompts, rows, micro-batches of a process, updates."""
     recipe, processes = found.experiment.recipe, found.launch.processes
     rows = {name: source.prompts_per_step * per_prompt(found, name) for name, source in recipe.sources().items()}
     prompts = sum(source.prompts_per_step for source in recipe.sources().values())
@@ -104,7 +106,7 @@ def per_prompt(found: Survey, name: str) -> int:
 
 
 def loaded(found: Survey) -> dict[str, str]:
-    """{who: where its weights come from} of everything that the objectives make a run load."""
+    """{model: where its weights come from} of all that the objectives make a run load, the sampler among them."""
     recipe, needed = found.experiment.recipe, needs(found.experiment, found.banks)
     out = {"policy": recipe.model.policy}
     if needed & REFERENCE:
@@ -118,7 +120,7 @@ def loaded(found: Survey) -> dict[str, str]:
 
 
 def passes(found: Survey) -> dict[str, dict[str, list[str]]]:
-    """{objective: {model: what it is asked for}}, one pass each over the rows that are live, before the update."""
+    """{objective: {model: quantities that it is run for}}, one pass each over the trained rows before the update."""
     out = {}
     recipe = found.experiment.recipe
     for objective in found.experiment.objectives:
@@ -140,7 +142,7 @@ def passes(found: Survey) -> dict[str, dict[str, list[str]]]:
 
 
 def notes(found: Survey) -> list[str]:
-    """What would run, and may not be what was meant."""
+    """Settings that would run, and may not be what was meant."""
     out, recipe, processes = list(found.missing_stages), found.experiment.recipe, found.launch.processes
     if found.missing_stages:
         out.append(f"until then tokens are counted with {found.path}, and banks are not looked at")
@@ -165,6 +167,7 @@ def notes(found: Survey) -> list[str]:
 
 
 def _end_notes(found: Survey, conversations: Sequence[Prompt]) -> list[str]:
+    """Notes on end tokens with which responses may never stop."""
     tokenizer, names = found.tokenizer, found.tokenizer.convert_ids_to_tokens(found.ends)
     out = []
     if conversations and not model_files.ends_answers(tokenizer, found.ends):

@@ -1,4 +1,4 @@
-"""What a check has found so far: problems, and what the next part of it can build on."""
+"""Collect what a check finds: problems, and results that its next part builds on."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from align.system.problems import ProblemList
 
 
 class CheckError(ProblemList):
-    """A run that would fail."""
+    """A run would fail."""
 
 
 @dataclass
 class Survey:
-    """What was found so far, and what is wrong; None stands for what a problem hides."""
+    """The findings of a check so far; None stands for what a problem hides."""
 
-    experiment: Experiment  # settled, once the model's configuration is known
+    experiment: Experiment  # its defaults filled in once the model's configuration is known
     launch: Launch
     problems: list[str] = field(default_factory=list)
-    missing_stages: list[str] = field(default_factory=list)  # stages that another recipe makes first
+    missing_stages: list[str] = field(default_factory=list)  # models that another recipe must train first
     path: str | None = None  # folder with the policy's configuration and tokenizer; of a hub name without weights
     tokenizer: PreTrainedTokenizerBase | None = None
-    ends: list[int] | None = None
+    ends: list[int] | None = None  # ids of the tokens that end a response
     config: PretrainedConfig | None = None
     skeleton: nn.Module | None = None  # the policy with its adapter on the meta device
-    rows: dict[str, list[Prompt]] = field(default_factory=dict)  # that could be read, of each source
+    rows: dict[str, list[Prompt]] = field(default_factory=dict)  # {source: rows that could be read}
     sources: dict[str, Prompts] = field(default_factory=dict)
     banks: dict[str, bank.Bank] = field(default_factory=dict)
     context: int | None = None  # most tokens of prompt and response; None where nothing is sampled
     guide_is_adapter: bool | None = None  # None where there is none, or none that can be used
 
     def attempt(self, step: Callable[..., Any], *arguments: Any, key: KeyPath | None = None) -> Any:
-        """What the step returns; None where it raises what a user can mend, which is noted, at `key` of the recipe."""
+        """Return what the step returns; where it raises what a user can mend, note it at `key` and return None."""
         try:
             return step(*arguments)
         except ProblemList as error:

@@ -1,4 +1,4 @@
-"""Checkpoints: the learner's state, and everything else that the next step depends on."""
+"""Write and read checkpoints: the learner's state, and everything else that the next step depends on."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ SUMS = "SHA256SUMS"  # of the other files, as sha256sum writes and checks them
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or resumed from."""
+    """A checkpoint cannot be written, or not resumed from."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint holds besides the learner."""
+    """A checkpoint's content besides the learner."""
 
-    step: int  # steps done, which is also the position in the data
-    transforms: list[dict[str, Any]]  # what each transform with a state remembers, in the order of the chains
+    step: int  # number of steps done, which is also the position in the data
+    transforms: list[dict[str, Any]]  # of each transform that has a state, in the order of the chains
     processes: int
-    lineage: list[tuple[int, str]]  # (step, fingerprint of the recipe that holds from there on)
+    lineage: list[tuple[int, str]]  # (step, fingerprint of the recipe that is followed from there on)
 
     def to_json(self) -> str:
-        """`links` is what the file has called the transforms since the first version."""
+        """The state as it is written; the file has called the transforms `links` since its first version."""
         names = {"step": self.step, "links": self.transforms, "processes": self.processes, "lineage": self.lineage}
         return json.dumps(names)
 
@@ -57,9 +57,89 @@ def save(folder: Path, learner: Learner, state: State) -> None:
             _complete(work, final, state)
 
 
+def read(folder: Path) -> State:
+    """Read the state of an intact checkpoint."""
+    state = json.loads((folder / "state.json").read_text())
+    lineage = [tuple(entry) for entry in state["lineage"]]
+    return State(state["step"], state["links"], state["processes"], lineage)
+
+
+def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> None:
+    """Restore the learner, and the states of transforms. Collective.
+
+    Raises `CheckpointError` where the checkpoint has another number of processes or another objective.
+    """
+    state, processes = read(folder), learner.accelerator.num_processes
+    if state.processes != processes:
+        raise CheckpointError(
+            f"run.resume: {folder} was written by {state.processes} processes and this run has {processes};"
+            " launch as many"
+        )
+    transforms = [transform for objective in objectives for transform in objective.chain if transform.state]
+    if len(transforms) != len(state.transforms):
+        raise CheckpointError(f"run.resume: {folder} was written with another objective; resume with the same recipe")
+    for transform, saved in zip(transforms, state.transforms, strict=True):
+        transform.state.load_state_dict(saved)
+    learner.load(folder / "engine")
+
+
+def state_at(step: int, learner: Learner, objectives: tuple[Objective, ...], lineage: list[tuple[int, str]]) -> State:
+    """The state to save after `step` steps."""
+    transforms = [
+        transform.state.state_dict() for objective in objectives for transform in objective.chain if transform.state
+    ]
+    return State(step, transforms, learner.accelerator.num_processes, lineage)
+
+
+def tidy(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and whatever a killed run was writing or removing."""
+    for old in newest_first(folder)[keep:]:
+        old.rename(old.with_name(f".{old.name}"))  # so that a part of it does not bear its name
+    for part in folder.glob(".step_*"):
+        shutil.rmtree(part)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first, damaged ones among them."""
+    numbered = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def is_one(path: Path) -> bool:
+    """Whether a path is one checkpoint, and not a run's folder."""
+    return any((path / name).exists() for name in ("state.json", "engine", SUMS))
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint; None where every file is as it was written."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return f"{folder}: has no list of checksums that can be read ({SUMS})"
+    wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if "state.json" not in wanted:  # the last line
+        return f"{folder}: its list of checksums is cut ({SUMS})"
+    found = files.digests(folder)
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            return f"{folder}: {name} is {'not as it was written' if name in found else 'missing'}"
+    return None
+
+
+def set_later_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints behind a step: the run that goes on from there will write its own."""
+    for path in newest_first(folder):
+        if int(path.name.removeprefix("step_")) > step:
+            free = next(n for n in itertools.count(1) if not path.with_name(f"replaced_{n}_{path.name}").exists())
+            path.rename(path.with_name(f"replaced_{free}_{path.name}"))
+
+
 @contextmanager
 def _all_or_none(work: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Waits for all ranks; where one could not write, the folder is removed and all raise `CheckpointError`."""
+    """Wait for all ranks behind the block. Where one could not write, remove the folder and raise on all.
+
+    Raises `CheckpointError`.
+    """
     problem = None
     try:
         yield
@@ -90,77 +170,3 @@ def _complete(work: Path, final: Path, state: State) -> None:
     shutil.rmtree(final, ignore_errors=True)
     work.rename(final)
     files.to_disk(final.parent)
-
-
-def tidy(folder: Path, keep: int) -> None:
-    """Leave the newest `keep` checkpoints, and nothing that a killed run was writing or removing."""
-    for old in newest_first(folder)[keep:]:
-        old.rename(old.with_name(f".{old.name}"))  # so that a part of it does not bear its name
-    for part in folder.glob(".step_*"):
-        shutil.rmtree(part)
-
-
-def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, damaged ones among them."""
-    numbered = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
-
-
-def is_one(path: Path) -> bool:
-    """Whether a path means one checkpoint, and not a run's folder."""
-    return any((path / name).exists() for name in ("state.json", "engine", SUMS))
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where every file is as it was written."""
-    try:
-        lines = (folder / SUMS).read_text().splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return f"{folder}: has no list of checksums that can be read ({SUMS})"
-    wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if "state.json" not in wanted:  # the last line
-        return f"{folder}: its list of checksums is cut ({SUMS})"
-    found = files.digests(folder)
-    for name, digest in wanted.items():
-        if found.get(name) != digest:
-            return f"{folder}: {name} is {'not as it was written' if name in found else 'missing'}"
-    return None
-
-
-def read(folder: Path) -> State:
-    """The state of an intact checkpoint."""
-    state = json.loads((folder / "state.json").read_text())
-    lineage = [tuple(entry) for entry in state["lineage"]]
-    return State(state["step"], state["links"], state["processes"], lineage)
-
-
-def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> None:
-    """Restore learner and links. Raises `CheckpointError`."""
-    state, processes = read(folder), learner.accelerator.num_processes
-    if state.processes != processes:
-        raise CheckpointError(
-            f"run.resume: {folder} was written by {state.processes} processes and this run has {processes};"
-            " launch as many"
-        )
-    transforms = [transform for objective in objectives for transform in objective.chain if transform.state]
-    if len(transforms) != len(state.transforms):
-        raise CheckpointError(f"run.resume: {folder} was written with another objective; resume with the same recipe")
-    for transform, saved in zip(transforms, state.transforms, strict=True):
-        transform.state.load_state_dict(saved)
-    learner.load(folder / "engine")
-
-
-def state_at(step: int, learner: Learner, objectives: tuple[Objective, ...], lineage: list[tuple[int, str]]) -> State:
-    """What there is to save after so many steps."""
-    transforms = [
-        transform.state.state_dict() for objective in objectives for transform in objective.chain if transform.state
-    ]
-    return State(step, transforms, learner.accelerator.num_processes, lineage)
-
-
-def set_later_aside(folder: Path, step: int) -> None:
-    """Rename the checkpoints behind a step: the run that goes on from there will write its own."""
-    for path in newest_first(folder):
-        if int(path.name.removeprefix("step_")) > step:
-            free = next(n for n in itertools.count(1) if not path.with_name(f"replaced_{n}_{path.name}").exists())
-            path.rename(path.with_name(f"replaced_{free}_{path.name}"))

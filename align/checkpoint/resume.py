@@ -1,4 +1,4 @@
-"""What a resumed run goes on from, and what of it is exact."""
+"""Find what a resumed run goes on from, and say what of it is exact."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ seconds/ and memory/; trackers, which may get steps twice that were not yet in a
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run starts."""
+    """The start of a run."""
 
     checkpoint: Path | None = None  # None: the model as the recipe names it
     step: int = 0
     lineage: tuple[tuple[int, str], ...] = ()
-    in_place: bool = False  # it goes on in the folder of the run that was stopped
+    in_place: bool = False  # whether it goes on in the folder of the run that was stopped
     passed_over: tuple[str, ...] = ()  # newer checkpoints, with what is wrong with each
 
 
 def agree(run: Run, accelerator: Accelerator) -> Origin:
-    """What the main process finds, on all ranks. Raises `CheckpointError` on all of them."""
+    """The origin that the main process finds, on all ranks. Collective. Raises `CheckpointError` on all of them."""
     found = None
     if accelerator.is_main_process:
         try:
@@ -50,7 +50,7 @@ def agree(run: Run, accelerator: Accelerator) -> Origin:
 
 
 def find(run: Run) -> Origin:
-    """The checkpoint that `run.resume` names or the newest intact one of that run. Raises `CheckpointError`."""
+    """Find the checkpoint that `run.resume` names, or the newest intact one of the run. Raises `CheckpointError`."""
     if run.resume is None:
         return Origin()
     path, out = Path(run.resume), Path(run.out)
@@ -66,6 +66,50 @@ def find(run: Run) -> Origin:
         what = f"{origin.checkpoint} has done {origin.step} steps and run.steps is {run.steps}"
         raise CheckpointError(f"run.resume: {what}; raise it, or name an earlier checkpoint")
     return replace(origin, in_place=path.resolve().is_relative_to(out.resolve()))
+
+
+def lineage(
+    origin: Origin, recipe: Mapping[str, Any], versions: Mapping[str, str], processes: int
+) -> list[tuple[int, str]]:
+    """[(step, fingerprint)] of each recipe on the way to this run's weights, and the step from which it was followed.
+
+    A fingerprint is the hash of everything that decides a step: the resolved recipe without evaluation, logs and hub,
+    the versions and the number of processes.
+    """
+    decides = {name: value for name, value in recipe.items() if name not in ("run", "eval", "hub")}
+    decides |= {"seed": recipe["run"]["seed"], "versions": dict(versions), "processes": processes}
+    fingerprint = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    before = list(origin.lineage)
+    return before if before and before[-1][1] == fingerprint else [*before, (origin.step, fingerprint)]
+
+
+def versions_then(origin: Origin, out: Path) -> dict[str, str]:
+    """The versions of the run that was stopped; {} where it did not get to write them."""
+    path = (origin.checkpoint.parents[1] if origin.checkpoint else out) / "versions.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def explain(origin: Origin, out: Path, rollouts: int, then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say where a resumed run starts, how many rollouts are on disk, what has changed, and what of it is exact."""
+    start = origin.checkpoint or f"{out}, which has no checkpoint yet, from the start"
+    lines = [f"resume: {start}: {origin.step} steps done, {rollouts} rollouts of later steps on disk"]
+    lines += [f"passed over: {problem}" for problem in origin.passed_over]
+    changed = [name for name in sorted({*then, *now}) if then and then.get(name) != now.get(name)]
+    lines += [f"another version: {name} was {then.get(name)}, is {now.get(name)}" for name in changed]
+    return "\n".join([*lines, EXACT])
+
+
+def in_place(experiment: Experiment) -> Experiment:
+    """Have `--resume` go on in the folder that the run writes to. Raises `ConfigError` where run.resume is set too."""
+    run = experiment.recipe.run
+    if run.resume is not None:
+        raise ConfigError(["run.resume: leave it out with --resume, which goes on with the run in run.out"])
+    return _resuming(experiment, run.out)
+
+
+def recorded(experiment: Experiment, origin: Origin) -> Experiment:
+    """Name the checkpoint itself as `run.resume`, for config.yaml: which one is newest changes."""
+    return _resuming(experiment, str(origin.checkpoint) if origin.checkpoint else None)
 
 
 def _intact(folder: Path) -> Origin:
@@ -90,54 +134,10 @@ def _newest_intact(folders: list[Path]) -> Origin:
 
 
 def _first(out: Path) -> Origin:
-    """Of a run that was killed before its first checkpoint: what it had started from itself."""
+    """The origin of a run that was killed before its first checkpoint: the one that it had started from."""
     recorded = out / "config.yaml"
     first = yaml.safe_load(recorded.read_text())["run"].get("resume") if recorded.exists() else None
     return Origin() if first is None else _intact(Path(first))
-
-
-def lineage(
-    origin: Origin, recipe: Mapping[str, Any], versions: Mapping[str, str], processes: int
-) -> list[tuple[int, str]]:
-    """What this run's weights follow from: (step, fingerprint) of each recipe on the way to them.
-
-    A fingerprint is that of all that decides a step: the resolved recipe without evaluation, logs and hub, the
-    versions and the number of processes.
-    """
-    decides = {name: value for name, value in recipe.items() if name not in ("run", "eval", "hub")}
-    decides |= {"seed": recipe["run"]["seed"], "versions": dict(versions), "processes": processes}
-    fingerprint = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    before = list(origin.lineage)
-    return before if before and before[-1][1] == fingerprint else [*before, (origin.step, fingerprint)]
-
-
-def versions_then(origin: Origin, out: Path) -> dict[str, str]:
-    """The versions that the stopped run had; {} where it did not come to write them."""
-    path = (origin.checkpoint.parents[1] if origin.checkpoint else out) / "versions.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def explain(origin: Origin, out: Path, rollouts: int, then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What a resumed run tells first."""
-    start = origin.checkpoint or f"{out}, which has no checkpoint yet, from the start"
-    lines = [f"resume: {start}: {origin.step} steps done, {rollouts} rollouts of later steps on disk"]
-    lines += [f"passed over: {problem}" for problem in origin.passed_over]
-    changed = [name for name in sorted({*then, *now}) if then and then.get(name) != now.get(name)]
-    lines += [f"another version: {name} was {then.get(name)}, is {now.get(name)}" for name in changed]
-    return "\n".join([*lines, EXACT])
-
-
-def in_place(experiment: Experiment) -> Experiment:
-    """`--resume`: go on where the run writes. Raises `ConfigError`."""
-    run = experiment.recipe.run
-    if run.resume is not None:
-        raise ConfigError(["run.resume: leave it out with --resume, which goes on with the run in run.out"])
-    return _resuming(experiment, run.out)
-
-
-def recorded(experiment: Experiment, origin: Origin) -> Experiment:
-    """The same with the checkpoint itself as `run.resume`, for config.yaml: which one is newest changes."""
-    return _resuming(experiment, str(origin.checkpoint) if origin.checkpoint else None)
 
 
 def _resuming(experiment: Experiment, resume: str | None) -> Experiment:

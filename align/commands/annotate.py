@@ -1,4 +1,4 @@
-"""`python -m align annotate`: score a recipe's pairs with its reference and guide once, and store a bank."""
+"""`python -m align annotate`: compute the log-probabilities of a recipe's pairs under reference and guide, once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ from align.run.setup import set_threads
 
 
 def annotate(experiment: Experiment) -> list[Path]:
-    """Write the bank of every source that names one; their folders. Raises `ConfigError` where none does."""
+    """Write the bank of every source that names one, and return their folders.
+
+    Raises `ConfigError` where none does, `DataError` and `ModelError`.
+    """
     recipe = experiment.recipe
     sources = {name: source for name, source in recipe.sources().items() if source.bank}
     if not sources:
@@ -45,7 +48,7 @@ def annotate(experiment: Experiment) -> list[Path]:
         pairs = load_prompts(source, tokenizer, recipe.run.seed, ends)
         batches[name] = rollouts.pairs_to_batch(pairs_in([*pairs.train, *pairs.held_out]), tokenizer)
     scored = {name: {} for name in sources}
-    for quantity, policy in _speakers(experiment, path, tokenizer):
+    for quantity, policy in _models(experiment, path, tokenizer):
         if layout is layouts.shared_prefix and not packs(policy):
             layout = layouts.padded
         for name, batch in batches.items():
@@ -57,15 +60,17 @@ def annotate(experiment: Experiment) -> list[Path]:
                 quadratic=policy.quadratic,
             )
             scored[name][quantity] = _score(batch, plan, layout, policy, quantity)
-    identity_now = bank_identity(experiment, tokenizer)
+    identity = bank_identity(experiment, tokenizer)
     for name, batch in batches.items():
-        bank.write(Path(sources[name].bank), batch, scored[name], identity_now)
+        bank.write(Path(sources[name].bank), batch, scored[name], identity)
     return [Path(source.bank) for source in sources.values()]
 
 
-def _speakers(experiment: Experiment, path: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Policy]]:
-    """(quantity, who says it): reference and guide, one after the other; a guide that is an adapter is put over the
-    reference's own weights."""
+def _models(experiment: Experiment, path: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Policy]]:
+    """(quantity, the model that gives it): the reference, then the guide.
+
+    A guide that is an adapter is put over the reference's own weights, so only one of them is usable at a time.
+    """
     model, temperature = experiment.recipe.model, experiment.recipe.sampling.temperature
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = load_model(path, model.dtype).to(device)

@@ -19,6 +19,7 @@ from align.config.problems import distinct
 from align.credit import Credited, assign
 from align.losses.loss import Current, summarised
 from align.losses.pairs import PairError
+from align.objectives.objective import Objective
 from align.ranges import Recorded
 
 ROW_FIELDS = {"reward": torch.float64, "correct": torch.bool, "truncated": torch.bool, "chosen": torch.bool}
@@ -30,9 +31,10 @@ TOKEN_FIELDS = (
 
 
 class RecordedRollout(Recorded):
-    """One line of the input. Fields that the objective does not need may be missing; others are ignored.
+    """One line of the input. Fields that the objective does not need may be missing; unknown ones are ignored.
 
-    `reward: null` is a response that no reward function applied to: it takes no part.
+    Lists have one value a token, in nats where they are log-probabilities. `reward: null` marks a response that no
+    reward function applied to: it takes no part.
     """
 
     group: str | int
@@ -57,11 +59,11 @@ class RecordedRollout(Recorded):
 
 
 class ReplayError(ValueError):
-    """A recorded rollout that cannot be used; the message names file, line and field."""
+    """A recorded rollout cannot be used; the message names file, line and field."""
 
 
 def read(path: str | Path) -> dict[str, RecordedRollout]:
-    """{place: rollout} of a JSON-lines file. Raises `ReplayError` for the first line that is wrong."""
+    """Read {`file:line`: rollout} of a JSON-lines file. Raises `ReplayError` for the first line that is wrong."""
     rollouts = {}
     with open(path, encoding="utf-8") as file:  # not splitlines, which also splits within a text, at U+2028
         lines = [(f"{path}:{number}", line) for number, line in enumerate(file, 1) if line.strip()]
@@ -84,7 +86,7 @@ def read(path: str | Path) -> dict[str, RecordedRollout]:
 
 
 def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
-    """The output lines of the command: one a response in input order, then the loss."""
+    """The output lines of the command: one a response in input order, then the loss. Raises `ReplayError`."""
     rollouts = read(path)
     _check_groups(experiment, rollouts)
     rated = {p: r for p, r in rollouts.items() if r.reward is not None or "reward" not in r.model_fields_set}
@@ -100,6 +102,7 @@ def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check_groups(experiment: Experiment, rollouts: dict[str, RecordedRollout]) -> None:
+    """Raise `ReplayError` where the smallest group is too small for a transform."""
     sizes = Counter(rollout.group for rollout in rollouts.values())
     group, size = min(sizes.items(), key=lambda item: item[1])
     for objective in experiment.objectives:
@@ -112,13 +115,14 @@ def _check_groups(experiment: Experiment, rollouts: dict[str, RecordedRollout]) 
 
 
 def _one_or_many(entries: list[dict], experiment: Experiment) -> dict[str, Any]:
+    """The entry of the one objective, or those of several with their names."""
     if len(entries) == 1:
         return entries[0]
     return {"objectives": [{"name": o.name, **e} for o, e in zip(experiment.objectives, entries, strict=True)]}
 
 
 class _Recorded:
-    """The recorded rollouts as a batch, and an `annotate` that reads the file instead of running a model."""
+    """The recorded rollouts as a batch, and an `annotate` that takes quantities from them instead of from a model."""
 
     def __init__(self, rollouts: dict[str, RecordedRollout], old_from: str):
         self.rollouts, self.old_from = rollouts, old_from
@@ -129,27 +133,29 @@ class _Recorded:
         self.batch = Batch.of(groups, ids, dtype=torch.float64, special=pad(special, torch.bool))
 
     def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
+        """Fill the quantities named, as `align.credit.Annotate` says. Raises `ReplayError` for a missing one."""
         for name in names:
             if name not in GIVERS and getattr(batch, name) is None:
                 batch = replace(batch, **{name: self.quantity(name, rows_B, reader)})
         return batch
 
     def quantity(self, name: str, rows_B: Tensor, reader: str) -> Tensor:
-        """[B] or [B,T]; zeros in rows that nobody asked for and that lack it."""
+        """[B] or [B,T] float64, bool, or texts; zeros in rows that lack the quantity and are not marked in `rows_B`."""
         fields = [name]
         if name == "old_logprob":
-            # recomputed before the first update, the old log-probabilities are those of now
+            # before the first update the old log-probabilities are the current ones
             fields = ["sampler_logprob"] if self.old_from == "sampler" else ["old_logprob", "logprob"]
         return self._read(name, fields, rows_B, reader)
 
     def current(self, credited: Credited) -> Current:
-        """What the policy says now, as leaves of the graph; a value that is not given is the old one."""
+        """The policy's current quantities, as leaves of the graph; where `new_value` is missing it is `value`."""
         rows = credited.trained.any(1)
         names = {name for term in credited.terms for name in term.loss.reads_current}
         fields = {name: ["new_value", "value"] if name == "value" else [name] for name in ("logprob", *names)}
         return Current(**{n: self._read(n, f, rows, "the loss").requires_grad_() for n, f in fields.items()})
 
     def _read(self, name: str, fields: list[str], rows_B: Tensor, reader: str) -> Tensor:
+        """The quantity `name` from the first of `fields` that a rollout has."""
         values = []
         for i, (place, rollout) in enumerate(self.rollouts.items()):
             value = next((v for v in (getattr(rollout, f) for f in fields) if v is not None), None)
@@ -167,7 +173,8 @@ class _Recorded:
         return pad(ragged, torch.float64)
 
 
-def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
+def _replay(objective: Objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
+    """(what the objective made of the batch, its loss and counts)."""
     try:
         credited = assign(objective, recorded.batch, recorded.annotate)
     except PairError as error:
@@ -175,48 +182,50 @@ def _replay(objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
         place, first = list(recorded.rollouts.items())[row]
         raise ReplayError(f"{place}: group {first.group!r}: {error}") from error
     current = recorded.current(credited)
-    shares = [term.contribution(current, credited.batch) for term in credited.terms]
-    main = credited.primary
-    (gradient,) = torch.autograd.grad(shares[credited.terms.index(main)], current.logprob, retain_graph=True)
-    signal, taken, with_gradient = credited.signal, credited.signal.removed_by, credited.signal.with_gradient
-    if "advantage" in main.loss.needs:  # what clipping took
+    contributions = [term.contribution(current, credited.batch) for term in credited.terms]
+    primary = credited.primary
+    own = contributions[credited.terms.index(primary)]
+    (gradient,) = torch.autograd.grad(own, current.logprob, retain_graph=True)
+    signal, removed_by, with_gradient = credited.signal, credited.signal.removed_by, credited.signal.with_gradient
+    if "advantage" in primary.loss.needs:  # clipping leaves tokens without gradient
         with_gradient = int((gradient != 0).sum())
-        taken = {**taken, main.loss.name: signal.with_gradient - with_gradient}
+        removed_by = {**removed_by, primary.loss.name: signal.with_gradient - with_gradient}
     summary: dict[str, Any] = {
-        "loss": float(sum(shares).detach()),
-        "count": main.token_weights.count,
-        "unit": main.loss.unit,
-        "signal": {"generated": signal.generated, "carrying": with_gradient, "taken": taken},
+        "loss": float(sum(contributions).detach()),
+        "count": primary.token_weights.count,
+        "unit": primary.loss.unit,
+        "signal": {"generated": signal.generated, "carrying": with_gradient, "taken": removed_by},
     }
     if objective.preference:
-        credited = _implied(credited, torch.autograd.grad(sum(shares), current.logprob)[0])
+        credited = _implied(credited, torch.autograd.grad(sum(contributions), current.logprob)[0])
         with torch.no_grad():
-            measured = main.loss.measure(current, credited.batch, main.token_weights)
+            measured = primary.loss.measure(current, credited.batch, primary.token_weights)
         summary |= summarised(measured)
-    if len(shares) > 1:
+    if len(contributions) > 1:
         names = distinct([term.loss.name for term in credited.terms])
         summary["terms"] = {
-            name: {"loss": float(share.detach()), "count": term.token_weights.count, "unit": term.loss.unit}
-            for name, term, share in zip(names, credited.terms, shares, strict=True)
+            name: {"loss": float(value.detach()), "count": term.token_weights.count, "unit": term.loss.unit}
+            for name, term, value in zip(names, credited.terms, contributions, strict=True)
         }
     return credited, summary
 
 
 def _implied(credited: Credited, gradient: Tensor) -> Credited:
-    """A loss of pairs has no advantage: each token's is the one whose policy gradient would be the loss's own."""
+    """Give a loss of pairs, which has no advantage, the one whose policy gradient would be the loss's own."""
     count = credited.primary.token_weights.count / credited.objective.weight
     batch = replace(credited.batch, advantage=-count * gradient)
     return replace(credited, batch=batch)
 
 
 def _token_weight(credited: Credited) -> Tensor:
-    """[B,T] what each token counts for; where a loss counts pairs, every token that takes part is 1."""
+    """[B,T] weight of each token; where a loss counts pairs, 1 for every token that takes part."""
     if credited.objective.preference:
         return credited.batch.active.to(torch.float64)
     return credited.primary.token_weights.weight
 
 
 def _row(credited: Credited, row: int | None, length: int) -> dict[str, Any]:
+    """The credit of one response; `row` is None where it takes no part."""
     if row is None:
         return {"kept": False, "advantage": [0.0] * length, "weight": [0.0] * length}
     batch = credited.batch

@@ -1,4 +1,4 @@
-"""`python -m align objectives`: what there is, read from the factories themselves."""
+"""`python -m align objectives`: describe objectives by the signatures and docstrings of their factories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNS = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a factory."""
+    """An argument of a factory, which is a key of YAML."""
 
     name: str
     kind: str  # its type and range
@@ -27,30 +27,31 @@ class Argument:
 
 @dataclass(frozen=True)
 class Entry:
-    """An objective as its docstring and signature describe it."""
+    """An objective, as its docstring and signature describe it."""
 
     name: str
     summary: str
     paper: str
-    limit: str  # where it is its baseline
-    text: str
+    limit: str  # the setting at which it equals its baseline
+    text: str  # the whole docstring
     arguments: list[Argument]
 
 
 def entry(name: str) -> Entry:
-    """Raises `KeyError` for a name that is none."""
+    """Describe the objective of this name. Raises `KeyError` for an unknown one."""
     factory = OBJECTIVES[name]
     text = inspect.getdoc(factory)
     lines = text.splitlines()
 
     def marked(mark: str) -> str:
+        """The rest of the line that begins with a mark."""
         return next(line.removeprefix(mark).strip() for line in lines if line.startswith(mark))
 
     return Entry(name, lines[0], marked("Paper:"), marked("Limit:"), text, arguments(factory))
 
 
 def arguments(factory: Callable) -> list[Argument]:
-    """The arguments of a factory: the keys that YAML may give."""
+    """The arguments of a factory, in their order."""
     hints = typing.get_type_hints(factory, include_extras=True)
     return [
         Argument(p.name, kind(hints[p.name]), "needed" if p.default is p.empty else str(p.default))
@@ -59,7 +60,7 @@ def arguments(factory: Callable) -> list[Argument]:
 
 
 def kind(hint: Any) -> str:
-    """A type in words: `float >= 0 < 1`, `code | paper`, `{start: int >= 1, end: int >= 1}`."""
+    """Put a type into words: `float >= 0 < 1`, `code | paper`, `{start: int >= 1, end: int >= 1}`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         ranges = [f"{SIGNS[type(r).__name__]} {vars_of(r)}" for r in parts[1:] if type(r).__name__ in SIGNS]

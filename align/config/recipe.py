@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import MinLen
 from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
 
 from align.config.sentinel import Sentinel
-from align.ranges import Count, Fraction, Positive, Section
+from align.ranges import (
+    ClipBound,
+    Count,
+    CountOrZero,
+    Fraction,
+    LoraRank,
+    Positive,
+    Section,
+    Seed,
+    Several,
+    WeightDecay,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class RewardFunction:
 class Adapter(Section):
     """LoRA on the policy; without this section all weights are trained."""
 
-    rank: Annotated[int, Ge(1), Le(512)] = 16
+    rank: LoraRank = 16
     alpha: Positive = 32.0
     targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], MinLen(1)] = "all-linear"
 
@@ -59,7 +70,7 @@ class Data(Section):
     pairs: str | None = Field(None, description="likewise, of rows with prompt, chosen and rejected")
     bank: str | None = Field(None, description="folder of `python -m align annotate`: the pairs' log-probabilities")
     args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
-    holdout: Annotated[int, Ge(0)] = Field(0, description="distinct prompts kept out of training, for evaluation")
+    holdout: CountOrZero = Field(0, description="distinct prompts kept out of training, for evaluation")
     holdout_by: str | None = Field(None, description="column whose values may not stand on both sides of the holdout")
     eval_prompts: str | None = Field(
         None, description="evaluation prompts from a source of their own, not a holdout; of pairs, besides it"
@@ -82,7 +93,7 @@ class Data(Section):
 class DynamicSampling(Section):
     """Drop groups whose responses are all correct or all wrong, and sample further prompts instead (DAPO)."""
 
-    rounds: Annotated[int, Ge(2)] = Field(4, description="most times that a step samples; then it takes what there is")
+    rounds: Several = Field(4, description="most times that a step samples; then it takes what there is")
 
 
 class Sampling(Section):
@@ -135,11 +146,11 @@ class Optim(Section):
 
     lr: Positive = 1e-5
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[FiniteFloat, Ge(0)] = 0.0
+    weight_decay: WeightDecay = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     schedule_steps: Count | None = Field(None, description="steps that schedules span; default: run.steps")
-    warmup_steps: Annotated[int, Ge(0)] = 0
-    max_grad_norm: Annotated[float, Gt(0)] = Field(1.0, description=".inf does not clip")
+    warmup_steps: CountOrZero = 0
+    max_grad_norm: ClipBound = Field(1.0, description=".inf does not clip")
     micro_batch_tokens: Count = Field(
         4096,
         description="most tokens in one forward and backward pass, with their attention; 4 x without a gradient",
@@ -163,7 +174,7 @@ class Run(Section):
 
     out: str
     steps: Count
-    seed: Annotated[int, Ge(0), Le(2**31)] = 0
+    seed: Seed = 0
     eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
     save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
     keep: Count = Field(3, description="checkpoints that stay; older ones are removed")
@@ -171,6 +182,9 @@ class Run(Section):
         None, description="run folder or checkpoint to go on from, your own: it is unpickled; --resume: that in run.out"
     )
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
+    verbose: bool = Field(
+        False, description="show what torch, DeepSpeed, vLLM and transformers print; so does ALIGN_VERBOSE=1"
+    )
 
 
 class Gate(Section):

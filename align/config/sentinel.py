@@ -10,12 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Literal
 
-from annotated_types import Gt
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
-from align.ranges import Count, Fraction, Positive, Section
+from align.ranges import Count, Factor, Fraction, Positive, Section
 
 Step = Mapping[str, float]  # a line of metrics.jsonl, with its `step`
 
@@ -113,7 +112,7 @@ class EntropyCollapse(Rule):
 class LengthDrift(Rule):
     """Finds that responses have become much longer or shorter than in the first steps."""
 
-    factor: Annotated[FiniteFloat, Gt(1)] = Field(4.0, description="longer or shorter than in the first steps")
+    factor: Factor = Field(4.0, description="longer or shorter than in the first steps")
 
     def finds(self, seen: Seen) -> str | None:
         first, last = (column(steps, "response/length") for steps in (seen.steps[: self.for_steps], seen.last))
@@ -161,7 +160,7 @@ class RatioBlowUp(Rule):
     """Finds that an importance ratio stays far above 1."""
 
     for_steps: Count = Field(3, description="newest steps that must all show it")
-    above: Annotated[FiniteFloat, Gt(1)] = Field(100.0, description="the largest ratio to the old policy")
+    above: Factor = Field(100.0, description="the largest ratio to the old policy")
 
     def finds(self, seen: Seen) -> str | None:
         found = above(seen.last, r"(.+/)?ratio_max", self.above)

@@ -34,7 +34,7 @@ class Bank:
     quantities: tuple[str, ...]  # those that every entry has
 
     def fill(self, batch: Batch) -> Batch:
-        """Add the bank's quantities to a batch, [B,T]. Every row must be in it, see `check`; an empty bank adds none."""
+        """Add the bank's quantities, [B,T], to a batch whose rows are all in it; an empty bank adds none."""
         if not self.quantities:
             return batch
         keys = [key(prompt, ids) for prompt, ids in zip(batch.prompt_ids, _responses(batch), strict=True)]
@@ -42,7 +42,7 @@ class Bank:
         return replace(batch, **found)
 
     def check(self, pairs: Sequence[Pair], where: str) -> None:
-        """Raise `DataError` for the first pair that is not in the bank; `where` is the key of the recipe that names it."""
+        """Raise `DataError` for the first pair that is not in the bank; `where` is the recipe's key that names it."""
         for number, pair in enumerate(pairs):
             for answer in pair.answers:
                 if key(pair.ids, answer.ids) not in self.entries:

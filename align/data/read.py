@@ -80,8 +80,8 @@ def split_rows(data: Data, rows: Rows, seed: int) -> Prompts:
 
 
 def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> list[Prompt]:
-    """Choose `count` distinct prompts by the seed; with `by`, whole groups that share a value of that column, so that it
-    may be a few more. Raises `DataError`."""
+    """Choose `count` distinct prompts by the seed; with `by`, whole groups that share a value of that column, so that
+    there may be a few more. Raises `DataError`."""
     distinct = list({prompt.text: prompt for prompt in prompts}.values())
     if count >= len(distinct):
         raise DataError(f"data.holdout: {count} of {len(distinct)} distinct prompts leaves none to train on")

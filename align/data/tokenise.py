@@ -15,7 +15,7 @@ Ends = Collection[int]  # ids of the tokens that end a response
 
 
 def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Prompt:
-    """Tokenise row `i` of a source, text or messages. Raises `DataError`; `ends` is that of `make_pair` and not used."""
+    """Tokenise the prompt of row `i`, text or messages; `ends` is not used (see `make_pair`). Raises `DataError`."""
     prompt = row["prompt"]
     if is_conversational({"prompt": prompt}):
         if tokenizer.chat_template is None:

@@ -1,4 +1,4 @@
-"""How DeepSpeed writes its files: a rank that cannot write one raises when all are through."""
+"""Write DeepSpeed's files so that a rank that cannot write one raises only when all ranks are through."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 
 class KeepsFailures(TorchCheckpointEngine):
-    """Writes DeepSpeed's files. Its ranks wait for each other between them, so a rank that cannot write one goes on
-    with the others and raises afterwards."""
+    """Writes DeepSpeed's files and keeps a failure for later: ranks wait for each other between files, so one that
+    raised at once would leave the others waiting."""
 
     failure: OSError | RuntimeError | None = None
 
     def save(self, state_dict: dict, path: str) -> None:
+        """Write one file, or keep why not."""
         try:
             super().save(state_dict, path)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
@@ -22,13 +23,14 @@ class KeepsFailures(TorchCheckpointEngine):
             Path(path).unlink(missing_ok=True)  # makes room for what the others still write
 
     def raise_failure(self) -> None:
+        """Raise the first failure kept, if there is one, and forget it."""
         failure, self.failure = self.failure, None
         if failure is not None:
             raise failure
 
 
 def keep_failures(engine: DeepSpeedEngine) -> KeepsFailures:
-    """Make the engine write its checkpoints so; of its own accord it would also copy a script between the barriers."""
+    """Make the engine write its checkpoints this way; by itself it would also copy a script between the barriers."""
     engine.checkpoint_engine = KeepsFailures(engine._config)
     engine._copy_recovery_script = lambda folder: None
     return engine.checkpoint_engine

@@ -1,4 +1,4 @@
-"""The policy in its DeepSpeed engine: scores rows, updates on terms, saves and restores."""
+"""The policy in its DeepSpeed engine: computes log-probabilities, updates on losses, saves and loads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Micro:
 
 
 class Learner:
-    """Owns the trained weights. Every method is collective: all ranks call it with the same batch."""
+    """Owns the trained weights. Methods are collective: all ranks call them with the same batch."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Learner:
         optim: Optim,
         frozen: Mapping[ModelRole, Policy] = MappingProxyType({}),
     ):
-        """`frozen`: the reference and the guide where they are models of their own, and not adapters of the policy's
-        base that can be switched off and on."""
+        """`frozen` holds reference and guide where they are models of their own, and not the policy's base with its
+        adapter off or with another one."""
         self.accelerator, self.layout, self.optim = accelerator, layout, optim
-        self.chunk = CHUNK
+        self.chunk = CHUNK  # positions whose logits exist at once
         optimizer, self.lr_factor = make_optimizer(policy, optim)
         self.lrs = [group["initial_lr"] for group in optimizer.param_groups]
         configure(accelerator, policy, optim)
@@ -67,7 +67,7 @@ class Learner:
 
     @contextmanager
     def _acting_as(self, who: ModelRole) -> Iterator[nn.Module]:
-        """The module that answers as the policy, the reference or the guide."""
+        """Give the module that computes as the policy, the reference or the guide inside the block."""
         if who == "policy":
             yield self.engine
         elif who in self.frozen:
@@ -79,7 +79,7 @@ class Learner:
     def _forward(
         self, batch: Batch, micro: Micro, wanted_BT: Tensor, quantities: Sequence[str], who: ModelRole
     ) -> dict[str, Tensor]:
-        """{quantity: [rows,T] on the CPU}; no rows still runs a pass, over the batch's first row, for nothing."""
+        """{quantity: [rows,T] on the CPU}. Without rows a pass runs over the batch's first one: it is collective."""
         rows = micro.rows
         part = batch.rows(torch.tensor(rows or [0]))
         wanted = wanted_BT[rows] if rows else torch.zeros_like(part.mask)
@@ -97,7 +97,7 @@ class Learner:
     def score(
         self, batch: Batch, rows_B: Tensor, quantities: Sequence[str] = ("logprob",), who: ModelRole = "policy"
     ) -> dict[str, Tensor]:
-        """{quantity: [B,T]} for the rows marked, 0 elsewhere, as one model says; the whole result on every rank."""
+        """{quantity: [B,T]} of one model for the rows marked, 0 elsewhere: the whole result on every rank."""
         out = {name: torch.zeros(batch.mask.shape) for name in quantities}
         found = []
         tokens = self.optim.micro_batch_tokens * UNTRACKED
@@ -112,18 +112,18 @@ class Learner:
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int], who: ModelRole = "policy") -> Tensor:
-        """[len(ids),V] float32 on the CPU: what one model expects behind each token, at the policy's temperature."""
+        """[len(ids),V] float32 on the CPU: one model's logits behind each token, at the policy's temperature."""
         batch = Batch.of([0], [[*ids[1:], ids[0]]], prompt_ids=[ids[:1]])
         with self._acting_as(who) as module:
             return module(layouts.padded.inputs(batch, batch.mask), ("logits",))["logits"][0].cpu()
 
     def update(self, sources: Sequence[Sequence[Credited]], step: int) -> dict[str, float]:
-        """One optimiser update on the sum of all terms; returns what was measured on the way.
+        """Take one optimiser update on the sum of all losses; {metric: value}, those of the losses among them.
 
-        `sources` holds what the objectives made of each source's batch. DeepSpeed averages gradients over ranks,
+        `sources` holds the credited batches of each source, one an objective. DeepSpeed averages gradients over ranks,
         so each rank's sum is multiplied by their number; the counts are those of the whole batch. Where no token
-        carries gradient nothing is updated, nor where loss or gradient is not finite (`skipped`); then weights and
-        optimiser stay what they were on all ranks.
+        carries gradient, and where loss or gradient is not finite (`skipped`), weights and optimiser stay as they are
+        on all ranks.
         """
         plan = self._plan(sources)
         lr = self.optim.lr * self.lr_factor(step)
@@ -152,19 +152,19 @@ class Learner:
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is a reference to compare with: a model of its own, or the base below the adapter."""
+        """Whether there is a reference: a model of its own, or the base below the adapter."""
         return "reference" in self.frozen or isinstance(self.model, PeftModel)
 
     @torch.no_grad()
     def measure(self, sources: Sequence[Sequence[Credited]]) -> tuple[float, dict[str, Tensor]]:
-        """(loss, {metric: its values}) without an update."""
+        """(loss, {metric: its values}) of a batch, without an update."""
         plan = self._plan(sources)
         found = [self._losses(credits, micro, sources) for credits, micro in plan]
         losses = gather_object([float(loss) for loss, _ in found])
         return sum(losses), _joined(gather_object([values for _, values in found]))
 
     def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[Sequence[Credited], Micro]]:
-        """(credits, micro-batch) of this rank, those of one source after those of another."""
+        """[(credits, micro-batch)] of this rank, source after source."""
         out = []
         for credits in sources:
             trained, coupled = _trained(credits), torch.stack([credited.coupled for credited in credits]).any(0)
@@ -194,18 +194,18 @@ class Learner:
     def _losses(
         self, credits: Sequence[Credited], micro: Micro, sources: Sequence[Sequence[Credited]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What these rows add to the loss of the whole batch, and {metric: values} of them."""
+        """(contribution of these rows to the loss of the whole batch, {metric: values} of them)."""
         quantities = _quantities(credits, sources)
         current = Current(**self._forward(credits[0].batch, micro, _trained(credits), quantities, "policy"))
         index = torch.tensor(micro.rows, dtype=torch.int64)
-        parts = [_part(credited.batch, index, current) for credited in credits] if micro.rows else []
+        parts = [micro_batch(credited.batch, index, current) for credited in credits] if micro.rows else []
         several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
-        return _loss(credits, parts, current, index), _measure(credits, parts, current, index, several)
+        return contribution(credits, parts, current, index), _measure(credits, parts, current, index, several)
 
     def _step(self) -> float:
-        """Apply the accumulated gradient if it is finite; its norm before clipping, over all ranks."""
+        """Apply the accumulated gradient if it is finite; return its norm before clipping, over all ranks."""
         if self.engine.zero_optimization():
-            self.engine.step()  # leaves out what is not finite by itself, and calls its norm infinite
+            self.engine.step()  # skips what is not finite by itself, and calls its norm infinite
             return float(self.engine.get_global_grad_norm())
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -216,19 +216,38 @@ class Learner:
         return norm
 
     def save(self, folder: Path) -> None:
-        """Trained weights, optimiser and random states of all ranks. Raises OSError or RuntimeError for what this
-        rank could not write, when all ranks are through."""
+        """Write trained weights, optimiser and random states of all ranks.
+
+        Raises `OSError` or `RuntimeError` for a file that this rank could not write, when all ranks are through.
+        """
         frozen = any(not p.requires_grad for p in self.engine.module.parameters())
         self.accelerator.save_state(str(folder), exclude_frozen_parameters=frozen, save_latest=False)
         self.writer.raise_failure()
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote."""
+        """Restore what `save` wrote."""
         self.accelerator.load_state(str(folder), load_module_strict=False)
 
 
+def micro_batch(batch: Batch, rows: Tensor, current: Current) -> Batch:
+    """The rows of a micro-batch. Where no earlier pass gave old log-probabilities, they are the current ones: nothing
+    was updated yet."""
+    part = batch.rows(rows)
+    return part if part.old_logprob is not None else replace(part, old_logprob=current.logprob.detach())
+
+
+def contribution(credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor) -> Tensor:
+    """Scalar: the contribution of these rows to the loss of the whole batch; 0 with a gradient of 0 for no rows."""
+    given = [value for f in fields(current) if (value := getattr(current, f.name)) is not None]
+    total = sum(value.sum() * 0.0 for value in given)  # ZeRO: heads that no loss here reads take part too
+    for credited, part in zip(credits, parts, strict=False):
+        total = total + sum(term.contribution(current, part, rows) for term in credited.terms)
+    return total
+
+
 def _quantities(credits: Sequence[Credited], sources: Sequence[Sequence[Credited]]) -> tuple[str, ...]:
-    """What these losses differentiate, and what any head gives: under ZeRO each head takes part in each pass."""
+    """Quantities that the update's pass computes: those that these losses read with a gradient, and those of all heads,
+    since under ZeRO each head takes part in each pass."""
     losses = [term.loss for source in sources for credited in source for term in credited.terms]
     names = {name for loss in losses for head in loss.heads for name in head.gives}
     names |= {name for credited in credits for name in credited.reads_current}
@@ -236,22 +255,8 @@ def _quantities(credits: Sequence[Credited], sources: Sequence[Sequence[Credited
 
 
 def _trained(credits: Sequence[Credited]) -> Tensor:
+    """[B,T] bool: tokens that some objective trains."""
     return torch.stack([credited.trained for credited in credits]).any(0)
-
-
-def _part(batch: Batch, rows: Tensor, current: Current) -> Batch:
-    """These rows. Where no earlier pass gave the policy's log-probabilities, this one does: nothing was updated yet."""
-    part = batch.rows(rows)
-    return part if part.old_logprob is not None else replace(part, old_logprob=current.logprob.detach())
-
-
-def _loss(credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor) -> Tensor:
-    """Scalar: what these rows add to the loss of the whole batch; 0 with a gradient of 0 for no rows."""
-    there = [value for f in fields(current) if (value := getattr(current, f.name)) is not None]
-    total = sum(value.sum() * 0.0 for value in there)  # what no loss of this source reads takes part too
-    for credited, part in zip(credits, parts, strict=False):
-        total = total + sum(term.contribution(current, part, rows) for term in credited.terms)
-    return total
 
 
 @torch.no_grad()
@@ -268,6 +273,6 @@ def _measure(
 
 
 def _joined(measured: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The values of all micro-batches of all ranks."""
+    """{metric: its values of all micro-batches of all ranks}."""
     names = sorted({name for values in measured for name in values})
     return {name: torch.cat([part[name] for part in measured if name in part]) for name in names}

@@ -1,4 +1,4 @@
-"""Dividing rows over ranks and micro-batches. Every rank computes the same plan from the whole batch."""
+"""Divide rows over ranks and micro-batches. Every rank computes the same plan from the whole batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from align.batch import Batch
 from align.model.layouts import Layout, Load, Row, rows
 
-UNTRACKED = 4  # times the tokens of a micro-batch where no gradient keeps what the layers made
+UNTRACKED = 4  # times the tokens of a micro-batch where no gradient is wanted: layers keep nothing then
 
 Plan = list[list[list[int]]]  # [rank][micro-batch] -> rows; all ranks have the same number of micro-batches
 
-Block = list[Row]  # rows that may not be parted
+Block = list[Row]  # rows that stay in one micro-batch
 
 Cost = Callable[[Load], float]
 
@@ -30,14 +30,14 @@ def divide(
     layout: Layout,
     quadratic: float,
 ) -> Plan:
-    """Rows marked in `rows_B`, spread over ranks and cut into micro-batches of at most `tokens`, each as even as
+    """Spread the rows marked in `rows_B` over ranks and cut them into micro-batches of at most `tokens`, as even as
     their order allows.
 
-    A micro-batch counts the tokens that the layout computes for what is wanted, and `quadratic` for each pair of
-    tokens of which one attends to the other: what that pair takes of the time of a token's other work. Rows of a
+    The cost of a micro-batch is the tokens that the layout computes for those wanted, and `quadratic` for each pair of
+    tokens of which one attends to the other: the cost of that pair as a fraction of a token's other work. Rows of a
     group stay neighbours, so that they can share their prompt; those of a group that are marked in `coupled_B` (pairs)
-    stay in one micro-batch. What is longer than `tokens` gets a micro-batch of its own. Where a rank has fewer blocks
-    than another has micro-batches some are empty: under ZeRO-3 every forward pass is collective.
+    stay in one micro-batch. A block that costs more than `tokens` gets a micro-batch of its own. Where a rank has fewer
+    blocks than another has micro-batches, some are empty: under ZeRO-3 every forward pass is collective.
     """
 
     def cost(load: Load) -> float:
@@ -54,7 +54,7 @@ def divide(
 
 
 def _blocks(everything: list[Row], rows_B: Tensor, coupled_B: Tensor) -> list[Block]:
-    """Rows by group, each a block of its own but for those that are coupled."""
+    """Rows by group: the coupled ones of a group are one block, each other row is one of its own."""
     blocks: dict[tuple[int, int], Block] = {}
     for row in sorted(everything, key=lambda row: row.group):
         if rows_B[row.index]:
@@ -64,7 +64,7 @@ def _blocks(everything: list[Row], rows_B: Tensor, coupled_B: Tensor) -> list[Bl
 
 
 def _fill(blocks: list[Block], limit: float, layout: Layout, cost: Cost) -> list[list[Block]]:
-    """Blocks in their order, each where there is room for it: the fewest parts within the limit."""
+    """Blocks in their order, in the fewest parts that stay within the limit."""
     parts: list[list[Block]] = []
     load = Load()
     for block in blocks:
@@ -79,8 +79,8 @@ def _fill(blocks: list[Block], limit: float, layout: Layout, cost: Cost) -> list
 
 
 def _split(blocks: list[Block], count: int, limit: float, layout: Layout, cost: Cost) -> list[list[Block]]:
-    """Blocks in their order in `count` parts, which they fit in by `limit`; the dearest is as cheap as it can be, to
-    one part in a thousand."""
+    """Blocks in their order in `count` parts, the costliest of which costs as little as it can, to one part in a
+    thousand; `limit` is a cost at which they fit."""
     if len(blocks) <= count:
         return [[block] for block in blocks] + [[]] * (count - len(blocks))
     low, high = 0.0, limit

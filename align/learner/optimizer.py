@@ -1,4 +1,4 @@
-"""The optimiser and its schedule, and what the recipe decides about DeepSpeed."""
+"""Make the optimiser and its schedule, and set what the recipe decides about DeepSpeed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from align.config.recipe import Optim
 from align.model.policy import Policy
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 def make_optimizer(policy: Policy, optim: Optim) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
-    """(optimiser of all that is trained, factor of its learning rates by step): the factor is a pure function of the
-    step, so a resume has nothing to restore."""
+    """(optimiser of all trained parameters, factor of their learning rates by step).
+
+    The factor is a pure function of the step, so a resumed run has nothing to restore.
+    """
     optimizer = OPTIMIZERS[optim.optimizer](_parameter_groups(policy, optim))
     schedule = get_scheduler(SCHEDULES[optim.schedule], optimizer, optim.warmup_steps, optim.schedule_steps)
     return optimizer, schedule.lr_lambdas[0]
 
 
 def configure(accelerator: Accelerator, policy: Policy, optim: Optim) -> None:
-    """What the recipe decides about DeepSpeed; the launch file decides the rest.
+    """Set what the recipe decides about DeepSpeed; the launch file decides the rest.
 
-    The micro-batch size is a formality: the plan makes the micro-batches. Clipping at infinity is no
-    clipping, while accelerate turns a 0 into its default of 1.
+    The micro-batch size is a formality: `micro_batches` makes them. Clipping at infinity is no clipping, while
+    accelerate turns a 0 into its default of 1.
     """
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     config["train_micro_batch_size_per_gpu"] = 1

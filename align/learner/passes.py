@@ -1,4 +1,4 @@
-"""Passes over a model for what links and losses ask for, and the clock that counts the seconds of a step."""
+"""Run the policy, the reference or the guide for the quantities that transforms and losses read."""
 
 from __future__ import annotations
 
@@ -14,23 +14,42 @@ from align.learner.learner import Learner
 from align.model.adapters import ModelRole
 from align.system.clock import Clock
 
+# {quantity of the batch: (the model that provides it, quantity of `Policy.forward`)}
+PROVIDED_BY: dict[str, tuple[ModelRole, str]] = {
+    "old_logprob": ("policy", "logprob"),
+    "entropy": ("policy", "entropy"),
+    "value": ("policy", "value"),
+    "ref_logprob": ("reference", "logprob"),
+    "guide_logprob": ("guide", "logprob"),
+    "reward_mask": ("reference", "activation_mask"),
+    "kl_mask": ("reference", "activation_mask"),
+}
+
 
 class ForwardPasses:
-    """Runs a model when a link or a loss asks for what only a model knows, once for each row and quantity."""
+    """Runs a model when a transform or a loss reads a quantity that only a model gives, once a row and quantity.
+
+    `old_from` is `sampler` or `trainer`: whose log-probabilities are the old ones.
+    """
 
     def __init__(self, learner: Learner, old_from: str, clock: Clock):
         self._learner, self._old_from, self._clock = learner, old_from, clock
         self.work: dict[str, int] = {}  # rows and tokens that went through a model, for the log
 
     def for_batch(self, needs: Collection[str] = ()) -> Annotate:
-        """For one batch and whatever links make of it; what a batch brings along is not computed. A pass reads along
-        what else is in `needs` and the same model says."""
+        """Make the `annotate` of one batch and of whatever transforms make of it.
+
+        A quantity that the batch brings along is not computed. A pass also gives those of `needs` that the same model
+        provides.
+        """
         done: dict[str, tuple[Tensor, Tensor]] = {}  # quantity -> (rows that have it, values)
 
         def computed(batch: Batch, name: str) -> bool:
+            """Whether a model gives this quantity and not the batch."""
             return name in PROVIDED_BY and (name in done or getattr(batch, name) is None)
 
         def annotate(batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
+            """Fill the quantities named for the rows marked; `reader` is who asks, for messages."""
             if self._old_from == "sampler" and batch.sampler_logprob is not None:
                 batch = replace(batch, old_logprob=batch.sampler_logprob)
             for name in names:
@@ -47,7 +66,7 @@ class ForwardPasses:
     def _compute(
         self, batch: Batch, names: Sequence[str], rows_B: Tensor, done: dict[str, tuple[Tensor, Tensor]]
     ) -> None:
-        """The first of `names` for the rows that lack it, and those others that the same model says."""
+        """Compute the first of `names` for the rows that lack it, and those others that the same model provides."""
         nothing = torch.zeros_like(rows_B), torch.zeros_like(batch.weight)
         who, _ = PROVIDED_BY[names[0]]
         missing = rows_B & ~done.setdefault(names[0], nothing)[0]
@@ -62,15 +81,3 @@ class ForwardPasses:
         for unit, count in (("rows", missing.sum()), ("tokens", batch.mask[missing].sum())):
             key = f"pass/{names[0]}/{unit}"
             self.work[key] = self.work.get(key, 0) + int(count)
-
-
-# quantity -> who says it, and what is read of them
-PROVIDED_BY: dict[str, tuple[ModelRole, str]] = {
-    "old_logprob": ("policy", "logprob"),
-    "entropy": ("policy", "entropy"),
-    "value": ("policy", "value"),
-    "ref_logprob": ("reference", "logprob"),
-    "guide_logprob": ("guide", "logprob"),
-    "reward_mask": ("reference", "activation_mask"),
-    "kl_mask": ("reference", "activation_mask"),
-}

@@ -1,5 +1,7 @@
-"""What a few tokens tell about a model, before anything is sampled or trained: whether its head and its attention are
-as this library takes them to be. Every function is collective."""
+"""Find out on a few tokens whether a model's head and attention are supported, before anything is sampled or trained.
+
+Every function is collective.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from align.model.policy import Policy, read_tokens
 
 @torch.no_grad()
 def check_head(learner: Learner) -> None:
-    """Raises `ModelError` for a model that makes logits of its hidden states in a way that is not known here."""
+    """Raise `ModelError` for a model whose logits are not those that `Policy.logits` makes of its hidden states."""
     batch = Batch.of([0], [[1, 2, 3]], prompt_ids=[[1, 2]])
     gap = float(learner.engine(padded.inputs(batch, batch.mask), ("head_gap",))["head_gap"])
     if not gap < 1e-2 * max(1.0, 1 / learner.engine.module.temperature):
@@ -26,8 +28,9 @@ def check_head(learner: Learner) -> None:
 
 @torch.no_grad()
 def packs(module: nn.Module) -> bool:
-    """Whether packing a few rows behind their shared prompts leaves their log-probabilities as they are padded side
-    by side: whatever mixes rows (a recurrent state, positions that are not asked for) would change them by much.
+    """Whether rows packed behind their shared prompts have the log-probabilities that they have padded side by side.
+
+    Whatever mixes rows, such as a recurrent state or positions that are ignored, would change them by much.
 
     `module` is a `Policy`, or the engine around one.
     """

@@ -1,4 +1,4 @@
-"""The policy's weights on their way out: merged under the base model's names, or the adapter alone."""
+"""Give out the policy's weights: merged under the base model's names, or the adapter alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 
-def _gathered(parameters: list[nn.Parameter]):
-    """Whole parameters inside the context, under ZeRO-3 too; collective there, and free elsewhere."""
-    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
-    return GatheredParameters(partitioned) if partitioned else nullcontext()
-
-
 @torch.no_grad()
 def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name in the base model, weight) of every parameter, LoRA added in, one layer at a time.
 
     The sum is made beside the trainer's weights, never in place: merging and unmerging would round them.
-    A tied head is given too: a sampler that ties by copying would keep the old one.
+    A tied head is given too: a sampler that ties by copying would keep the old one. Collective under ZeRO-3.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     inside: set[int] = set()
@@ -45,7 +39,7 @@ def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """{name: whole tensor on the CPU} of what is trained; under ZeRO-3 only these are gathered."""
+    """{name: whole tensor on the CPU} of the trained parameters; under ZeRO-3 only these are gathered. Collective."""
     out = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -55,11 +49,15 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save(model: nn.Module, folder: Path, write: bool) -> None:
-    """The adapter in PEFT format, or the whole model. Gathering is collective; ranks with `write` store it."""
+    """Save the adapter in PEFT format, or the whole model. Gathering is collective; ranks with `write` store it."""
     state = trainable(model)
     if write:
         # the embeddings are never trained here, and looking for them would ask the hub for the base model
-        kind = (
-            {"save_embedding_layers": False, "selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-        )
-        model.save_pretrained(folder, state_dict=state, **kind)
+        own = {"save_embedding_layers": False, "selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+        model.save_pretrained(folder, state_dict=state, **own)
+
+
+def _gathered(parameters: list[nn.Parameter]):
+    """Make parameters whole inside the block under ZeRO-3, where it is collective; elsewhere they are already."""
+    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+    return GatheredParameters(partitioned) if partitioned else nullcontext()

@@ -1,4 +1,4 @@
-"""Heads: small modules trained beside the policy, in its engine and optimiser.
+"""The type of a head: a small module trained beside the policy, in its engine and optimiser.
 
 A head reads hidden states at the prefix of each token, so it cannot see the token that it judges. It is saved and
 resumed with the policy and left out of what is shipped.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # reading a recipe loads no engine
 
 
 class Head(Protocol):
-    """What a loss says of the module that it trains. Two losses may share a head, if they say the same of it.
+    """Description of a module that a loss trains. Two losses may share a head if their descriptions are equal.
 
     The module maps hidden states, one [R,N,D] a layer, to {quantity: [R,N] float32}.
     """
@@ -25,22 +25,22 @@ class Head(Protocol):
 
     @property
     def reads(self) -> Literal["policy", "reference"]:
-        """Whose hidden states it reads: the policy's last one, or the reference's of every layer."""
+        """Source of its hidden states: the policy's last layer, or every layer of the reference."""
         ...
 
     @property
     def gives(self) -> tuple[str, ...]:
-        """The quantities that it computes."""
+        """Names of the quantities that it computes."""
         ...
 
     @property
     def lr(self) -> float | None:
-        """Its learning rate; None: the policy's."""
+        """Learning rate; None: the policy's."""
         ...
 
     @property
     def weight_decay(self) -> float | None:
-        """Its weight decay; None: the policy's."""
+        """Weight decay; None: the policy's."""
         ...
 
     def build(self, config: PretrainedConfig) -> nn.Module:

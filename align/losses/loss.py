@@ -1,4 +1,4 @@
-"""Losses: each is a weighted sum over tokens, sequences or pairs, and the count that `learner.update` divides it by.
+"""The type of a loss: a weighted sum over tokens, sequences or pairs, and the count that it is divided by.
 
 No loss divides by itself: the count is taken once over the whole batch, so micro-batches, padding and the
 number of processes never change the gradient.
@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
 from align.batch import Batch
 from align.losses.head import Head
-from align.ranges import Section
+from align.ranges import Divisor, Section
 
 
 @dataclass(frozen=True)
 class Current:
-    """What the policy and the modules beside it say now about some rows of the batch; carries the gradient.
+    """Outputs of the current policy and of the heads for some rows of the batch; they carry the gradient.
 
     All but `logprob` are there only where a loss names them in `reads_current`.
     """
@@ -36,24 +35,24 @@ class Current:
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """What a loss sums over: a weight for each token or pair, and the divisor of the sum."""
+    """Weights of a loss: one for each token, row or pair, and the divisor of the weighted sum."""
 
     weight: Tensor  # [B,T], or [B,1] where a loss has one value a row; 0 where it counts for nothing
-    trained: Tensor  # [B,T] bool, tokens of which the loss reads what the policy says now; others are never computed
-    count: float
+    trained: Tensor  # [B,T] bool, tokens whose current policy outputs the loss reads; others are never computed
+    count: float  # of the whole batch, in `Loss.unit`
 
     def rows(self, index: Tensor) -> TokenWeights:
-        """Those of the rows at `index`; the count stays that of the whole batch."""
+        """The weights of the rows at `index`; the count stays that of the whole batch."""
         return replace(self, weight=self.weight[index], trained=self.trained[index])
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A term of the objective.
+    """A term of the objective: coef * sum(weight * value) / count.
 
-    `weigh` runs once on the whole batch; `values` gives a value for each entry of the weight, for any rows
-    of the batch, and `total` sums what they weigh. `measure` gives further values, of as many tokens or pairs
-    as it likes: the log gets their mean over the batch, or the extreme where a name ends in `_min` or `_max`.
+    `weigh` runs once on the whole batch. `values` gives a value for each entry of the weight, for any rows of the
+    batch. `measure` gives further values for the log, any number of them under each name: the log gets their mean
+    over the batch, or the extreme where a name ends in `_min` or `_max`.
     """
 
     name: str
@@ -61,22 +60,22 @@ class Loss:
     weigh: Callable[[Batch], TokenWeights]
     values: Callable[[Current, Batch], Tensor]
     needs: tuple[str, ...] = ()  # fields of the batch
-    weigh_needs: tuple[str, ...] = ()  # those that `weigh` reads already, before it is known which rows are live
+    weigh_needs: tuple[str, ...] = ()  # those that `weigh` reads already, before it is known which rows are trained
     reads_current: tuple[str, ...] = ()  # fields of `Current`, besides logprob
-    heads: tuple[Head, ...] = ()  # modules trained beside the policy, for what it differentiates
+    heads: tuple[Head, ...] = ()  # modules trained beside the policy, for fields of `Current` that heads compute
     coef: float = 1.0
-    measure: Callable[[Current, Batch, TokenWeights], dict[str, Tensor]] = lambda current, batch, weighted: {}
+    measure: Callable[[Current, Batch, TokenWeights], dict[str, Tensor]] = lambda current, batch, weights: {}
     check: Callable[[int], None] = lambda group_size: None  # raises ValueError where the group size cannot work
-    warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # what the step's metrics give away
+    warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # a warning from the step's metrics
 
     def total(self, current: Current, batch: Batch, weight: Tensor) -> Tensor:
-        """Scalar coef * sum of weight * value; whatever stands where the weight is 0 has no effect."""
+        """Scalar coef * sum(weight * value); values where the weight is 0, NaN included, have no effect."""
         value = self.values(current, batch)
         return self.coef * torch.where(weight != 0, value * weight, 0.0).sum()
 
 
 def summarised(measured: Mapping[str, Tensor]) -> dict[str, float]:
-    """The mean of each measure over its values, or the extreme that its name asks for; none for no values."""
+    """The mean of each measure over its values, or the extreme that its name asks for; no entry for no values."""
     reduce = {"_min": torch.min, "_max": torch.max}
     return {
         name: float(reduce.get(name[-4:], torch.mean)(value.double())) for name, value in measured.items() if len(value)
@@ -86,13 +85,13 @@ def summarised(measured: Mapping[str, Tensor]) -> dict[str, float]:
 class TokensPerRow(Section):
     """Sum over tokens / (rows * tokens_per_row): Dr.GRPO (arXiv 2503.20783) as TRL's `dr_grpo` has it."""
 
-    tokens_per_row: Annotated[float, Gt(0)]
+    tokens_per_row: Divisor
 
 
 class Constant(Section):
     """Sum over tokens / constant: verl's `seq-mean-token-sum-norm`, which does not divide by the rows."""
 
-    constant: Annotated[float, Gt(0)]
+    constant: Divisor
 
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] | TokensPerRow | Constant
@@ -101,7 +100,7 @@ Denominator = Literal["full", "selected"]
 
 
 def unit_of(aggregation: Aggregation) -> str:
-    """What the count of this aggregation counts."""
+    """The unit of the count under this aggregation: token, sequence or constant."""
     if isinstance(aggregation, Constant):
         return "constant"
     return "token" if aggregation == "token-mean" else "sequence"

@@ -7,23 +7,19 @@ the loss is the mean over pairs, never over tokens. Log-ratios are those of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align.batch import Batch
 from align.losses.loss import Current, Loss, TokenWeights
-
-Beta = Annotated[float, Gt(0)]
-
-Smoothing = Annotated[float, Ge(0), Lt(0.5)]
+from align.ranges import Beta, Coef, LabelSmoothing, Smoothing
 
 
 class PairError(ValueError):
-    """The kept rows of a group that are no pair; `group` is its number."""
+    """Raised for a group whose kept rows are no pair; `group` is its number."""
 
     def __init__(self, group: int):
         super().__init__("a pair is exactly one chosen and one rejected response among the kept rows of a group")
@@ -31,7 +27,10 @@ class PairError(ValueError):
 
 
 def pair_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """([P] rows of the chosen, [P] of the rejected responses), pair by pair. Raises `PairError`."""
+    """([P] int64 rows of the chosen, [P] of the rejected responses), pair by pair.
+
+    Raises `PairError` for a group whose kept rows are not one chosen and one rejected response.
+    """
     kept, side = batch.kept.nonzero()[:, 0], batch.need("chosen", "a loss of pairs")
     chosen, rejected = kept[side[kept]], kept[~side[kept]]
     chosen = chosen[batch.group[chosen].argsort(stable=True)]
@@ -48,10 +47,12 @@ def log_ratio(current: Current, batch: Batch) -> Tensor:
 
 
 def mean_over_tokens(value_BT: Tensor, batch: Batch) -> Tensor:
+    """[B] sum over T / number of active tokens, 0 where there is none; `value` is 0 at tokens that take no part."""
     return value_BT.sum(1) / batch.active.sum(1).clamp(min=1)
 
 
 def _each_pair(batch: Batch) -> TokenWeights:
+    """Weight 1 at the chosen row of each pair, whose value is that of the pair; the count is the number of pairs."""
     chosen, _ = pair_rows(batch)
     weight = torch.zeros(len(batch.mask), 1, dtype=batch.weight.dtype)
     weight[chosen] = 1.0
@@ -61,25 +62,25 @@ def _each_pair(batch: Batch) -> TokenWeights:
 def pair_loss(
     name: str,
     score: Callable[[Current, Batch], Tensor],
-    of: Callable[[Tensor], Tensor],
+    of_difference: Callable[[Tensor], Tensor],
     beta: float,
     measure: Callable[[Current, Batch], dict[str, Tensor]] = lambda current, batch: {},
     **rest,
 ) -> Loss:
-    """`of` (elementwise) the score of the chosen less that of the rejected response ([B] each).
+    """of_difference(score[chosen] - score[rejected]), mean over pairs; `score` gives [B], `of_difference` [P] of [P].
 
     The log has that difference as `logit`, and beside it DPO's `margin`, beta times the difference of
     the summed log-ratios, with its accuracy, wherever there is a reference: a loss that falls may still prefer
-    the wrong response.
+    the wrong response. `rest` are further fields of `Loss`.
     """
 
     def values(current: Current, batch: Batch) -> Tensor:
         chosen, rejected = pair_rows(batch)
         score_B = score(current, batch)
         out = torch.zeros(len(batch.mask), 1, dtype=score_B.dtype)
-        return out.index_put((chosen,), of(score_B[chosen] - score_B[rejected])[:, None])
+        return out.index_put((chosen,), of_difference(score_B[chosen] - score_B[rejected])[:, None])
 
-    def measured(current: Current, batch: Batch, weighted: TokenWeights) -> dict[str, Tensor]:
+    def measured(current: Current, batch: Batch, weights: TokenWeights) -> dict[str, Tensor]:
         chosen, rejected = pair_rows(batch)
         score_B = score(current, batch)
         logit = score_B[chosen] - score_B[rejected]
@@ -94,23 +95,26 @@ def pair_loss(
     return Loss(name, unit="pair", weigh=_each_pair, weigh_needs=("chosen",), values=values, measure=measured, **rest)
 
 
-def smoothed(label_smoothing: float, form: Literal["conservative", "robust"]) -> Callable[[Tensor], Tensor]:
-    """Elementwise -log sigmoid(z) where a share of the labels is wrong: cDPO, or its unbiased form (2403.00409)."""
+def smoothed(label_smoothing: float, form: LabelSmoothing) -> Callable[[Tensor], Tensor]:
+    """The function -log sigmoid(z), elementwise, where a share of the labels is wrong.
 
-    def of(z: Tensor) -> Tensor:
+    cDPO, or its unbiased form (arXiv 2403.00409 `robust`). A share of 0 is -log sigmoid(z) itself.
+    """
+
+    def of_difference(z: Tensor) -> Tensor:
         right, wrong = (1 - label_smoothing) * -logsigmoid(z), label_smoothing * -logsigmoid(-z)
         return right + wrong if form == "conservative" else (right - wrong) / (1 - 2 * label_smoothing)
 
-    return of
+    return of_difference
 
 
 def pair_logistic(
-    *,
-    beta: Beta = 0.1,
-    label_smoothing: Smoothing = 0.0,
-    smoothing: Literal["conservative", "robust"] = "conservative",
+    *, beta: Beta = 0.1, label_smoothing: Smoothing = 0.0, smoothing: LabelSmoothing = "conservative"
 ) -> Loss:
-    """-log sigmoid(beta (sum lr_w - sum lr_l)): DPO (arXiv 2305.18290 eq. 7); ln 2 where policy = reference."""
+    """-log sigmoid(beta * (log_ratio[chosen] - log_ratio[rejected])), log-ratios summed over tokens: DPO.
+
+    arXiv 2305.18290 eq. 7; ln 2 where policy = reference.
+    """
     return pair_loss(
         "pair_logistic",
         lambda current, batch: beta * log_ratio(current, batch).sum(1),
@@ -121,10 +125,10 @@ def pair_logistic(
 
 
 def pair_squared(*, beta: Beta = 0.1, form: Literal["mean", "sum"] = "mean") -> Loss:
-    """(lr_w - lr_l - 1/(2 beta))^2: IPO (arXiv 2310.12036 eq. 17).
+    """(log_ratio[chosen] - log_ratio[rejected] - 1 / (2 beta))^2: IPO (arXiv 2310.12036 eq. 17).
 
-    `form`: lr is the mean over a response's tokens (TRL) or their sum (eq. 17 as it is printed). A beta of one
-    form is none of the other.
+    `form`: a response's log-ratio is the mean over its tokens (TRL) or their sum (eq. 17 as it is printed). The two
+    need different betas.
     """
 
     def score(current: Current, batch: Batch) -> Tensor:
@@ -136,13 +140,17 @@ def pair_squared(*, beta: Beta = 0.1, form: Literal["mean", "sum"] = "mean") -> 
 
 
 def kl_by_side(current: Current, batch: Batch) -> dict[str, Tensor]:
+    """{metric: [P]} KL(reference || policy) in nats, summed over each response's tokens, by side of the pair."""
     kl = torch.where(batch.active, current.ref_kl, 0.0).sum(1)
     chosen, rejected = pair_rows(batch)
     return {"kl_ref_policy/chosen": kl[chosen], "kl_ref_policy/rejected": kl[rejected]}
 
 
-def chosen_nll(*, coef: Annotated[float, Ge(0)] = 1.0, form: Literal["sum", "mean"] = "sum") -> Loss:
-    """-coef sum log p of a chosen response, or its mean over the tokens; mean over them: supervised fine-tuning."""
+def chosen_nll(*, coef: Coef = 1.0, form: Literal["sum", "mean"] = "sum") -> Loss:
+    """-coef * sum of logprob over the tokens of a chosen response, averaged over responses: supervised fine-tuning.
+
+    `form: mean` has the mean over a response's tokens in place of the sum.
+    """
 
     def weigh(batch: Batch) -> TokenWeights:
         rows = batch.kept & batch.need("chosen", "chosen_nll")
@@ -160,5 +168,5 @@ def chosen_nll(*, coef: Annotated[float, Ge(0)] = 1.0, form: Literal["sum", "mea
         needs=("chosen",),
         weigh_needs=("chosen",),
         coef=coef,
-        measure=lambda current, batch, weighted: {"nll": -current.logprob[weighted.trained]},
+        measure=lambda current, batch, weights: {"nll": -current.logprob[weights.trained]},
     )

@@ -1,19 +1,23 @@
-"""Terms that one adds to an objective: KL to the reference, entropy bonus."""
+"""Terms to add to an objective: KL to the reference, entropy bonus."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
 from align import ops
 from align.batch import Batch
 from align.losses.loss import Aggregation, Current, Loss, TokenWeights, normalise, unit_of
+from align.ranges import PositiveCoef
+
+KL_ESTIMATORS = {"k1": ops.kl_k1_policy_ref, "k2": ops.kl_k2_policy_ref, "k3": ops.kl_k3_policy_ref}
+
+Rows = Literal["kept", "all"]
 
 
-def _every_token(batch: Batch, rows: Literal["kept", "all"], aggregation: Aggregation) -> TokenWeights:
+def _every_token(batch: Batch, rows: Rows, aggregation: Aggregation) -> TokenWeights:
     """Weights of a term that looks at all tokens of the kept rows, or of all rows, whatever was selected."""
     taken = batch.mask if rows == "all" else batch.mask & batch.kept[:, None]
     count_rows = len(batch.mask) if rows == "all" else int(batch.kept.sum())
@@ -21,21 +25,18 @@ def _every_token(batch: Batch, rows: Literal["kept", "all"], aggregation: Aggreg
     return TokenWeights(weight.to(batch.weight.dtype), weight != 0, count)
 
 
-KL_ESTIMATORS = {"k1": ops.kl_k1_policy_ref, "k2": ops.kl_k2_policy_ref, "k3": ops.kl_k3_policy_ref}
-
-
 def kl_policy_ref(
     *,
-    coef: Annotated[float, Gt(0)],
+    coef: PositiveCoef,
     estimator: Literal["k1", "k2", "k3"] = "k3",
-    rows: Literal["kept", "all"] = "kept",
+    rows: Rows = "kept",
     aggregation: Aggregation = "token-mean",
 ) -> Loss:
     """coef * KL(policy || reference), estimated on the sampled tokens; GRPO has k3 (arXiv 2402.03300 eq. 4).
 
-    `rows`: `kept` spends no pass on dropped rows; `all` acts on every response as GFPO eq. 2 does. The mean
+    `rows`: `kept` costs no forward pass for dropped rows; `all` acts on every response as GFPO eq. 2 does. The mean
     runs over the tokens of those rows. As a loss, k1 has no pull towards the reference on average (its
-    expected gradient is 0); k2 and k3 do.
+    expected gradient is 0); k2 and k3 have one.
     """
 
     def values(current: Current, batch: Batch) -> Tensor:
@@ -49,15 +50,11 @@ def kl_policy_ref(
         values=values,
         needs=("ref_logprob",),
         coef=coef,
-        measure=lambda current, batch, weighted: {
-            f"kl_{estimator}_policy_ref": values(current, batch)[weighted.trained]
-        },
+        measure=lambda current, batch, weights: {f"kl_{estimator}_policy_ref": values(current, batch)[weights.trained]},
     )
 
 
-def entropy_bonus(
-    *, coef: Annotated[float, Gt(0)], rows: Literal["kept", "all"] = "kept", aggregation: Aggregation = "token-mean"
-) -> Loss:
+def entropy_bonus(*, coef: PositiveCoef, rows: Rows = "kept", aggregation: Aggregation = "token-mean") -> Loss:
     """-coef * H, H the entropy in nats of the policy's full distribution at each token, at the sampling temperature."""
     return Loss(
         "entropy_bonus",
@@ -66,5 +63,5 @@ def entropy_bonus(
         values=lambda current, batch: -current.entropy,
         reads_current=("entropy",),
         coef=coef,
-        measure=lambda current, batch, weighted: {"entropy": current.entropy[weighted.trained]},
+        measure=lambda current, batch, weights: {"entropy": current.entropy[weights.trained]},
     )

@@ -1,26 +1,26 @@
-"""Policy-gradient losses: clipped surrogates of the token's or the response's ratio, and CISPO's bounded weight."""
+"""Policy-gradient losses: clipped surrogates of the token's or the response's importance ratio."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from align import ops
 from align.batch import Batch
 from align.losses.loss import Aggregation, Current, Denominator, Loss, TokenWeights, normalise, unit_of
+from align.ranges import ClipHigh, ClipLow, DualClip, RatioForm
 
 
 def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominator) -> TokenWeights:
-    """Weights of the policy-gradient term: the active tokens, times their importance weight.
+    """Weights of a policy-gradient loss: the active tokens, times their importance weight.
 
-    `full` counts every response that has a reward, dropped ones included (GFPO eq. 2); `selected` counts
-    the active tokens, and the rows that have one.
+    `denominator`: `full` counts the tokens of every response that has a reward, dropped ones included (GFPO eq. 2);
+    `selected` counts the active tokens, and the rows that have one.
     """
     counted = batch.mask if denominator == "full" else batch.active
     rows = len(batch.mask) if denominator == "full" else int(counted.any(1).sum())
@@ -32,9 +32,9 @@ def policy_weight(batch: Batch, aggregation: Aggregation, denominator: Denominat
 
 def clipped_surrogate(
     *,
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
-    dual_clip: Annotated[float, Gt(1)] = math.inf,
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
+    dual_clip: DualClip = math.inf,
     aggregation: Aggregation = "token-mean",
     denominator: Denominator = "full",
 ) -> Loss:
@@ -55,9 +55,9 @@ def clipped_surrogate(
 def sequence_surrogate(
     *,
     ratio: Literal["mean", "product"] = "mean",
-    form: Literal["sequence", "token"] = "sequence",
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 3e-4,
-    clip_high: Annotated[float, Ge(0)] = 4e-4,
+    form: RatioForm = "sequence",
+    clip_low: ClipLow = 3e-4,
+    clip_high: ClipHigh = 4e-4,
     aggregation: Aggregation = "seq-mean-token-mean",
     denominator: Denominator = "full",
 ) -> Loss:
@@ -80,9 +80,9 @@ def sequence_surrogate(
         return _clipped(of_response(current, batch), batch.advantage, clip_low, clip_high, math.inf)
 
     def weigh(batch: Batch) -> TokenWeights:
-        """The ratio reads every token of a response, those without weight of their own too."""
-        weighted = policy_weight(batch, aggregation, denominator)
-        return replace(weighted, trained=weighted.trained.any(1, keepdim=True) & batch.mask)
+        """Weights of the tokens; `trained` is the whole response, for the ratio reads every token of it."""
+        weights = policy_weight(batch, aggregation, denominator)
+        return replace(weights, trained=weights.trained.any(1, keepdim=True) & batch.mask)
 
     bounds = (clip_low, clip_high, math.inf)
     loss = surrogate("sequence_surrogate", values, of_response, bounds, aggregation, denominator)
@@ -108,11 +108,15 @@ def surrogate(
     aggregation: Aggregation,
     denominator: Denominator,
 ) -> Loss:
-    """A loss that reads the credit; `bounds` (clip_low, clip_high, dual_clip) tell the log where it is flat."""
+    """A loss of advantages and importance ratios; `values` and `ratio` give [B,T].
+
+    `bounds` are (clip_low, clip_high, dual_clip); with them the log counts the tokens that a clip leaves without
+    gradient.
+    """
     clip_low, clip_high, dual_clip = bounds
 
-    def measure(current: Current, batch: Batch, weighted: TokenWeights) -> dict[str, Tensor]:
-        r, a = ratio(current, batch)[weighted.trained], batch.advantage[weighted.trained]
+    def measure(current: Current, batch: Batch, weights: TokenWeights) -> dict[str, Tensor]:
+        r, a = ratio(current, batch)[weights.trained], batch.advantage[weights.trained]
         low, high = (r < 1 - clip_low) & (a < 0), (r > 1 + clip_high) & (a > 0)
         far = (r > dual_clip) & (a < 0)
         k3 = r - 1 - r.log()

@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from align.batch import Batch
 from align.losses.loss import Aggregation, Current, Loss, TokenWeights, normalise, unit_of
+from align.ranges import ClipBound, HeadLearningRate, PositiveCoef, ValueHidden
 
 
 @dataclass(frozen=True)
 class Value:
     """The value head of PPO: linear on the policy's last hidden state."""
 
-    hidden: Literal["shared", "detached"]  # detached: its gradient stops here and never reaches the policy
+    hidden: ValueHidden  # detached: its gradient stops here and never reaches the policy
     lr: float | None  # None: that of the policy
 
     name = "value"
@@ -29,11 +28,12 @@ class Value:
     weight_decay = None
 
     def build(self, config: PretrainedConfig) -> nn.Module:
+        """The head with its first weights, of the width of this model."""
         return ValueHead(config.get_text_config().hidden_size, detached=self.hidden == "detached")
 
 
 class ValueHead(nn.Module):
-    """Starts at 0 everywhere: without knowledge, no state is better than another."""
+    """A linear map of the last hidden state. Its weights start at 0, so the first value of every prefix is 0."""
 
     def __init__(self, width: int, detached: bool):
         super().__init__()
@@ -43,23 +43,24 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`hidden`: one [R,N,D] a layer. {value: [R,N] float32}."""
+        """{value: [R,N] float32}, from one [R,N,D] a layer."""
         last = hidden[-1].detach() if self.detached else hidden[-1]
         return {"value": self.linear(last.to(self.linear.weight.dtype))[..., 0].float()}
 
 
 def value_loss(
     *,
-    coef: Annotated[float, Gt(0)] = 1.0,
-    clip: Annotated[float, Gt(0)] = math.inf,
-    lr: Annotated[float, Gt(0)] | None = None,
-    hidden: Literal["shared", "detached"] = "detached",
+    coef: PositiveCoef = 1.0,
+    clip: ClipBound = math.inf,
+    lr: HeadLearningRate | None = None,
+    hidden: ValueHidden = "detached",
     aggregation: Aggregation = "seq-mean-token-mean",
 ) -> Loss:
     """coef / 2 * max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) over the active tokens.
 
-    PPO as OpenRLHF and RTO's code have it (clip 0.2). `lr` is that of the value head, by default the policy's;
-    `hidden: shared` lets its gradient into the policy, whose learning rate then counts there.
+    V is the value head now, V_old before the update, R the returns. PPO as OpenRLHF and RTO's code have it (clip 0.2).
+    `lr` is that of the value head, by default the policy's; `hidden: shared` lets its gradient into the policy too,
+    which follows it with its own learning rate.
     """
 
     def weigh(batch: Batch) -> TokenWeights:
@@ -71,8 +72,8 @@ def value_loss(
         near = old + (value - old).clamp(-clip, clip)
         return 0.5 * torch.maximum((value - returns) ** 2, (near - returns) ** 2)
 
-    def measure(current: Current, batch: Batch, weighted: TokenWeights) -> dict[str, Tensor]:
-        value, returns = current.value[weighted.trained], batch.returns[weighted.trained]
+    def measure(current: Current, batch: Batch, weights: TokenWeights) -> dict[str, Tensor]:
+        value, returns = current.value[weights.trained], batch.returns[weights.trained]
         return {"value": value, "returns": returns, "value_error": (value - returns).abs()}
 
     return Loss(

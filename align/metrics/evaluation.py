@@ -1,4 +1,4 @@
-"""Held-out evaluation: rewards, pass@k, length and truncation, sampled and greedy."""
+"""Metrics of a held-out evaluation: rewards, pass@k, length and truncation, sampled and greedy; pairs; KL."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from align.rollout.rollouts import Rollout
 
 
 def pass_at(k: int, correct: Sequence[bool]) -> float:
-    """Chance that one of k responses drawn without replacement is correct (Chen et al. 2021, eq. 1)."""
+    """Probability in [0, 1] that one of k responses drawn without replacement is correct (Chen et al. 2021, eq. 1).
+
+    Needs at least k responses.
+    """
     n, c = len(correct), sum(correct)
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
 def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequence[int]) -> dict[str, float]:
-    """Means over prompts, with 95% bootstrap intervals over prompts for those that the report shows.
+    """{`eval/...`: mean over prompts}, with 95% bootstrap intervals over prompts for those that the report shows.
 
-    A response whose reward failed is neither right nor wrong; prompts with fewer than k others have no pass@k."""
+    A response whose reward failed is neither right nor wrong; prompts with fewer than k others have no pass@k.
+    """
     groups: dict[int, list[Rollout]] = {}
     for rollout in sampled:
         groups.setdefault(rollout.group, []).append(rollout)
@@ -51,7 +55,7 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
 
 
 def names(rewards: Sequence[str], ks: Sequence[int]) -> list[str]:
-    """All that `summarise` and `drift` can give."""
+    """Names of all metrics that `summarise` and `drift` can give."""
     greedy = ["greedy_reward", "greedy_pass@1", "greedy_length", "greedy_truncated"]
     shown = ["reward", "length", "truncated", *(f"pass@{k}" for k in ks), *greedy, "kl_k1_policy_ref"]
     plain = ["failed", *(f"rewards/{reward}" for reward in rewards)]
@@ -59,7 +63,10 @@ def names(rewards: Sequence[str], ks: Sequence[int]) -> list[str]:
 
 
 def drift(groups: Sequence[int], kl: Sequence[float]) -> dict[str, float]:
-    """KL(policy || reference) in nats a response, estimated by k1, with its interval over prompts."""
+    """{metric: KL(policy || reference) in nats a response}, estimated by k1, with its interval over prompts.
+
+    `groups` numbers the prompt of each response, `kl` is its log-probability under the policy less the reference's.
+    """
     rows: dict[int, list[float]] = {}
     for group, value in zip(groups, kl, strict=True):
         rows.setdefault(group, []).append(value)
@@ -68,7 +75,7 @@ def drift(groups: Sequence[int], kl: Sequence[float]) -> dict[str, float]:
 
 
 def pair_summary(loss: float, measured: Mapping[str, Tensor]) -> dict[str, float]:
-    """The loss on held-out pairs, and each measure's mean, with intervals for accuracy and margin."""
+    """The loss on held-out pairs and the mean of each measure, with intervals for accuracy and margin."""
     out = {"loss": loss}
     for name, values in measured.items():
         if len(values) and not name.endswith(("_min", "_max")):
@@ -78,14 +85,8 @@ def pair_summary(loss: float, measured: Mapping[str, Tensor]) -> dict[str, float
     return out
 
 
-def _mean(values) -> float | None:
-    """Mean of those that are not None; None where all are."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
 def comparison(before: dict[str, float], after: dict[str, float]) -> list[dict]:
-    """Rows of the final table: the measures that both evaluations have, with their intervals."""
+    """Rows of the final table: the metrics that both evaluations have, with their intervals."""
     names = [name for name in before if f"{name}_low" in before and name in after]
     return [
         {
@@ -97,3 +98,9 @@ def comparison(before: dict[str, float], after: dict[str, float]) -> list[dict]:
         }
         for name in names
     ]
+
+
+def _mean(values) -> float | None:
+    """The mean of values that are not None; None where all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,4 +1,4 @@
-"""Confidence intervals of means over prompts."""
+"""Compute confidence intervals of means over prompts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ def interval(values_P: Sequence[float]) -> tuple[float, float, float]:
 
     Each value is one prompt's mean over its responses: prompts are what was sampled independently, so they are what
     is resampled. The percentile interval is used because it is always defined (BCa is NaN where the jackknife has no
-    spread). Equal values, one value among them, give (v, v, v). Raises ValueError for no value or one not finite.
+    spread). Equal values, or a single one, give (v, v, v). Raises `ValueError` for no values and for one not finite.
     """
-
     values = np.asarray(values_P, dtype=float)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs a list of finite numbers, one a prompt; got {values_P!r}")

@@ -1,4 +1,4 @@
-"""The metrics of a step: what was sampled, what carried a gradient, how much memory it took."""
+"""Metrics of a step: rewards and lengths of what was sampled, tokens with a gradient, memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,65 @@ from align.rollout.sources import Collected, SourceBatch
 
 
 def peak_memory() -> float:
-    """GiB: most that this process ever held, of the GPU's memory where it has one."""
+    """GiB that this process held at its peak: of the GPU's memory where it has one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def rollout_metrics(collected: Sequence[Collected]) -> dict[str, float]:
-    """Reward and its components, length and truncation of all that was sampled in a step."""
+    """{metric: value} of all that was sampled in a step: reward and its components, length, truncation, failures."""
     sampled = [rollout for source in collected for rollout in source.sampled]
     rewards = next((source.rewards for source in collected if source.rewards), ())
     return {**_described(sampled), **variance_shares(sampled, rewards)} if sampled else {}
 
 
+def variance_shares(sampled: Sequence[Rollout], rewards: Sequence[RewardFunction]) -> dict[str, float]:
+    """{`rewards/NAME/share`: fraction of the variance of the weighted sum that is due to a reward}; together 1.
+
+    Empty for fewer than two rewards with a weight, and where the sum is constant.
+    """
+    weighed = [reward for reward in rewards if reward.weight]
+    rated = [r for r in sampled if r.reward is not None]
+    mean = fmean(r.reward for r in rated) if rated else 0.0
+    variance = sum((r.reward - mean) ** 2 for r in rated)
+    if len(weighed) < 2 or variance == 0:
+        return {}
+    out = {}
+    for reward in weighed:
+        common = sum((r.reward - mean) * (r.rewards[reward.name] or 0.0) for r in rated)
+        out[f"rewards/{reward.name}/share"] = reward.weight * common / variance
+    return out
+
+
+def signal_metrics(batches: Sequence[SourceBatch], update: Mapping[str, float]) -> dict[str, int]:
+    """{`signal/...`: tokens of each objective}: generated, carrying gradient, and those removed (`taken/...`) by what.
+
+    Transforms count in the order of the chain; clipping comes last. `update` is what `Learner.update` returned.
+    """
+    several = sum(len(batch.credited) for batch in batches) > 1
+    out = {}
+    for batch in batches:
+        collected, tokens = batch.collected, int(batch.collected.batch.mask.sum())
+        generated = sum(len(r.response.ids) for r in collected.sampled) or tokens
+        failed = sum(len(r.response.ids) for r in collected.rollouts if r.failed)
+        unrated = sum(len(r.response.ids) for r in collected.rollouts if r.reward is None and not r.failed)
+        before = {"dynamic_sampling": generated - unrated - failed - tokens, "unrated": unrated, "failed": failed}
+        for credited in batch.credited:
+            prefix, name = "signal", ""
+            if several:
+                prefix, name = f"signal/{credited.objective.name}", f"{credited.objective.name}/"
+            signal = credited.signal
+            clipped = round(update.get(f"{name}clipped", 0.0) * signal.with_gradient)
+            out[f"{prefix}/generated"] = generated
+            out[f"{prefix}/carrying"] = signal.with_gradient - clipped
+            removed = {**before, **signal.removed_by, "clipped": clipped}
+            out |= {f"{prefix}/taken/{by}": count for by, count in removed.items()}
+    return out
+
+
 def _described(sampled: Sequence[Rollout]) -> dict[str, float]:
+    """The metrics of rollouts without their shares of variance."""
     rated = [r.reward for r in sampled if r.reward is not None]
     judged = [r for r in sampled if not r.failed]
     out = {
@@ -48,45 +93,4 @@ def _described(sampled: Sequence[Rollout]) -> dict[str, float]:
         if values:
             out[f"rewards/{name}"] = fmean(values)
         out[f"rewards/{name}/failed"] = sum(name in r.failed for r in sampled)
-    return out
-
-
-def variance_shares(sampled: Sequence[Rollout], rewards: Sequence[RewardFunction]) -> dict[str, float]:
-    """The share of each of several weighted rewards in the variance of their sum; together they are 1."""
-    weighed = [reward for reward in rewards if reward.weight]
-    rated = [r for r in sampled if r.reward is not None]
-    mean = fmean(r.reward for r in rated) if rated else 0.0
-    variance = sum((r.reward - mean) ** 2 for r in rated)
-    if len(weighed) < 2 or variance == 0:
-        return {}
-    out = {}
-    for reward in weighed:
-        common = sum((r.reward - mean) * (r.rewards[reward.name] or 0.0) for r in rated)
-        out[f"rewards/{reward.name}/share"] = reward.weight * common / variance
-    return out
-
-
-def signal_metrics(batches: Sequence[SourceBatch], update: Mapping[str, float]) -> dict[str, int]:
-    """Of each objective's tokens: how many were generated, how many carry gradient, and what took the rest.
-
-    The transforms take theirs in the order of the chain; clipping is the last.
-    """
-    several = sum(len(batch.credited) for batch in batches) > 1
-    out = {}
-    for batch in batches:
-        collected, tokens = batch.collected, int(batch.collected.batch.mask.sum())
-        generated = sum(len(r.response.ids) for r in collected.sampled) or tokens
-        failed = sum(len(r.response.ids) for r in collected.rollouts if r.failed)
-        unrated = sum(len(r.response.ids) for r in collected.rollouts if r.reward is None and not r.failed)
-        before = {"dynamic_sampling": generated - unrated - failed - tokens, "unrated": unrated, "failed": failed}
-        for credited in batch.credited:
-            prefix, name = "signal", ""
-            if several:
-                prefix, name = f"signal/{credited.objective.name}", f"{credited.objective.name}/"
-            signal = credited.signal
-            clipped = round(update.get(f"{name}clipped", 0.0) * signal.with_gradient)
-            out[f"{prefix}/generated"] = generated
-            out[f"{prefix}/carrying"] = signal.with_gradient - clipped
-            removed = {**before, **signal.removed_by, "clipped": clipped}
-            out |= {f"{prefix}/taken/{by}": count for by, count in removed.items()}
     return out

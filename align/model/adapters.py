@@ -39,7 +39,7 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a folder or hub repository holds an adapter, not a whole model. Raises `ModelError` where it is neither."""
+    """Whether a folder or repository holds an adapter, not a whole model. Raises `ModelError` where it is missing."""
     if name.startswith("pypi:"):
         return False
     if Path(name).is_dir():

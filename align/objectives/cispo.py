@@ -1,8 +1,8 @@
 """CISPO: MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention, arXiv 2506.13585.
 
-    advantage = (reward - mean(reward)) / (std(reward) + eps)                       over the responses of a group
-    ratio = exp(logprob - old_logprob)                                              of each token
-    loss = -stop_gradient(clip(ratio, ratio_low, ratio_high)) * advantage * logprob                        (eq. 4)
+advantage = (reward - mean(reward)) / (std(reward) + eps)                       over the responses of a group
+ratio = exp(logprob - old_logprob)                                              of each token
+loss = -stop_gradient(clip(ratio, ratio_low, ratio_high)) * advantage * logprob                        (eq. 4)
 """
 
 from __future__ import annotations

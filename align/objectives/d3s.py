@@ -1,13 +1,23 @@
-"""D3S, Dynamic Dual-level Down-Sampling: arXiv 2509.22115."""
+"""D3S: Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework for Efficient Policy Optimization,
+arXiv 2509.22115.
+
+    advantage = (reward - mean(reward)) / (std(reward) + eps)                       over all responses of a group
+    kept = the subset of responses, `rows` for each group, with the largest Var(advantage)
+    selected = the `share` of their tokens with the largest |advantage| * entropy
+    loss = GRPO's, over the selected tokens
+
+Advantages are not normalised again after a choice. Both numbers may follow the run's progress from 0 to 1:
+
+    rows, share = (1 - progress) * start + progress * end
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from align import ops
@@ -15,13 +25,13 @@ from align.batch import Batch
 from align.losses.loss import Aggregation, Denominator
 from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.ranges import Section
+from align.ranges import ClipHigh, ClipLow, Count, Eps, Section, Std, TokenFraction
 from align.transforms.advantage import group_advantage
 from align.transforms.transform import Stage, Transform
 
-Count = Annotated[int, Ge(1)]
+RowScope = Literal["batch", "group"]
 
-Fraction = Annotated[float, Gt(0), Le(1)]
+TokenScope = Literal["batch", "response"]
 
 
 class CountSchedule(Section):
@@ -34,8 +44,8 @@ class CountSchedule(Section):
 class FractionSchedule(Section):
     """From `start` at the first step to `end` at the last, linear in between."""
 
-    start: Fraction
-    end: Fraction
+    start: TokenFraction
+    end: TokenFraction
 
 
 def scheduled(value: float | CountSchedule | FractionSchedule, progress: float) -> float:
@@ -45,7 +55,14 @@ def scheduled(value: float | CountSchedule | FractionSchedule, progress: float) 
     return value
 
 
-def max_variance_rows(*, rows: Count | CountSchedule, scope: Literal["batch", "group"] = "batch") -> Transform:
+def _only_row(active_BT: Tensor, i: int) -> Tensor:
+    """[B,T] bool: the active tokens of row i."""
+    out = torch.zeros_like(active_BT)
+    out[i] = active_BT[i]
+    return out
+
+
+def max_variance_rows(*, rows: Count | CountSchedule, scope: RowScope = "batch") -> Transform:
     """Keep the rows whose advantages have the largest variance, `rows` a group; advantages are not normalised again.
 
     `group` chooses within each group, `batch` chooses rows x groups from all kept rows at once, which leaves
@@ -73,7 +90,7 @@ def max_variance_rows(*, rows: Count | CountSchedule, scope: Literal["batch", "g
     return Transform("max_variance_rows", apply, stage=Stage.ROWS, needs=("advantage",), check=check)
 
 
-def top_tokens(*, share: Fraction | FractionSchedule, scope: Literal["batch", "response"] = "batch") -> Transform:
+def top_tokens(*, share: TokenFraction | FractionSchedule, scope: TokenScope = "batch") -> Transform:
     """Select the tokens of highest |A| x H, H the entropy of the policy's distribution there, in nats.
 
     `batch` takes `share` of all active tokens, `response` of each response's. Exactly n = max(1, ceil(share *
@@ -97,26 +114,20 @@ def top_tokens(*, share: Fraction | FractionSchedule, scope: Literal["batch", "r
     return Transform("top_tokens", apply, stage=Stage.TOKENS, needs=("advantage", "entropy"))
 
 
-def _only_row(active_BT: Tensor, i: int) -> Tensor:
-    out = torch.zeros_like(active_BT)
-    out[i] = active_BT[i]
-    return out
-
-
 def d3s(
     *,
     rows: Count | CountSchedule,
-    share: Fraction | FractionSchedule,
-    row_scope: Literal["batch", "group"] = "batch",
-    token_scope: Literal["batch", "response"] = "batch",
-    std: ops.Std = "population",
-    eps: Annotated[float, Ge(0)] = 0.0,
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
+    share: TokenFraction | FractionSchedule,
+    row_scope: RowScope = "batch",
+    token_scope: TokenScope = "batch",
+    std: Std = "population",
+    eps: Eps = 0.0,
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
     aggregation: Aggregation = "token-mean",
     denominator: Denominator = "selected",
 ) -> Objective:
-    """The rows of most advantage variance, and of them the tokens of most |A| times entropy.
+    """Learn from the rows of largest advantage variance, and of them from the tokens of largest |A| * entropy.
 
     The paper's numbers were not at hand, so `rows` (of each group) and `share` (of tokens) have no default; a
     reconstructed start is a quarter of the group growing to all of it, and 0.2 growing to 1. On GSPO: `{name:

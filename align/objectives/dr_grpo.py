@@ -1,7 +1,7 @@
 """Dr.GRPO: Understanding R1-Zero-Like Training: A Critical Perspective, arXiv 2503.20783.
 
-    advantage = reward - mean(reward)                                               over the responses of a group
-    loss = sum over tokens of GRPO's loss / (responses * tokens_per_row)
+advantage = reward - mean(reward)                                               over the responses of a group
+loss = sum over tokens of GRPO's loss / (responses * tokens_per_row)
 """
 
 from __future__ import annotations

@@ -1,13 +1,26 @@
-"""GFPO, Group Filtered Policy Optimization: arXiv 2508.09726."""
+"""GFPO: Sample More to Think Less: Group Filtered Policy Optimization for Concise Reasoning, arXiv 2508.09726.
+
+    score = -length                                                                 metric: shortest
+    score = reward / length                                                         metric: token_efficiency
+    kept = the k responses of each group with the highest score
+    advantage = (reward - mean(reward[kept])) / (std(reward[kept]) + eps)           0 where not kept         (eq. 2)
+    ratio = exp(logprob - old_logprob)                                              of each token
+    loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+
+divided by the number of tokens of all responses, kept or not. With k by difficulty (algorithm 2):
+
+    k = very_hard if mean(reward) < q25 else hard if mean(reward) < q50 else medium if mean(reward) < q75 else easy
+
+where mean(reward) is the prompt's, over its whole group, and q are the quartiles of all prompts so far.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor
 
 from align import ops
@@ -15,24 +28,29 @@ from align.batch import Batch
 from align.losses.loss import Aggregation, Denominator
 from align.objectives.grpo import grpo
 from align.objectives.objective import Objective
-from align.ranges import Section
+from align.ranges import ClipHigh, ClipLow, Count, Eps, Section, Several, Std
 from align.transforms.transform import Stage, Transform
+
+Metric = Literal["shortest", "token_efficiency"]
+
+KeepCount = Several  # one row has no variance: nothing could be learned from it
 
 
 class AdaptiveK(Section):
-    """How many responses to keep for each quartile of difficulty, hardest first; the paper's values at G = 16.
+    """Number of responses to keep for each quartile of difficulty, hardest first; the paper's values at G = 16.
 
     `warmup_prompts`: until so many prompts were seen, every prompt counts as very hard. The paper says "a few
     steps" and no number; the default, one step of its 64 prompts, is reconstructed.
     """
 
-    very_hard: Annotated[int, Ge(2)] = 8
-    hard: Annotated[int, Ge(2)] = 8
-    medium: Annotated[int, Ge(2)] = 6
-    easy: Annotated[int, Ge(2)] = 4
-    warmup_prompts: Annotated[int, Ge(1)] = 64
+    very_hard: KeepCount = 8
+    hard: KeepCount = 8
+    medium: KeepCount = 6
+    easy: KeepCount = 4
+    warmup_prompts: Count = 64
 
     def levels(self) -> tuple[int, int, int, int]:
+        """The four numbers, hardest first."""
         return self.very_hard, self.hard, self.medium, self.easy
 
 
@@ -67,18 +85,12 @@ class DifficultyTracker:
         self.seen = list(state["seen"])
 
 
-Metric = Literal["shortest", "token_efficiency"]
-
-KeepCount = Annotated[int, Ge(2)]  # one row has no variance: nothing could be learned from it
-
-
 def keep_top(*, k: KeepCount | AdaptiveK, metric: Metric = "shortest") -> Transform:
     """Keep the k best responses of each group by length or by reward a token (GFPO, arXiv 2508.09726, sec. 3).
 
-    `metric`: `shortest` scores -|o|, `token_efficiency` scores R / |o|. |o| counts tokens. Ties go to the
-    row that comes first. `k` is one number (2 to group_size), or one for each difficulty (sec. 3.2).
-    A row that an earlier link dropped is never kept; where fewer than k are left, all are.
-    Token efficiency needs rewards of both signs: with 0/1 rewards all wrong responses tie at 0, and among
+    Lengths count tokens. Ties go to the row that comes first. `k` is one number (2 to group_size), or one for each
+    difficulty (sec. 3.2). A row that an earlier transform dropped is never kept; where fewer than k are left, all
+    are. Token efficiency needs rewards of both signs: with 0/1 rewards all wrong responses tie at 0, and among
     negative rewards it prefers the longest.
     """
     adaptive = k if isinstance(k, AdaptiveK) else None
@@ -109,18 +121,18 @@ def gfpo(
     *,
     k: KeepCount | AdaptiveK,
     metric: Metric = "shortest",
-    std: ops.Std = "population",
-    eps: Annotated[float, Ge(0)] = 0.0,
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
+    std: Std = "population",
+    eps: Eps = 0.0,
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
     aggregation: Aggregation = "token-mean",
     denominator: Denominator = "full",
 ) -> Objective:
     """Sample more, learn only from the k best of a group by length or reward a token: GRPO on what was kept.
 
-    The paper's denominator counts all responses (`full`); TRL's removed trainer
-    counted the kept ones (`selected`), a larger step. The paper adds `kl_policy_ref` and `entropy_bonus` with
-    coef 0.001 over all rows; here one adds them by name.
+    The paper's denominator counts all responses (`full`); TRL's removed trainer counted the kept ones (`selected`),
+    a larger step. The paper adds `kl_policy_ref` and `entropy_bonus` with coef 0.001 over all rows; here one adds
+    them by name.
 
     Paper: GFPO, arXiv 2508.09726.
     Limit: k = group_size is GRPO, bit for bit.

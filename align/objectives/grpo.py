@@ -1,8 +1,8 @@
 """GRPO: DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models, arXiv 2402.03300.
 
-    advantage = (reward - mean(reward)) / (std(reward) + eps)                       over the responses of a group
-    ratio = exp(logprob - old_logprob)                                              of each token
-    loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+advantage = (reward - mean(reward)) / (std(reward) + eps)                       over the responses of a group
+ratio = exp(logprob - old_logprob)                                              of each token
+loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""GRPO-N: The Debate on RLVR Reasoning Capability Boundary: Shrinkage, Expansion, or Both?, arXiv 2510.04028.
+"""GRPO-N: The Debate on RLVR Reasoning Capability Boundary: Shrinkage, Expansion, or Both? A Two-Stage Dynamic View,
+arXiv 2510.04028.
 
     advantage = min((reward - mean(reward)) / (std(reward) + eps), 0)               over the responses of a group
     loss = GRPO's
@@ -23,7 +24,7 @@ def grpo_n(
     clip_high: ClipHigh = 0.2,
     denominator: Denominator = "full",
 ) -> Objective:
-    """Keep GRPO's negative advantages only, min(A, 0); the denominator is our choice, it was not in what was read.
+    """GRPO's negative advantages only, min(A, 0); the denominator is our choice, it was not in what was read.
 
     Paper: GRPO-N, arXiv 2510.04028 (reconstructed).
     Limit: together with its positive half it is GRPO.

@@ -1,11 +1,16 @@
-"""IPO: arXiv 2310.12036."""
+"""IPO: A General Theoretical Paradigm to Understand Learning from Human Preferences, arXiv 2310.12036.
+
+log_ratio = mean over tokens of (logprob - ref_logprob)         of a response; their sum with `form: sum`
+loss = (log_ratio[chosen] - log_ratio[rejected] - 1 / (2 * beta))^2                                    (eq. 17)
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from align.losses.pairs import Beta, pair_squared
+from align.losses.pairs import pair_squared
 from align.objectives.objective import Objective
+from align.ranges import Beta
 
 
 def ipo(*, beta: Beta = 0.1, form: Literal["mean", "sum"] = "mean") -> Objective:

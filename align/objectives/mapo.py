@@ -1,10 +1,18 @@
-"""MaPO: SparsePO's activation masks, arXiv 2410.05102."""
+"""MaPO, from SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks, arXiv 2410.05102.
+
+    a = mean over the features of an activation of the reference                    at the prefix of each token
+    stretched = (a - min(a)) / (max(a) - min(a))                                    over the tokens of a response
+    reward_mask = kl_mask = mean of stretched over the activations of a kind, then over the kinds
+    loss = SparsePO's, without its L1
+
+The kinds are MLP, attention, residual stream and logits.
+"""
 
 from __future__ import annotations
 
-from align.losses.pairs import Beta
 from align.objectives.objective import Objective
 from align.objectives.sparsepo import pair_logistic_masked
+from align.ranges import Beta
 
 
 def mapo(*, beta: Beta = 0.1) -> Objective:

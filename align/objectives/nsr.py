@@ -7,8 +7,8 @@
     ratio = exp(logprob - old_logprob)                                              of each token
     loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
 
-The paper differentiates the probability of a response; the official code, like this, the ratio: the same direction
-without the factor of the token's own probability.
+The paper's losses are the probabilities themselves. The official code and this loss have the ratio: the same direction
+of the gradient, without the factor of the token's own probability.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from align.transforms.keep import keep_outcome
 
 
 def nsr(*, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2, denominator: Denominator = "selected") -> Objective:
-    """Only wrong responses teach, with an advantage of -1: what not to do.
+    """Only wrong responses teach, with an advantage of -1.
 
     The official code drops the correct rows and divides by what is left (`selected`).
 

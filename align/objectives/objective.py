@@ -1,4 +1,4 @@
-"""What an objective is: data that the loop runs without knowing its name."""
+"""The type of an objective: data that the loop runs without knowing its name."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from align.transforms.transform import Transform
 
 @dataclass(frozen=True)
 class Objective:
-    """Links applied in order, then a sum of losses."""
+    """Transforms applied in order, then a sum of losses."""
 
     name: str
     chain: tuple[Transform, ...]
     losses: tuple[Loss, ...]
-    weight: float = 1.0  # share in a sum of several objectives
+    weight: float = 1.0  # factor in a sum of several objectives
     data: str | None = None  # the source whose batch it reads, where a recipe has several
 
     @property
     def reads(self) -> set[str]:
-        """Quantities that some link or loss reads of the batch."""
+        """Quantities of the batch that some transform or loss reads."""
         return {name for piece in (*self.chain, *self.losses) for name in piece.needs}
 
     @property
     def needs(self) -> set[str]:
-        """These, and what some loss reads of the policy now."""
+        """Quantities of the batch, and of the current policy besides its log-probability, that some piece reads."""
         return self.reads | {name for loss in self.losses for name in loss.reads_current}
 
     @property
@@ -35,5 +35,5 @@ class Objective:
 
     @property
     def pairs(self) -> bool:
-        """Whether it compares them with rejected ones, so that both are needed side by side."""
+        """Whether it compares chosen with rejected responses, so that both are needed side by side."""
         return any(loss.unit == "pair" for loss in self.losses)

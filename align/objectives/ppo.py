@@ -1,38 +1,54 @@
-"""PPO with a value head, and RTO, which adds a guide's reward to each token."""
+"""PPO: Proximal Policy Optimization Algorithms, arXiv 1707.06347; Training Language Models to Follow Instructions with
+Human Feedback, arXiv 2203.02155.
+
+    token_reward = -kl_coef * (old_logprob - ref_logprob), and at the last token
+                   reward_coef * clip(reward, -reward_clip, reward_clip) besides
+    delta[t] = token_reward[t] + gamma * value[t+1] - value[t]
+    advantage[t] = delta[t] + gamma * lam * advantage[t+1], then whitened            (GAE, arXiv 1506.02438)
+    returns = advantage before whitening + value
+
+    ratio = exp(logprob - old_logprob)                                              of each token
+    policy loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+    near = value + clip(new - value, -value_clip, value_clip)
+    value loss = value_coef / 2 * max((new - returns)^2, (near - returns)^2)
+
+`value` is what the value head gave before the update, `new` what it gives now.
+"""
 
 from __future__ import annotations
-
-from typing import Annotated, Literal
-
-from annotated_types import Ge, Gt, Le, Lt
 
 from align.losses.loss import Aggregation
 from align.losses.surrogate import clipped_surrogate
 from align.losses.value import value_loss
 from align.objectives.objective import Objective
+from align.ranges import (
+    ClipBound,
+    ClipHigh,
+    ClipLow,
+    Coef,
+    Discount,
+    HeadLearningRate,
+    PositiveCoef,
+    ValueHidden,
+    Whitening,
+)
 from align.transforms.token_reward import gae, token_reward
-
-Fraction = Annotated[float, Ge(0), Le(1)]
-
-Positive = Annotated[float, Gt(0)]
-
-Whitening = Literal["population", "sample", "none"]
 
 
 def ppo(
     *,
-    kl_coef: Annotated[float, Ge(0)] = 0.01,
+    kl_coef: Coef = 0.01,
     reward_coef: float = 1.0,
-    reward_clip: Positive = 10.0,
-    gamma: Fraction = 1.0,
-    lam: Fraction = 0.95,
+    reward_clip: ClipBound = 10.0,
+    gamma: Discount = 1.0,
+    lam: Discount = 0.95,
     whitening: Whitening = "population",
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
-    value_clip: Positive = 0.2,
-    value_coef: Positive = 1.0,
-    value_lr: Positive | None = None,
-    value_hidden: Literal["shared", "detached"] = "detached",
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
+    value_clip: ClipBound = 0.2,
+    value_coef: PositiveCoef = 1.0,
+    value_lr: HeadLearningRate | None = None,
+    value_hidden: ValueHidden = "detached",
     aggregation: Aggregation = "seq-mean-token-mean",
 ) -> Objective:
     """PPO from human feedback: KL to the reference as a reward of each token, a value head, GAE.

@@ -4,7 +4,7 @@
     ratio = exp(logprob - old_logprob)                                              of each token
     loss = -min(ratio * advantage, clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
 
-At the first update on a batch the ratio is 1, and the gradient of the loss is -advantage * grad(logprob), the paper's.
+Where the ratio is 1, the gradient of the loss is the paper's, -advantage * grad(logprob).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""RLOO: Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback, arXiv 2402.14740.
+"""RLOO: Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs,
+arXiv 2402.14740.
 
     advantage = reward - mean(reward of the other responses of the group)
     ratio = exp(sum over tokens of (logprob - old_logprob))                         of a response

@@ -1,85 +1,111 @@
-"""RTO, Reinforced Token Optimization: arXiv 2404.18922."""
+"""RTO: DPO Meets PPO: Reinforced Token Optimization for RLHF, arXiv 2404.18922.
+
+    h = clip(guide_scale * (guide_logprob - ref_logprob), -guide_clip, guide_clip)  of each token
+    token_reward += h                                                               variant: token       (eq. 4.7)
+
+on top of PPO's rewards, and PPO's losses. Other variants of the paper:
+
+    token_reward[last] += sum(h)                                                    variant: ddpo
+    token_reward += h, token_reward[last] -= sum(h)                                 variant: rs_ppo
+    token_reward[last of each sentence] += sum(h of the sentence)                   variant: semi
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from align.batch import Batch
 from align.losses.loss import Aggregation
 from align.objectives.objective import Objective
-from align.objectives.ppo import Fraction, Positive, Whitening, ppo
+from align.objectives.ppo import ppo
+from align.ranges import (
+    ClipBound,
+    ClipHigh,
+    ClipLow,
+    Coef,
+    Discount,
+    HeadLearningRate,
+    PositiveCoef,
+    ValueHidden,
+    Whitening,
+)
 from align.transforms.token_reward import at_last_token
 from align.transforms.transform import Stage, Transform
 
 SENTENCE_ENDS = (".", "!", "?", "\n")
 
+Variant = Literal["token", "ddpo", "rs_ppo", "semi"]
+
+
+def at_sentence_ends(h_BT: Tensor, batch: Batch, delimiters: tuple[str, ...]) -> Tensor:
+    """[B,T] with each sentence's sum of h at its last token and 0 elsewhere.
+
+    A sentence ends at a token whose text ends in one of `delimiters`, spaces aside, and at the end of the response.
+    """
+    out = torch.zeros_like(h_BT)
+    for i, texts in enumerate(batch.token_text):
+        start = 0
+        for t, text in enumerate(texts):
+            if t == len(texts) - 1 or text.rstrip(" ").endswith(delimiters):
+                out[i, t] = h_BT[i, start : t + 1].sum()
+                start = t + 1
+    return out
+
 
 def guide_reward(
     *,
-    scale: Annotated[float, Ge(0)] = 0.05,
-    clip: Annotated[float, Gt(0)] = math.inf,
-    variant: Literal["token", "ddpo", "rs_ppo", "semi"] = "token",
+    scale: Coef = 0.05,
+    clip: ClipBound = math.inf,
+    variant: Variant = "token",
     delimiters: tuple[str, ...] = SENTENCE_ENDS,
 ) -> Transform:
-    """Adds h_t = clip(scale (guide_logprob - ref_logprob), -clip, clip) to each token's reward: RTO (arXiv 2404.18922).
+    """Add the guide's scaled and clipped log-ratio to each token's reward: RTO (arXiv 2404.18922).
 
-    The clip comes after the scale, in units of the reward. Variants of the paper: `ddpo` pays the sum of h at
-    the last token; `rs_ppo` takes that sum away there, so that the total stays the outcome's (pure shaping);
-    `semi` pays the sum of each sentence at its end. What ends a sentence was not at hand: a token whose text
-    ends in one of `delimiters`, spaces aside. Scale 0 is PPO.
+    The clip comes after the scale, in units of the reward. `variant`: `ddpo` pays the response's sum at its last
+    token; `rs_ppo` takes that sum away there, so that the total stays PPO's (pure shaping); `semi` pays each
+    sentence's sum at its end. What ends a sentence was not at hand: see `at_sentence_ends`. Scale 0 is PPO.
     """
+    places: dict[Variant, Callable[[Tensor, Batch], Tensor]] = {
+        "token": lambda h, batch: h,
+        "ddpo": lambda h, batch: at_last_token(h.sum(1), batch),
+        "rs_ppo": lambda h, batch: h - at_last_token(h.sum(1), batch),
+        "semi": lambda h, batch: at_sentence_ends(h, batch, delimiters),
+    }
+    place = places[variant]
 
     def apply(batch: Batch) -> Batch:
         guide, ref = batch.need("guide_logprob", "guide_reward"), batch.need("ref_logprob", "guide_reward")
         h = (scale * torch.where(batch.mask, guide - ref, 0.0)).clamp(-clip, clip)
         return replace(batch, token_reward=batch.need("token_reward", "guide_reward") + place(h, batch))
 
-    def sentences(h: Tensor, batch: Batch) -> Tensor:
-        out = torch.zeros_like(h)
-        for i, texts in enumerate(batch.token_text):
-            start = 0
-            for t, text in enumerate(texts):
-                if t == len(texts) - 1 or text.rstrip(" ").endswith(delimiters):
-                    out[i, t] = h[i, start : t + 1].sum()
-                    start = t + 1
-        return out
-
-    places: dict[str, Callable[[Tensor, Batch], Tensor]] = {
-        "token": lambda h, batch: h,
-        "ddpo": lambda h, batch: at_last_token(h.sum(1), batch),
-        "rs_ppo": lambda h, batch: h - at_last_token(h.sum(1), batch),
-        "semi": sentences,
-    }
-    place = places[variant]
     needs = ("token_reward", "guide_logprob", "ref_logprob", *(("token_text",) if variant == "semi" else ()))
     return Transform("guide_reward", apply, needs=needs, stage=Stage.REWARD)
 
 
 def rto(
     *,
-    guide_scale: Annotated[float, Ge(0)] = 0.05,
-    guide_clip: Positive = 0.05,
-    variant: Literal["token", "ddpo", "rs_ppo", "semi"] = "token",
+    guide_scale: Coef = 0.05,
+    guide_clip: ClipBound = 0.05,
+    variant: Variant = "token",
     delimiters: tuple[str, ...] = SENTENCE_ENDS,
-    kl_coef: Annotated[float, Ge(0)] = 0.01,
+    kl_coef: Coef = 0.01,
     reward_coef: float = 1.0,
-    reward_clip: Positive = 10.0,
-    gamma: Fraction = 1.0,
-    lam: Fraction = 0.95,
+    reward_clip: ClipBound = 10.0,
+    gamma: Discount = 1.0,
+    lam: Discount = 0.95,
     whitening: Whitening = "population",
-    clip_low: Annotated[float, Ge(0), Lt(1)] = 0.2,
-    clip_high: Annotated[float, Ge(0)] = 0.2,
-    value_clip: Positive = 0.2,
-    value_coef: Positive = 1.0,
-    value_lr: Positive | None = None,
-    value_hidden: Literal["shared", "detached"] = "detached",
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
+    value_clip: ClipBound = 0.2,
+    value_coef: PositiveCoef = 1.0,
+    value_lr: HeadLearningRate | None = None,
+    value_hidden: ValueHidden = "detached",
     aggregation: Aggregation = "seq-mean-token-mean",
 ) -> Objective:
     """PPO whose tokens also earn what a DPO-trained guide says they are worth.
@@ -106,6 +132,6 @@ def rto(
         value_hidden=value_hidden,
         aggregation=aggregation,
     )
-    guide: Transform = guide_reward(scale=guide_scale, clip=guide_clip, variant=variant, delimiters=delimiters)
+    guide = guide_reward(scale=guide_scale, clip=guide_clip, variant=variant, delimiters=delimiters)
     rewards, advantages = base.chain
     return Objective("rto", (rewards, guide, advantages), base.losses)

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning on the chosen responses: arXiv 2203.02155."""
+"""SFT, supervised fine-tuning: Training Language Models to Follow Instructions with Human Feedback, arXiv 2203.02155.
+
+loss = -mean over tokens of logprob[chosen]                     of a response; their sum with `form: sum`
+"""
 
 from __future__ import annotations
 

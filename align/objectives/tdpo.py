@@ -1,29 +1,36 @@
-"""TDPO: arXiv 2404.11999."""
+"""TDPO: Token-level Direct Preference Optimization, arXiv 2404.11999.
+
+    log_ratio = sum over tokens of (logprob - ref_logprob)                          of a response
+    kl = sum over tokens of KL(reference || policy), over the whole vocabulary
+    loss = -log sigmoid(beta * (log_ratio[chosen] - log_ratio[rejected] - alpha * (kl[rejected] - kl[chosen])))
+
+TDPO1 has alpha = 1. TDPO2 has stop_gradient(kl[chosen]) in place of kl[chosen].
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from align.batch import Batch
 from align.losses.loss import Current, Loss
-from align.losses.pairs import Beta, kl_by_side, log_ratio, pair_loss, smoothed
+from align.losses.pairs import kl_by_side, log_ratio, pair_loss, smoothed
 from align.objectives.objective import Objective
+from align.ranges import Beta, Coef
 
 
 def pair_logistic_kl(
     *,
     beta: Beta = 0.1,
-    alpha: Annotated[float, Ge(0)] = 1.0,
+    alpha: Coef = 1.0,
     chosen_kl: Literal["differentiated", "detached"] = "differentiated",
 ) -> Loss:
-    """-log sigmoid(beta (sum lr_w - sum lr_l - alpha (D_l - D_w))), D = sum of KL(reference || policy) over the tokens.
+    """DPO's loss with a margin in KL(reference || policy), the rejected response's less the chosen one's.
 
     TDPO (arXiv 2404.11999): the KL is that of the whole vocabulary. alpha 1 is TDPO1; TDPO2 has alpha 0.5 and
-    `chosen_kl: detached`, no gradient through D_w.
+    `chosen_kl: detached`, no gradient through the chosen response's KL.
     """
 
     def score(current: Current, batch: Batch) -> Tensor:
@@ -54,7 +61,7 @@ def tdpo1(*, beta: Beta = 0.1) -> Objective:
     return Objective("tdpo1", (), (pair_logistic_kl(beta=beta),))
 
 
-def tdpo2(*, beta: Beta = 0.1, alpha: Annotated[float, Ge(0)] = 0.5) -> Objective:
+def tdpo2(*, beta: Beta = 0.1, alpha: Coef = 0.5) -> Objective:
     """TDPO1 with the KL term weighted by alpha and no gradient through the chosen response's KL.
 
     Paper: TDPO, arXiv 2404.11999.

@@ -1,32 +1,35 @@
-"""TGDPO: arXiv 2506.14574."""
+"""TGDPO: Harnessing Token-Level Reward Guidance for Enhancing Direct Preference Optimization, arXiv 2506.14574.
+
+    guide_reward = guide_beta * (guide_logprob - ref_logprob)                       of each token
+    factor = 1 + alpha * guide_reward                                               in the chosen response
+    factor = 1 - alpha * guide_reward                                               in the rejected one
+    score = sum over tokens of max(factor, floor) * (logprob - ref_logprob)         of a response
+    loss = -log sigmoid(beta * (score[chosen] - score[rejected]))
+
+The paper has no `floor`: it assumes factor > 0.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from align.batch import Batch
 from align.losses.loss import Current, Loss
-from align.losses.pairs import Beta, log_ratio, pair_loss, smoothed
+from align.losses.pairs import log_ratio, pair_loss, smoothed
 from align.objectives.objective import Objective
+from align.ranges import Beta, Coef
 
 
 def pair_logistic_guided(
-    *,
-    beta: Beta = 0.1,
-    alpha: Annotated[float, Ge(0)] = 0.5,
-    guide_beta: Beta | None = None,
-    floor: float = -math.inf,
+    *, beta: Beta = 0.1, alpha: Coef = 0.5, guide_beta: Beta | None = None, floor: float = -math.inf
 ) -> Loss:
-    """-log sigmoid(beta (sum f lr_w - sum f lr_l)), f = 1 + alpha r on chosen and 1 - alpha r on rejected tokens.
+    """DPO's loss with a factor on each token's log-ratio, from a frozen guide: TGDPO (arXiv 2506.14574).
 
-    TGDPO (arXiv 2506.14574). r = guide_beta (guide_logprob - ref_logprob); `guide_beta` is `beta` where it is not
-    given. `floor` bounds f from below (the paper assumes f > 0 and does not enforce it; where f < 0 the gradient of
-    the token turns round).
+    `guide_beta` is `beta` where it is not given. `floor` bounds the factor from below: where it is negative the
+    gradient of the token turns round, and the paper does not enforce that it is not.
     """
     guide_beta = beta if guide_beta is None else guide_beta
 
@@ -50,11 +53,7 @@ def pair_logistic_guided(
 
 
 def tgdpo(
-    *,
-    beta: Beta = 0.1,
-    alpha: Annotated[float, Ge(0)] = 0.5,
-    guide_beta: Beta | None = None,
-    floor: float = -math.inf,
+    *, beta: Beta = 0.1, alpha: Coef = 0.5, guide_beta: Beta | None = None, floor: float = -math.inf
 ) -> Objective:
     """DPO whose tokens count by a frozen guide: more where it agrees with the label, less where it does not.
 

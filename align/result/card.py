@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
 
 from align.config.hub_name import is_hub_id
@@ -65,8 +65,9 @@ def fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def card(run: RunSummary, repo: str = "user/name") -> str:
-    """The model card, markdown with YAML front matter; `repo` stands in its loading example. Shows no local path."""
+def card(run: RunSummary, repo: str | None = None) -> str:
+    """Return the model card, markdown with YAML front matter, without any local path. `repo` is its title and stands in
+    its loading example; without one the title is the name of the run's folder, and the example says user/name."""
     config = shorten(run.config, run.base_model)
     objective = shorten(run.objective, run.base_model)
     name = run.objective.get("name", "composed")
@@ -77,10 +78,18 @@ def card(run: RunSummary, repo: str = "user/name") -> str:
     table = [("measure", "before", "after"), ("---",) * 3, *map(cells, run.evaluation)]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     library, kind = ("peft", "A LoRA adapter") if run.adapter else ("transformers", "Full weights")
-    tags = ["align", "rl", name]
-    front = ModelCardData(base_model=hub_id, library_name=library, pipeline_tag="text-generation", tags=tags)
+    title = repo.split("/")[1] if repo else Path(run.config["run"]["out"]).name
+    repo = repo or "user/name"
+    front = ModelCardData(
+        base_model=hub_id,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["align", "rl", name],
+        model_name=title,
+        eval_results=_results(run, config["data"]),
+    )
     sections = [
-        f"# {repo.split('/')[1]}\n\n{kind} trained with `align`: objective {name}, {run.steps} steps, from {base}.",
+        f"# {title}\n\n{kind} trained with `align`: objective {name}, {run.steps} steps, from {base}.",
         f"## How to load it\n\n{fenced(_loading(run, hub_id, last, repo), 'python')}",
         f"## Evaluation\n\nMean over {run.eval_prompts} prompts, with its 95% interval.\n\n{rows}",
         *_proofs(run, repo),
@@ -95,11 +104,31 @@ def card(run: RunSummary, repo: str = "user/name") -> str:
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"))
 
 
+def _results(run: RunSummary, data: dict) -> list[EvalResult] | None:
+    """Return what the last evaluation measured, as the hub reads it; None where there was none."""
+    sources = data.values() if all(isinstance(value, dict) for value in data.values()) else [data]
+    names = [source.get("eval_prompts") or source.get("prompts") or source.get("pairs") for source in sources]
+    where = ", ".join(dict.fromkeys(filter(None, names))) or "data"
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=where,
+            dataset_name=f"held-out rows of {where}",
+            metric_type=row["name"],
+            metric_value=round(row["after"], 4),
+        )
+        for row in run.evaluation
+    ] or None
+
+
 def _loading(run: RunSummary, hub_id: str | None, last: str, repo: str) -> str:
     """Python that loads the result."""
     if run.base_model.startswith("pypi:") and run.adapter:
         dtype = run.config["model"].get("dtype", "float32")
-        start = f'from align import models\n\nmodel = models.load_model(models.locate("{run.base_model}"), "{dtype}")'
+        start = (
+            "from align.model.load import load_model\nfrom align.model.locate import locate\n\n"
+            f'model = load_model(locate("{run.base_model}"), "{dtype}")'
+        )
     else:
         name = repo if not run.adapter else hub_id or f"path/to/{last}"
         start = (

@@ -1,4 +1,4 @@
-"""Pushing the result of a finished run to the Hugging Face hub, with a model card made from the run."""
+"""Push the result of a finished run to the Hugging Face hub, with a model card made from the run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from align.config.hub_name import check_repo_name
 from align.result.card import PATH_KEYS, RunSummary, card, shorten
 
-# What loading a model needs: no pickle, no optimiser state, no subfolder. JSON files are named one kind at a time,
-# because a run's own JSON (state, metrics) may hold paths of this machine.
+# Files that loading a model needs: no pickle, no optimiser state, no subfolder. JSON is named one kind at a time, as a
+# run's own (state, metrics) may hold paths of this machine.
 UPLOADED = [
     "README.md",
     "align.json",
@@ -33,7 +33,7 @@ UPLOADED = [
 
 
 def stage(folder: Path, target: Path, base_model: str) -> None:
-    """Fills `target` with links to the files to upload; a config that names a local path becomes a shortened copy."""
+    """Fill `target` with symlinks to the files to upload; a config that names a local path becomes a shortened copy."""
     for file in folder.iterdir():
         if not any(fnmatch(file.name, pattern) for pattern in UPLOADED):
             continue
@@ -46,10 +46,11 @@ def stage(folder: Path, target: Path, base_model: str) -> None:
 
 
 def push(folder: Path, repo: str, summary: RunSummary, *, private: bool) -> str:
-    """Writes README.md into `folder`, uploads the folder to `repo` (user/name) and returns the URL of its page.
+    """Write README.md into `folder`, upload the folder to `repo` (user/name) and return the URL of its page.
 
-    The token is HF_TOKEN or the login of `hf auth login`. Raises ValueError for a wrong name or `private` for a public
-    repository, FileNotFoundError without weights, LocalTokenNotFoundError without a token, and the hub's own errors.
+    The token is HF_TOKEN or the login of `hf auth login`. Raises `ValueError` for a wrong name or `private` for a
+    public repository, `FileNotFoundError` without weights, `LocalTokenNotFoundError` without a token, and the hub's
+    own errors.
     """
     check_repo_name(repo)
     if not any(folder.glob("*model*.safetensors")):

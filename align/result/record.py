@@ -1,12 +1,15 @@
-"""The record of a result, `align.json` beside its weights: what they are, and what they say of a few tokens.
+"""Write and read `align.json`, which every result has beside its weights: hashes of its tensors, its base, and the
+policy's log-probabilities of reference sequences.
 
-Whoever has the folder can check it: `python -m align verify`. It shows no row of the data: the tokens are of PROBES.
+Whoever has the folder can check it: `python -m align verify`. It shows no row of the data: the reference sequences are
+fixed texts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,11 +29,11 @@ from align.result.card import PATH_KEYS
 
 NAME = "align.json"
 
-LONGEST = 64  # tokens of a probe
+LONGEST = 64  # tokens of a reference sequence
 
-DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")
+DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")  # files that decide how weights and text are read
 
-REFERENCE_TEXTS = (  # question and answer; a model of conversations sees them in its template
+REFERENCE_TEXTS = (  # (question, answer), which a chat template makes a conversation of
     ("What is 7 + 5?", "7 + 5 = 12."),
     ("Is water wet? Answer yes or no, with a reason.", "Yes: it clings to what it touches."),
     ("Write a function that doubles a number.", "def double(x):\n    return 2 * x"),
@@ -39,7 +42,7 @@ REFERENCE_TEXTS = (  # question and answer; a model of conversations sees them i
 
 
 class Stored(Recorded):
-    """One tensor as it stands in its file."""
+    """One tensor as it is stored in its file."""
 
     shape: list[int]
     dtype: str
@@ -47,7 +50,7 @@ class Stored(Recorded):
 
 
 class Base(Recorded):
-    """What an adapter was trained over."""
+    """The model that an adapter was trained over."""
 
     name: str  # hub name, pypi:PACKAGE or folder
     commit: str | None = None  # of a hub name
@@ -55,31 +58,33 @@ class Base(Recorded):
 
 
 class ReferenceSequence(Recorded):
-    """Tokens, and the log-probability of each but the first, in nats."""
+    """Tokens, and the policy's log-probability of each but the first, in nats."""
 
     ids: Annotated[list[Annotated[int, Ge(0)]], MinLen(2), MaxLen(LONGEST)]
     logprob: list[float]  # NaN where the policy was broken
 
 
 class Record(Recorded):
+    """The content of `align.json`."""
+
     base: Base | None = None  # None for a whole model
     dtype: Literal["float32", "bfloat16"]  # of the trainer's weights
     temperature: Annotated[FiniteFloat, Gt(0)]  # at which the log-probabilities are read
     tensors: dict[str, Stored]
-    files: dict[str, str] = {}  # SHA-256 of what says how weights and text are read
-    probes: Annotated[list[ReferenceSequence], MinLen(1), MaxLen(64)]
+    files: dict[str, str] = {}  # {name: SHA-256} of configurations, tokenizer and template
+    probes: Annotated[list[ReferenceSequence], MinLen(1), MaxLen(64)]  # their name in files since the first version
     versions: dict[str, str] = {}
 
 
 class RecordError(ValueError):
-    """A folder without a record that can be read."""
+    """A folder has no record that can be read."""
 
 
-def save(folder: Path, policy: Policy, probes: list[ReferenceSequence], versions: dict[str, str]) -> None:
-    """Write the record of what `weights.save` has stored of the policy in `folder`, with what `score` found."""
+def save(folder: Path, policy: Policy, sequences: list[ReferenceSequence], versions: dict[str, str]) -> None:
+    """Write the record of a policy that `learner.weights.save` stored in `folder`; `sequences` are those of `score`."""
     base, adapter = None, folder / "adapter_config.json"
     if adapter.is_file():
-        origin = policy.causal.name_or_path  # the folder that was loaded, whatever its name stands for by now
+        origin = policy.causal.name_or_path  # the folder that was loaded, whatever its name means by now
         base = Base(
             name=json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"],
             commit=commit_of(origin),
@@ -91,14 +96,14 @@ def save(folder: Path, policy: Policy, probes: list[ReferenceSequence], versions
         temperature=policy.temperature,
         tensors=stored(folder),
         files=described(folder),
-        probes=probes,
+        probes=sequences,
         versions=versions,
     )
     (folder / NAME).write_text(json.dumps(record.model_dump(), indent=1) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Record:
-    """Raises `RecordError` where there is none or it is no record."""
+    """Read a folder's record. Raises `RecordError` where there is none or it is not one."""
     try:
         return Record.model_validate_json((folder / NAME).read_bytes())
     except OSError as error:
@@ -108,7 +113,7 @@ def read(folder: Path) -> Record:
 
 
 def score(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> list[ReferenceSequence]:
-    """What the policy says of the probes, at the sampling temperature. Collective."""
+    """The policy's log-probabilities of the reference sequences, at the sampling temperature. Collective."""
     rows = tokens(tokenizer)
     batch = Batch.of(range(len(rows)), [row[1:] for row in rows], prompt_ids=[row[:1] for row in rows])
     found = learner.score(batch, batch.kept)["logprob"]
@@ -116,7 +121,7 @@ def score(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> list[Referenc
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The probes in the model's own form, at least two and at most LONGEST tokens each."""
+    """Token ids of the reference sequences in the model's own template, 2 to `LONGEST` each."""
     rows = []
     for question, answer in REFERENCE_TEXTS:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -127,12 +132,12 @@ def tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def stored(folder: Path) -> dict[str, Stored]:
-    """{name: tensor} of the weights in a folder: those of an adapter, or of a whole model."""
+    """{name: shape, dtype and hash} of the weights in a folder: those of an adapter, or of a whole model."""
     return {name: _stored(tensor) for name, tensor in tensors(folder)}
 
 
 def described(folder: Path) -> dict[str, str]:
-    """{file: SHA-256} of configurations, tokenizer and template; without the folders that an upload leaves out."""
+    """{file: SHA-256} of configurations, tokenizer and template, without the local paths that an upload removes."""
     out = {}
     for file in sorted(file for kind in DESCRIBING for file in folder.glob(kind)):
         content = file.read_bytes()
@@ -143,7 +148,7 @@ def described(folder: Path) -> dict[str, str]:
     return out
 
 
-def tensors(folder: Path):
+def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of the weights in a folder, one at a time: an adapter's, or else a whole model's."""
     adapter = folder / "adapter_model.safetensors"
     for file in [adapter] if adapter.is_file() else sorted(folder.glob("*.safetensors")):
@@ -159,6 +164,7 @@ def digest(found: dict[str, Stored]) -> str:
 
 
 def _stored(tensor: Tensor) -> Stored:
+    """The shape, dtype and hash of a tensor."""
     data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     kind = str(tensor.dtype).removeprefix("torch.")
     return Stored(shape=list(tensor.shape), dtype=kind, sha256=hashlib.sha256(data).hexdigest())

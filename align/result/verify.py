@@ -1,4 +1,5 @@
-"""`python -m align verify`: whether a result is what its run recorded, and says what the trained policy said."""
+"""`python -m align verify`: check that a result is what its run recorded, and that it gives the trained policy's
+log-probabilities."""
 
 from __future__ import annotations
 
@@ -26,15 +27,15 @@ ALLOWED = {"float32": 1e-3, "bfloat16": 1.0}
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the result."""
+    """One check and its outcome."""
 
     name: str
     passed: bool
-    found: str
+    found: str  # what was found, or why it does not pass
 
 
 class VerifyError(ValueError):
-    """A check that does not pass."""
+    """A check does not pass."""
 
     def __init__(self, check: str, what: str):
         super().__init__(what)
@@ -42,9 +43,10 @@ class VerifyError(ValueError):
 
 
 def verify(name: str, base: str | None = None) -> list[Check]:
-    """The checks of a folder or repository up to the first that does not pass; all pass where the last one does.
+    """Check a folder or repository up to the first check that does not pass; all pass where the last one does.
 
-    `base` is where the base is, if not where the record says. It is loaded on the CPU, in the dtype of the training.
+    `base` is the folder or name of the base, if not the one in the record. It is loaded on the CPU, in the dtype of the
+    training.
     Raises `ModelError` where there is no such folder or repository.
     """
     checks, folder = [], Path(locate(name))
@@ -59,36 +61,43 @@ def verify(name: str, base: str | None = None) -> list[Check]:
 
 
 def table(checks: list[Check]) -> Table:
+    """The checks as a table for the terminal."""
     shown = Table("check", "", "found")
     for check in checks:
         shown.add_row(check.name, "[green]passed" if check.passed else "[red]FAILED", Text(check.found))
     return shown
 
 
+def as_json(checks: list[Check]) -> str:
+    """The checks as JSON: {passed, checks: [{name, passed, found}]}."""
+    return json.dumps({"passed": checks[-1].passed, "checks": [vars(check) for check in checks]}, indent=2)
+
+
 def _checks(folder: Path, base: str | None) -> Iterator[tuple[str, str]]:
-    """(check, what was found); raises `VerifyError` at the first that does not pass."""
+    """(check, what was found) of each. Raises `VerifyError` at the first that does not pass."""
     adapter = (folder / "adapter_config.json").is_file() or (folder / "adapter_model.safetensors").is_file()
     yield "files", _files(folder, adapter)
     try:
-        said = record.read(folder)
+        recorded = record.read(folder)
     except RecordError as error:
         raise VerifyError("record", str(error)) from error
-    yield "record", f"{len(said.tensors)} tensors, {len(said.probes)} probes, {said.dtype}"
+    yield "record", f"{len(recorded.tensors)} tensors, {len(recorded.probes)} reference sequences, {recorded.dtype}"
     yield "values", _values(folder, adapter)
-    yield "tensors", _as_recorded(record.stored(folder), said.tensors)
-    changed = sorted(set(said.files.items()) - set(record.described(folder).items()))
+    yield "tensors", _as_recorded(record.stored(folder), recorded.tensors)
+    changed = sorted(set(recorded.files.items()) - set(record.described(folder).items()))
     if changed:
         raise VerifyError("description", f"{changed[0][0]} is not what was recorded")
-    yield "description", f"{len(said.files)} files of configuration and tokenizer as recorded"
+    yield "description", f"{len(recorded.files)} files of configuration and tokenizer as recorded"
     if adapter:
-        path = _find_base(folder, said, base)
-        yield "base", _same_base(path, said)
-        yield "log-probabilities", _adapter_says(path, folder, said)
+        path = _find_base(folder, recorded, base)
+        yield "base", _same_base(path, recorded)
+        yield "log-probabilities", _adapter_logprobs(path, folder, recorded)
     else:
-        yield "log-probabilities", _model_says(_load(folder, said.dtype), said)
+        yield "log-probabilities", _model_logprobs(_load(folder, recorded.dtype), recorded)
 
 
 def _files(folder: Path, adapter: bool) -> str:
+    """Check that there are weights in safetensors, and a configuration that is supported."""
     try:
         if adapter:
             adapter_config(folder)
@@ -102,7 +111,7 @@ def _files(folder: Path, adapter: bool) -> str:
 
 
 def _values(folder: Path, adapter: bool) -> str:
-    """Refuses no tensors, values that are not finite, and an adapter or a model that is zero."""
+    """Check that there are tensors, that they are finite, and that the adapter or the model is not zero."""
     zero, count = {}, 0
     for name, tensor in record.tensors(folder):
         if not torch.isfinite(tensor).all():
@@ -117,88 +126,93 @@ def _values(folder: Path, adapter: bool) -> str:
 
 
 def _changes(zero: dict[str, bool]) -> bool:
-    """Whether some layer's change, B times A, is more than zero; `zero` says which tensors are."""
+    """Whether some layer's change, B times A, is not zero, by which tensors are: {name: whether it is zero}."""
     pairs = [(name, name.replace("lora_A", "lora_B")) for name in zero if "lora_A" in name]
     return any(not zero[a] and not zero.get(b, True) for a, b in pairs)
 
 
-def _as_recorded(found: dict[str, Stored], said: dict[str, Stored]) -> str:
-    for name in sorted(found.keys() ^ said.keys()):
+def _as_recorded(found: dict[str, Stored], recorded: dict[str, Stored]) -> str:
+    """Check that the tensors are those in the record."""
+    for name in sorted(found.keys() ^ recorded.keys()):
         where = "is not in the record" if name in found else "is in the record and not in the files"
         raise VerifyError("tensors", f"{name} {where}")
-    for name, tensor in sorted(said.items()):
+    for name, tensor in sorted(recorded.items()):
         if found[name] != tensor:
-            raise VerifyError("tensors", f"{name} is not what was recorded: {_apart(found[name], tensor)}")
+            raise VerifyError("tensors", f"{name} is not what was recorded: {_difference(found[name], tensor)}")
     return f"{len(found)} as recorded: SHA-256, shape and dtype"
 
 
-def _apart(found: Stored, said: Stored) -> str:
-    key = next(key for key in ("shape", "dtype", "sha256") if getattr(found, key) != getattr(said, key))
-    return f"{key} {getattr(found, key)}, and the record says {getattr(said, key)}"
+def _difference(found: Stored, recorded: Stored) -> str:
+    """Say in what a tensor differs from its record."""
+    key = next(key for key in ("shape", "dtype", "sha256") if getattr(found, key) != getattr(recorded, key))
+    return f"{key} {getattr(found, key)}, and the record says {getattr(recorded, key)}"
 
 
-def _find_base(folder: Path, said: Record, base: str | None) -> Path:
-    if said.base is None:
+def _find_base(folder: Path, recorded: Record, base: str | None) -> Path:
+    """The folder of the base, fetched where it must be."""
+    if recorded.base is None:
         raise VerifyError("base", "the record is that of a whole model, and the folder holds an adapter")
     named = adapter_config(folder).get("base_model_name_or_path")
-    if named != said.base.name:
-        raise VerifyError("base", f"adapter_config.json names {named}, and the record says {said.base.name}")
+    if named != recorded.base.name:
+        raise VerifyError("base", f"adapter_config.json names {named}, and the record says {recorded.base.name}")
     try:
-        return Path(locate(base) if base else locate(said.base.name, said.base.commit))
+        return Path(locate(base) if base else locate(recorded.base.name, recorded.base.commit))
     except ModelError as error:
         raise VerifyError("base", f"{error}; name the base's place by --base") from error
 
 
-def _same_base(path: Path, said: Record) -> str:
+def _same_base(path: Path, recorded: Record) -> str:
+    """Check that the base is the one in the record."""
     found = record.digest(record.stored(path))
-    if found != said.base.sha256:
-        what = f"{path} is another base: SHA-256 of its tensors {found[:16]}..., recorded {said.base.sha256[:16]}..."
+    if found != recorded.base.sha256:
+        what = (
+            f"{path} is another base: SHA-256 of its tensors {found[:16]}..., recorded {recorded.base.sha256[:16]}..."
+        )
         raise VerifyError("base", what)
-    return f"{said.base.name}, SHA-256 of its tensors {found[:16]}..."
+    return f"{recorded.base.name}, SHA-256 of its tensors {found[:16]}..."
 
 
 def _load(folder: Path, dtype: str) -> nn.Module:
+    """Load a whole model."""
     try:
         return load_model(str(folder), dtype)
     except ModelError as error:
         raise VerifyError("log-probabilities", str(error)) from error
 
 
-def _adapter_says(base: Path, folder: Path, said: Record) -> str:
-    model = _load(base, said.dtype)
+def _adapter_logprobs(base: Path, folder: Path, recorded: Record) -> str:
+    """Check the log-probabilities of the base with the adapter over it."""
+    model = _load(base, recorded.dtype)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False, torch_device="cpu").eval()
     except (ValueError, RuntimeError) as error:
         raise VerifyError("log-probabilities", f"the adapter does not fit its base: {error}") from error
-    found = _model_says(adapted, said)
+    found = _model_logprobs(adapted, recorded)
     with adapted.disable_adapter():
-        return f"{found}; the base alone is off by {_gap(adapted, said):.2g}"
+        return f"{found}; the base alone is off by {_gap(adapted, recorded):.2g}"
 
 
-def _model_says(model: nn.Module, said: Record) -> str:
-    gap, allowed = _gap(model, said), ALLOWED[said.dtype] / min(1.0, said.temperature)
+def _model_logprobs(model: nn.Module, recorded: Record) -> str:
+    """Check the log-probabilities of the reference sequences."""
+    gap, allowed = _gap(model, recorded), ALLOWED[recorded.dtype] / min(1.0, recorded.temperature)
     what = f"largest gap {gap:.2g} nats"
     if not gap <= allowed:  # NaN too
         raise VerifyError(
             "log-probabilities", f"{what}, allowed {allowed:.2g}: this is not the policy that was trained"
         )
-    return f"{sum(len(probe.logprob) for probe in said.probes)}, {what}, allowed {allowed:.2g}"
+    return f"{sum(len(sequence.logprob) for sequence in recorded.probes)}, {what}, allowed {allowed:.2g}"
 
 
 @torch.no_grad()
-def _gap(model: nn.Module, said: Record) -> float:
-    """Largest difference between what the model says of the probes and what was recorded; NaN where one is."""
+def _gap(model: nn.Module, recorded: Record) -> float:
+    """Largest difference, in nats, between the model's log-probabilities and those recorded; NaN where one is."""
     vocabulary = model.get_input_embeddings().num_embeddings
     gaps = []
-    for probe in said.probes:
-        if max(probe.ids) >= vocabulary or len(probe.logprob) != len(probe.ids) - 1:
-            raise VerifyError("log-probabilities", "the record's probes are not of this model")
-        ids = torch.tensor(probe.ids)
-        logits = model(ids[None]).logits[0, :-1].float() / said.temperature
+    for sequence in recorded.probes:
+        if max(sequence.ids) >= vocabulary or len(sequence.logprob) != len(sequence.ids) - 1:
+            raise VerifyError("log-probabilities", "the record's reference sequences are not of this model")
+        ids = torch.tensor(sequence.ids)
+        logits = model(ids[None]).logits[0, :-1].float() / recorded.temperature
         logprob = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
-        gaps.append((logprob - torch.tensor(probe.logprob)).abs())
+        gaps.append((logprob - torch.tensor(sequence.logprob)).abs())
     return float(torch.cat(gaps).max())
-
-
-def as_json(checks: list[Check]) -> str:
-    return json.dumps({"passed": checks[-1].passed, "checks": [vars(check) for check in checks]}, indent=2)

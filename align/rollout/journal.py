@@ -1,7 +1,7 @@
-"""What was sampled and scored since the newest checkpoint, on disk: a resumed run samples none of it again.
+"""Keep on disk what was sampled and scored since the newest checkpoint: a resumed run samples none of it again.
 
-An entry is one call of the sampler on one rank. It holds for one lineage (`resume.lineage`): the same recipes from the
-same start lead to the same weights, and from the same prompts to the same responses.
+An entry is one call of the sampler on one rank. It is valid for one lineage (`checkpoint.resume.lineage`): the same
+recipes from the same start lead to the same weights, and from the same prompts to the same responses.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ class Call:
     """One call of the sampler."""
 
     step: int  # from 0
-    source: int  # of the recipe's sources
-    round: int  # of dynamic sampling
+    source: int  # its place among the recipe's sources
+    round: int  # of dynamic sampling, from 0
     rank: int
 
     @property
     def name(self) -> str:
+        """The path of its entries below the journal's folder, without their ending."""
         return f"step_{self.step + 1}/{self.source}-{self.round}-{self.rank}"
 
 
 @dataclass(frozen=True)
 class Journal:
+    """The entries of one run, in its folder."""
+
     folder: Path
     lineage: list[tuple[int, str]]
 
     def sampled(self, call: Call, prompts: Sequence[Prompt], sample: Callable[[], Sampled]) -> Sampled:
-        """This rank's responses to the prompts of a step: those on disk, or new ones, which it keeps."""
+        """This rank's responses to the prompts of a step: those on disk, or new ones from `sample`, which it keeps."""
         path, key = self._path(call, "sampled"), self._key(prompts)
         rows = read(path, key)
         if rows is not None:
@@ -54,7 +57,10 @@ class Journal:
         return new
 
     def scored(self, call: Call, sampled: Sampled, score: Callable[[], list[Rollout]]) -> list[Rollout]:
-        """The same responses with their rewards. Only what scoring adds is kept, in the order of `sampled`."""
+        """The rollouts of these responses: those on disk, or new ones from `score`, which it keeps.
+
+        An entry has only what scoring adds, in the order of `sampled`.
+        """
         path, key = self._path(call, "scored"), self._key([prompt for *_, prompt, _ in sampled])
         rows = read(path, key)
         if rows is not None:
@@ -68,7 +74,7 @@ class Journal:
         return new
 
     def kept(self, step: int) -> int:
-        """How many responses of the steps behind `step` are on disk, those of all ranks."""
+        """Number of responses on disk of the steps behind `step`, those of all ranks."""
         heads = [_head(path) for path in self.folder.glob("step_*/*.sampled") if int(path.parent.name[5:]) > step]
         return sum(head["rows"] for head in heads if head and head["lineage"] == self._lineage)
 
@@ -90,14 +96,14 @@ class Journal:
 
 
 def write(path: Path, key: dict[str, str], rows: list[dict[str, Any]]) -> None:
-    """A head of one line, and the rows. JSON writes a float so that it reads back the same. Raises `DiskError`."""
+    """Write a head of one line, and the rows; JSON gives back each float as it was. Raises `DiskError`."""
     body = json.dumps(rows, default=to_jsonable_python)
     head = {**key, "rows": len(rows), "sha256": sha256(body.encode()).hexdigest()}
     files.write_whole(path, f"{json.dumps(head)}\n{body}")
 
 
 def read(path: Path, key: dict[str, str]) -> list[dict[str, Any]] | None:
-    """The rows; None where there are none for this key, or not as they were written."""
+    """Read the rows; None where there are none for this key, or not as they were written."""
     head = _head(path)
     if head is None or any(head[name] != value for name, value in key.items()):
         return None
@@ -106,7 +112,7 @@ def read(path: Path, key: dict[str, str]) -> list[dict[str, Any]] | None:
 
 
 def _head(path: Path) -> dict[str, Any] | None:
-    """The first line of an entry; None where it is missing or damaged."""
+    """Read the first line of an entry; None where it is missing or damaged."""
     try:
         with path.open() as file:
             head = json.loads(file.readline())

@@ -1,4 +1,4 @@
-"""Sampling and scoring one step's responses, and gathering them into a batch that is the same on every rank."""
+"""Sample and score the responses of a step, and gather them into a batch that is the same on every rank."""
 
 from __future__ import annotations
 
@@ -25,25 +25,65 @@ Sampled = list[tuple[int, int, Prompt, Response]]  # (group, index, prompt, resp
 
 @dataclass(frozen=True)
 class Rollout:
-    """A scored response. Order is (group, index), whatever rank it came from."""
+    """A scored response. Rollouts are ordered by (group, index), whichever rank they are from."""
 
-    group: int
-    index: int
+    group: int  # its prompt's number in the step
+    index: int  # in the group
     prompt: Prompt
     response: Response
     text: str
-    rewards: dict[str, float | None]
-    reward: float | None  # None: none applied, or one failed; the response takes no part
+    rewards: dict[str, float | None]  # {name: value before its weight}; None: it did not apply, or failed
+    reward: float | None  # weighted sum; None: none applied, or one failed, and the response takes no part
     correct: bool
     failed: dict[str, str] = field(default_factory=dict)  # {reward: why it gave no value}
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process among the others."""
+    """This process among all of the run."""
 
     index: int
     count: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores responses with the recipe's rewards."""
+
+    workers: Sequence[Worker]  # one a reward, in the order of `experiment.rewards`
+    experiment: Experiment
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def rewards(self) -> Sequence[RewardFunction]:
+        """The recipe's reward functions."""
+        return self.experiment.rewards
+
+    def score(self, sampled: Sampled, total_rows: int) -> list[Rollout]:
+        """Score this rank's responses; all ranks together have `total_rows`. Raises `RewardError`."""
+        texts = self.tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
+        prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
+        values = score_rows(self.workers, prompts, responses, texts, total_rows)
+        totals = combine(self.rewards, values)
+        solved, rollouts = self.experiment.correct, []
+        for i, (group, index, prompt, response) in enumerate(sampled):
+            row = {name: column[i] for name, column in values.items()}
+            why = {name: value.why for name, value in row.items() if isinstance(value, Failure)}
+            failed = {name: scrub(reason, self.experiment.file.data) for name, reason in why.items()}
+            components = {name: None if name in failed else value for name, value in row.items()}
+            decides = components[solved.reward]
+            correct = decides is not None and decides >= solved.at_least
+            rollouts.append(Rollout(group, index, prompt, response, texts[i], components, totals[i], correct, failed))
+        return rollouts
+
+    def gather(self, scored: Sequence[Rollout]) -> list[Rollout]:
+        """Gather the rollouts of all ranks, in the same order on each. Collective.
+
+        Raises `RewardError` where a reward failed on too many.
+        """
+        everything = gather(scored)
+        check_failed(everything, self.experiment.recipe.reward_limits)
+        return everything
 
 
 def seed_of(*numbers: int) -> int:
@@ -61,56 +101,20 @@ def sample(
     max_tokens: int,
     seed: int,
 ) -> Sampled:
-    """n responses to each of this rank's part of the prompts."""
+    """Sample n responses to each prompt of this rank's part; (group, index, prompt, response) of each."""
     mine = list(range(process.index, len(prompts), process.count))
     ids = [prompts[i].ids for i in mine]
     outputs = generator.generate(ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
     return [(i, j, prompts[i], r) for i, responses in zip(mine, outputs, strict=True) for j, r in enumerate(responses)]
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Has the recipe's rewards judge responses."""
-
-    workers: Sequence[Worker]  # one a reward, in the order of `experiment.rewards`
-    experiment: Experiment
-    tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def rewards(self) -> Sequence[RewardFunction]:
-        return self.experiment.rewards
-
-    def score(self, sampled: Sampled, total_rows: int) -> list[Rollout]:
-        """This rank's responses with their rewards; all ranks together have `total_rows`. Raises `RewardError`."""
-        texts = self.tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
-        prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
-        values = score_rows(self.workers, prompts, responses, texts, total_rows)
-        totals = combine(self.rewards, values)
-        solved, rollouts = self.experiment.correct, []
-        for i, (group, index, prompt, response) in enumerate(sampled):
-            row = {name: column[i] for name, column in values.items()}
-            why = {name: value.why for name, value in row.items() if isinstance(value, Failure)}
-            failed = {name: scrub(reason, self.experiment.file.data) for name, reason in why.items()}
-            components = {name: None if name in failed else value for name, value in row.items()}
-            decides = components[solved.reward]
-            correct = decides is not None and decides >= solved.at_least
-            rollouts.append(Rollout(group, index, prompt, response, texts[i], components, totals[i], correct, failed))
-        return rollouts
-
-    def gather(self, scored: Sequence[Rollout]) -> list[Rollout]:
-        """The rollouts of all ranks, in one order. Raises `RewardError` where a reward failed on too many."""
-        everything = gather(scored)
-        check_failed(everything, self.experiment.recipe.reward_limits)
-        return everything
-
-
 def gather(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts of all ranks, in the same order on each. Collective."""
+    """Gather the rollouts of all ranks, in the same order on each. Collective."""
     return sorted(gather_object(list(rollouts)), key=lambda r: (r.group, r.index))
 
 
 def check_failed(rollouts: Sequence[Rollout], limits: RewardLimits) -> None:
-    """Raises `RewardError` where a reward failed on too many rows of all ranks."""
+    """Raise `RewardError` where a reward failed on too many of the rollouts of all ranks."""
     for name in rollouts[0].rewards if rollouts else ():
         failed = [r for r in rollouts if name in r.failed]
         if len(failed) > limits.max_failed * len(rollouts):
@@ -128,7 +132,7 @@ def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def to_batch(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0) -> Batch:
-    """Rollouts that have a reward, as tensors; `progress` is the share of the schedules' steps that are done."""
+    """Make a batch of rollouts that have a reward; `progress` in [0, 1] is the part of the schedules that is done."""
     return _batch(
         [r.group for r in rollouts],
         [r.response.ids for r in rollouts],
@@ -143,7 +147,7 @@ def to_batch(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, pr
 
 
 def pairs_to_batch(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0) -> Batch:
-    """Pairs as groups of two rows, the chosen response first, with rewards 1 and 0."""
+    """Make a batch of pairs: groups of two rows, the chosen response first, with rewards 1 and 0."""
     rows = [(i, pair, answer) for i, pair in enumerate(pairs) for answer in pair.answers]
     answers = [answer for *_, answer in rows]
     first = torch.tensor([answer is pair.chosen for _, pair, answer in rows])

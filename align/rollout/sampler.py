@@ -1,4 +1,4 @@
-"""The engine that samples from the policy: it is given each new policy, and checked to have it."""
+"""Sample from the policy: hand each new one to the engine, and check that it arrived."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from align.system.deadline import deadline
 
 @dataclass(frozen=True)
 class Sampler:
-    """This rank's engine. Whatever takes longer than `sampling.deadline_s` raises `DeadlineError`."""
+    """This rank's engine with its limits: what takes longer than `sampling.deadline_s` raises `DeadlineError`."""
 
     generator: Generator
     sync_check: SyncCheck
@@ -26,7 +26,7 @@ class Sampler:
     sampling: Sampling
 
     def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, seed: int) -> Sampled:
-        """n responses to each prompt of this rank's part; temperature 0 is greedy."""
+        """Sample n responses to each prompt of this rank's part; temperature 0 is greedy."""
         with deadline("generation", self.sampling.deadline_s):
             return rollouts.sample(
                 *(prompts, self.generator, self.process),
@@ -37,18 +37,20 @@ class Sampler:
             )
 
     def sync(self, learner: Learner, clock: Clock) -> dict[str, float]:
-        """Hand over the policy and check that it arrived: metrics. Collective. Raises `SyncError`."""
+        """Hand over the policy and check that it arrived; the metrics of `check`. Collective. Raises `SyncError`."""
         with clock("sync"), deadline("sync", self.sampling.deadline_s):
             self.generator.sync(learner.model)
         return self.check(learner, clock)
 
     def check(self, learner: Learner, clock: Clock) -> dict[str, float]:
-        """Compare log-probabilities with the trainer's, of an engine that should have the policy already: metrics.
-        Collective. Raises `SyncError`."""
-        with clock("proof"), deadline("proof of the sync", self.sampling.deadline_s):
+        """Check that the engine has the policy; {`sync/gap`, `sync/gap_max`: nats a token}. Collective.
+
+        Raises `SyncError`.
+        """
+        with clock("proof"), deadline("sync check", self.sampling.deadline_s):
             gaps = self.sync_check.check(self.generator, learner)
         return {"sync/gap": gaps.mean, "sync/gap_max": gaps.largest}
 
     def close(self) -> None:
-        """Let go of the engine's memory and process groups."""
+        """Release the engine's memory and process groups."""
         self.generator.close()

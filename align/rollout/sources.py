@@ -1,4 +1,4 @@
-"""Where a step's batch comes from: rollouts of prompts, or preference pairs of the data."""
+"""Collect a step's batch: rollouts of prompts, or preference pairs of the data."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ TRAINING, SAMPLED, GREEDY = range(3)  # purposes of sampling, each with random n
 
 @dataclass(frozen=True)
 class Collected:
-    """One source's part of a step, the same on all ranks."""
+    """The batch that a source collected for a step, the same on all ranks."""
 
     batch: Batch
     sampled: Sequence[Rollout] = ()  # all that were sampled; none of a source of pairs
     rollouts: Sequence[Rollout] = ()  # those in the batch, and those without a reward among them
-    rewards: Sequence[RewardFunction] = ()  # what rated them
+    rewards: Sequence[RewardFunction] = ()  # the functions that scored them
 
 
 @dataclass(frozen=True)
 class SourceBatch:
-    """What a source gave a step, with the credit that each of its objectives assigned."""
+    """A source's batch of a step, with the credit that each of its objectives assigned."""
 
     collected: Collected
     credited: Sequence[Credited]
@@ -50,13 +50,13 @@ class Source(Protocol):
     objectives: Sequence[Objective]  # those that learn from it
 
     def collect(self, step: int, clock: Clock) -> Collected:
-        """The batch of a step, counted from 0. The same step gives the same batch."""
+        """Collect the batch of a step, counted from 0. The same step gives the same batch."""
         ...
 
 
 @dataclass(frozen=True)
 class RolloutSource:
-    """Samples responses to prompts, scores them and gathers them over all ranks; what is on disk already is read."""
+    """Samples responses to prompts, scores them and gathers them over all ranks; reads those in the journal instead."""
 
     name: str
     number: int  # its place among the recipe's sources
@@ -74,18 +74,23 @@ class RolloutSource:
         return self.recipe.sources()[self.name]
 
     def collect(self, step: int, clock: Clock) -> Collected:
-        """Raises `RewardError` where no response has a reward, or a reward fails on too many."""
-        everything, taken = self._rollouts(step, clock)
-        rated = [rollout for rollout in taken if rollout.reward is not None]
+        """Collect the rollouts of a step.
+
+        Raises `RewardError` where no response has a reward, or a reward fails on too many.
+        """
+        everything, used = self._rollouts(step, clock)
+        rated = [rollout for rollout in used if rollout.reward is not None]
         if not rated:
-            raise RewardError(f"step {step + 1}: {_nothing_rated(everything)}")
+            raise RewardError(f"step {step + 1}: {nothing_rated(everything)}")
         batch = rollouts.to_batch(rated, self.tokenizer, progress(self.recipe, step))
-        return Collected(batch, everything, taken, self.scorer.rewards)
+        return Collected(batch, everything, used, self.scorer.rewards)
 
     def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
-        """(all that were sampled, those for the batch). Dynamic sampling goes on until the batch is full of mixed
-        groups or its rounds are over; where none was mixed there is nothing to learn, and the last round with a reward
-        stands."""
+        """(all rollouts that were sampled, those for the batch).
+
+        Dynamic sampling goes on until the batch is full of mixed groups or its rounds are over. Where no group was
+        mixed there is nothing to learn, and the batch is the last round with a reward.
+        """
         dynamic, size = self.recipe.sampling.dynamic_sampling, self.data.prompts_per_step
         rounds = dynamic.rounds if dynamic else 1
         everything, full = [], []
@@ -96,15 +101,15 @@ class RolloutSource:
             groups = sorted({rollout.group for rollout in full})
             if len(groups) >= size:
                 break
-        taken = [rollout for rollout in full if rollout.group in groups[:size]]
-        if taken:
-            return everything, taken
+        used = [rollout for rollout in full if rollout.group in groups[:size]]
+        if used:
+            return everything, used
         rated = [rollout.group // size for rollout in everything if rollout.reward is not None]
         newest = max(rated, default=number)
         return everything, [rollout for rollout in everything if rollout.group // size == newest]
 
     def _round(self, step: int, number: int, rounds: int, clock: Clock) -> list[Rollout]:
-        """All ranks' scored responses of one round; its groups are numbered behind those of the rounds before."""
+        """The rollouts of all ranks of one round; its groups are numbered behind those of the rounds before."""
         size = self.data.prompts_per_step
         call = Call(step, self.number, number, self.sampler.process.index)
         with clock("generate"):
@@ -131,7 +136,7 @@ class RolloutSource:
 
 @dataclass(frozen=True)
 class PairSource:
-    """Takes preference pairs from the data, with what its bank holds of them."""
+    """Takes preference pairs from the data, and their log-probabilities from its bank."""
 
     name: str
     prompts: Prompts
@@ -141,12 +146,13 @@ class PairSource:
     bank: Bank  # an empty one where the recipe names none
 
     def collect(self, step: int, clock: Clock) -> Collected:
+        """Collect the pairs of a step."""
         count = self.recipe.sources()[self.name].prompts_per_step
         pairs = self.prompts.step(step, count, self.recipe.run.seed)
         return Collected(self.batch(pairs, progress(self.recipe, step)))
 
     def batch(self, pairs: Sequence[Pair], progress: float) -> Batch:
-        """The pairs as groups of two rows; `progress` in [0, 1] is that of the schedules."""
+        """Make a batch of pairs; `progress` in [0, 1] is the part of the schedules that is done."""
         return self.bank.fill(rollouts.pairs_to_batch(pairs, self.tokenizer, progress))
 
 
@@ -155,7 +161,8 @@ def progress(recipe: Recipe, step: int) -> float:
     return min(1.0, step / recipe.optim.schedule_steps)
 
 
-def _nothing_rated(scored: Sequence[Rollout]) -> str:
+def nothing_rated(scored: Sequence[Rollout]) -> str:
+    """Say why none of the rollouts has a reward."""
     failed = [rollout for rollout in scored if rollout.failed]
     if not failed:
         return f"no reward function applied to any of {len(scored)} responses"

@@ -1,4 +1,4 @@
-"""Sampling with transformers' `generate`."""
+"""Sample with transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.rollout.generator import LIKELIEST, SamplerLogprobs
 
 
 class Transformers:
-    """Samples with transformers' `generate` from the trainer's own module: slow, for platforms without vLLM."""
+    """A `Generator` that samples from the trainer's own module: slow, for platforms without vLLM."""
 
     def __init__(self, model: nn.Module, end_ids: Sequence[int], pad_id: int):
         self._model, self._end_ids, self._pad_id = model, list(end_ids), pad_id
@@ -22,6 +22,7 @@ class Transformers:
 
     @torch.no_grad()
     def generate(self, prompts, *, n, temperature, max_tokens, seed):
+        """Sample as `Generator.generate` says."""
         if not prompts:
             return []
         torch.manual_seed(seed)
@@ -34,9 +35,9 @@ class Transformers:
         return [rows[i : i + per] * (n // per) for i in range(0, len(rows), per)]
 
     def _sample(self, prompts, width, *, n, temperature, max_tokens):
-        """The model's output; whatever is sampled is sampled here. Its scores are what it samples from."""
+        """The model's output, whose scores are the logits that it samples from; everything is sampled here."""
         ids = torch.tensor([[self._pad_id] * (width - len(p)) + list(p) for p in prompts], device=self._model.device)
-        seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
+        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
         choice = (
             dict(do_sample=True, temperature=temperature, num_return_sequences=n)
             if temperature
@@ -46,7 +47,7 @@ class Transformers:
         try:
             return self._model.generate(
                 input_ids=ids,
-                attention_mask=seen,
+                attention_mask=attention,
                 max_new_tokens=max_tokens,
                 return_dict_in_generate=True,
                 output_scores=True,
@@ -57,6 +58,7 @@ class Transformers:
 
     @torch.no_grad()
     def logprobs(self, ids, *, temperature):
+        """Log-probabilities as `Generator.logprobs` says."""
         tokens = torch.tensor([list(ids)], device=self._model.device)
         before = self._model(tokens[:, :-1]).logits.float().log_softmax(-1)
         out = self._sample([ids], len(ids), n=1, temperature=temperature, max_tokens=1)
@@ -66,13 +68,13 @@ class Transformers:
         return SamplerLogprobs(prompt, {token: float(following[token]) for token in likeliest})
 
     def _cut(self, tokens: list[int], logprobs: list[float]) -> Response:
-        """Up to the first end token, by position: the pad token may be the end token."""
+        """Cut a response behind its first end token: by position, since the pad token may be the end token."""
         end = next((i for i, token in enumerate(tokens) if token in self._end_ids), None)
         length = len(tokens) if end is None else end + 1
         return Response(tokens[:length], logprobs[:length], truncated=end is None)
 
     def sync(self, model):
-        """Nothing to ship: it samples from the trainer's weights."""
+        """Do nothing: it samples from the trainer's weights."""
 
     def close(self):
-        """Nothing of its own."""
+        """Do nothing: it has no memory of its own."""

@@ -1,4 +1,4 @@
-"""Sampling with vLLM, which is imported only here."""
+"""Sample with vLLM, which is imported only here, and only when an engine starts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from vllm import LLM, SamplingParams
-from vllm.lora.request import LoRARequest
 
 from align.config.recipe import Recipe
 from align.data.prompts import Response
@@ -18,21 +16,24 @@ from align.rollout.generator import LIKELIEST, SamplerLogprobs
 
 
 class VLLM:
-    """An in-process vLLM engine, one a rank.
+    """A `Generator` that runs vLLM in this process, one a rank.
 
-    `merged` reloads whole weights in place, `adapter` hands over the LoRA tensors under a new version: vLLM
-    keys its caches by name and path.
+    With `sampling.sync: merged` whole weights are reloaded in place; with `adapter` the LoRA tensors are handed over
+    under a new version, since vLLM keys its caches by name and path. `context` is the most tokens of prompt and
+    response together.
     """
 
     def __init__(self, path: str, recipe: Recipe, context: int):
         threads, sync = torch.get_num_threads(), recipe.sampling.sync
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that the torch seed decides
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
 
         self._params, self._lora_request = SamplingParams, LoRARequest
         self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
         self._lora, self._version = None, 0
-        # a prompt is shared by its whole blocks; on CPU they are of 128 tokens where nothing is said
+        # prompts are shared by whole blocks, which by default have 128 tokens on a CPU
         blocks = {} if torch.cuda.is_available() else {"block_size": 32}
         lora = dict(enable_lora=True, max_lora_rank=_lora_rank(recipe.model.adapter.rank)) if sync == "adapter" else {}
         self._llm = LLM(
@@ -43,7 +44,7 @@ class VLLM:
             distributed_executor_backend="external_launcher",
             max_model_len=context,
             max_num_seqs=recipe.sampling.max_sequences,
-            gpu_memory_utilization=0.05,  # only asked for at the start; the next line sizes the cache
+            gpu_memory_utilization=0.05,  # only checked at the start; the next line sizes the cache
             kv_cache_memory_bytes=int(recipe.sampling.cache_gib * 2**30),
             enable_prefix_caching=True,
             enforce_eager=not recipe.sampling.compile,
@@ -59,6 +60,7 @@ class VLLM:
             raise RuntimeError(f"vLLM left torch with {torch.get_num_threads()} threads instead of {threads}")
 
     def generate(self, prompts, *, n, temperature, max_tokens, seed):
+        """Sample as `Generator.generate` says."""
         if not prompts:
             return []
         torch.manual_seed(seed)  # a seed for each request would end the CPU engine
@@ -67,12 +69,13 @@ class VLLM:
         return [[_response(sample) for sample in output.outputs] for output in outputs]
 
     def _sample(self, prompts, **settings):
-        """The engine's outputs; whatever is sampled is sampled here."""
+        """The engine's outputs; everything is sampled here."""
         params = self._params(**settings, detokenize=False)
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         return self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
 
     def logprobs(self, ids, *, temperature):
+        """Log-probabilities as `Generator.logprobs` says."""
         settings = dict(temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
         [output] = self._sample([ids], **settings)
         prompt = [position[token].logprob for token, position in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
@@ -80,6 +83,7 @@ class VLLM:
         return SamplerLogprobs(prompt, {token: found.logprob for token, found in following.items()})
 
     def sync(self, model):
+        """Hand over the weights, merged or as an adapter. Collective."""
         self._version += 1
         if self._adapter_folder is None:
             arguments = {"weights_iterator": weights.merged(model)}
@@ -91,13 +95,14 @@ class VLLM:
             shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
 
     def close(self):
+        """Shut the engine down and remove the adapter's files."""
         self._llm.llm_engine.engine_core.shutdown()
         if self._adapter_folder is not None:
             shutil.rmtree(self._adapter_folder)
 
 
 def _lora_rank(rank: int) -> int:
-    """vLLM knows only these sizes; a smaller adapter fits in the next one."""
+    """The next size that vLLM knows; a smaller adapter fits in it."""
     sizes = [1, 8, 16, 32, 64, 128, 256, 320, 512]
     return next(size for size in sizes if size >= rank)
 

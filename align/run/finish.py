@@ -13,7 +13,7 @@ from align.data.prompts import fingerprint
 from align.learner import weights
 from align.metrics.evaluation import comparison
 from align.result import record, report
-from align.result.card import RunSummary
+from align.result.card import RunSummary, card
 from align.result.push import GateShut, NotPushed, push_run, reached, store_summary
 from align.run.log import RunLog
 from align.run.setup import Run
@@ -38,8 +38,10 @@ def finish(run: Run, log: RunLog) -> None:
         if rows and run.evaluation.responses:
             console.print(report.samples(*log.greedy_samples()))
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
-        console.print(f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}")
-        store_summary(out, summary(run, rows, log))
+        places = f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}"
+        console.print(places, soft_wrap=True)
+        store_summary(out, told := summary(run, rows, log))
+        (out / kind / "README.md").write_text(card(told), encoding="utf-8")  # instead of PEFT's, which names folders
         if goal := recipe.target():
             refused = push(console, out, goal)
     accelerator.wait_for_everyone()

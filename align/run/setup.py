@@ -37,6 +37,7 @@ from align.rollout.sync_check import SyncCheck, choose
 from align.rollout.transformers_engine import Transformers
 from align.rollout.vllm_engine import VLLM
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
+from align.run.terminal import stage
 from align.scoring.worker import Worker, close
 
 
@@ -85,11 +86,14 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     experiment, tokenizer = checked.experiment, checked.tokenizer
     recipe, sampled = experiment.recipe, checked.context is not None
     workers = [Worker(reward, recipe.reward_limits) for reward in experiment.rewards if sampled]  # they load meanwhile
-    learner = load_learner(checked, accelerator)
+    with stage("models"):
+        learner = load_learner(checked, accelerator)
     experiment = check_packing(experiment, checked.asked_layout, learner)
     sampler = None
     if sampled:
-        generator = make_generator(checked, learner)
+        compiles = recipe.sampling.engine == "vllm" and recipe.sampling.compile
+        with stage("engine", "(compiles at the first start)" if compiles else ""):
+            generator = make_generator(checked, learner)
         process = Process(accelerator.process_index, accelerator.num_processes)
         sampler = Sampler(generator, make_sync_check(experiment, checked.sources, learner), process, recipe.sampling)
     for worker in workers:
@@ -210,19 +214,19 @@ PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limi
 
 
 def make_accelerator(experiment: Experiment) -> Accelerator:
-    """Raises `ConfigError` where the launch file does not start DeepSpeed."""
+    """Join the processes of the run. Raises `ConfigError` where the launcher does not start DeepSpeed."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        alone = "python recipes/train.py RECIPE without a launcher (one process)"
+        raise ConfigError(
+            [f"no DeepSpeed: start with accelerate launch --config_file launch/cpu_zero2.yaml, or {alone}"]
+        )
     backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
     run = experiment.recipe.run  # None where it is wrong, which the check is about to say
-    accelerator = Accelerator(
+    return Accelerator(
         log_with=list(run.trackers) or None if run else None,
         project_dir=run.out if run else None,
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)],
     )
-    if accelerator.state.deepspeed_plugin is None:
-        raise ConfigError(
-            ["no DeepSpeed: start with accelerate launch --config_file launch/cpu.yaml (or another there)"]
-        )
-    return accelerator
 
 
 def set_threads() -> None:

@@ -1,6 +1,6 @@
-"""What runs in a reward's own process: it loads the function, calls it on rows and sends numbers back.
+"""The process of a reward function: it loads the function, calls it on rows and sends numbers back.
 
-The trainer starts it (`workers.py`); it imports neither torch nor an engine.
+The trainer starts it (`worker.py`); it imports neither torch nor an engine.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from align.config.factories import load_object
 from align.config.recipe import RewardLimits
 from align.system.parent import die_with_parent
 
-LONGEST = 600  # characters of a reason; what a reward raises may be of any size
+LONGEST = 600  # characters of a reason; an error of a reward may be of any size
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no value, where one was asked for."""
+    """Why a call gave no value."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The function is loaded."""
+    """Tells the trainer that the function is loaded."""
 
     is_async: bool
 
@@ -46,9 +46,12 @@ Arguments = Mapping[str, Sequence]  # {name: one value a row}
 
 
 def serve(pipe: int, parent: int) -> None:
-    """Answers calls that come through the pipe until it is closed. The first message is (reward, limits)."""
+    """Answer calls that come through the pipe until it is closed; the first message is (reward, limits).
+
+    `pipe` is a file descriptor, `parent` the id of the trainer's process.
+    """
     os.set_inheritable(pipe, False)
-    die_with_parent()  # no orphan, not even of a trainer that was killed
+    die_with_parent()  # leaves no orphan, not even of a trainer that was killed
     if os.getppid() != parent:
         return
     connection = Connection(pipe)
@@ -66,15 +69,8 @@ def serve(pipe: int, parent: int) -> None:
         connection.send(attempt(partial(_answer, fn, reward.args, limits, message)))
 
 
-def _answer(fn: Callable, args: Mapping[str, Any], limits: RewardLimits, message: bytes) -> list[Value]:
-    arguments, rows = pickle.loads(message)  # of the trainer
-    if is_async(fn):
-        return asyncio.run(rate_each(fn, arguments, args, rows, limits))
-    return rate(fn, arguments, args, rows)
-
-
 def load(path: str) -> Callable:
-    """The function; where it has an attribute `ready`, that is called, and raises what is missing on this machine."""
+    """Load the function and call its attribute `ready`, if any, which raises where this machine lacks something."""
     fn = load_object(path)
     if hasattr(fn, "ready"):
         fn.ready()
@@ -82,11 +78,12 @@ def load(path: str) -> Callable:
 
 
 def is_async(fn: Callable) -> bool:
+    """Whether calling it gives a coroutine."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
 
 
 def attempt(step: Callable[[], Any]) -> Any:
-    """What user code returns, or a `Failure` for whatever it raises; `sys.exit` is no way out either."""
+    """Return what user code returns, or a `Failure` for whatever it raises, `SystemExit` included."""
     try:
         return step()
     except BaseException as error:
@@ -94,22 +91,24 @@ def attempt(step: Callable[[], Any]) -> Any:
 
 
 def failure(error: BaseException) -> Failure:
+    """Put an error of user code into at most `LONGEST` characters."""
     hint = "; raise reward_limits.memory_gib if it needs more" if isinstance(error, MemoryError) else ""
     return Failure(f"{type(error).__name__}: {error}"[:LONGEST] + hint)
 
 
 def rate(fn: Callable, arguments: Arguments, args: Mapping[str, Any], rows: int) -> list[Value]:
-    """The function's values of all rows. Its own `args` win over a column of the same name.
+    """Call the function on all rows; one value a row. Its own `args` win over a column of the same name.
 
     A value that is no number fails its row. Raises whatever the function raises, and `ValueError` where it does not
-    return one value a row."""
+    return one value a row.
+    """
     return checked(fn(**{**arguments, **args}), rows)
 
 
 async def rate_each(
     fn: Callable, arguments: Arguments, args: Mapping[str, Any], rows: int, limits: RewardLimits
 ) -> list[Value]:
-    """Values of an async function, which gets each row alone, `limits.concurrency` of them at a time."""
+    """Call an async function on each row alone, `limits.concurrency` of them at a time; one value a row."""
     gate = asyncio.Semaphore(limits.concurrency)
 
     async def one(row: int) -> Value:
@@ -126,21 +125,30 @@ async def rate_each(
 
 
 def too_slow(seconds: float) -> Failure:
+    """The failure of a call that took longer than `reward_limits.seconds`."""
     return Failure(f"took longer than {seconds:g} s; raise reward_limits.seconds if it needs more")
 
 
 def row_of(arguments: Arguments, row: int) -> Arguments:
-    """One row, still as lists."""
+    """The arguments of one row, each a list of one value."""
     return {name: [values[row]] for name, values in arguments.items()}
 
 
 def checked(values: Any, rows: int) -> list[Value]:
-    """Raises `ValueError` unless there is one value a row."""
+    """Turn what a function returned into one value a row. Raises `ValueError` where it is not one value a row."""
     values = values.tolist() if hasattr(values, "tolist") else values  # arrays and tensors
     if not isinstance(values, (list, tuple)) or len(values) != rows:
         got = f"{len(values)} values" if isinstance(values, (list, tuple)) else f"a {type(values).__name__}"
         raise ValueError(f"returned {got} for {rows} rows; return a list with one value a row")
     return [_number(value) for value in values]
+
+
+def _answer(fn: Callable, args: Mapping[str, Any], limits: RewardLimits, message: bytes) -> list[Value]:
+    """The values of one call."""
+    arguments, rows = pickle.loads(message)  # only the trainer writes to the pipe
+    if is_async(fn):
+        return asyncio.run(rate_each(fn, arguments, args, rows, limits))
+    return rate(fn, arguments, args, rows)
 
 
 def _number(value: Any) -> Value:

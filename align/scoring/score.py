@@ -1,4 +1,4 @@
-"""Rewards of responses: their functions get TRL's arguments, each in its own process, and what they return adds up."""
+"""Score responses: reward functions get TRL's arguments, each in its own process, and their values are summed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.scoring.worker import RewardError, Worker
 
 
 def text_of(prompt: Prompt, text: str) -> Any:
-    """A response as reward functions get it: text, or a list with one assistant message."""
+    """A response as reward functions get it: text, or of a conversation a list with one assistant message."""
     return [{"role": "assistant", "content": text}] if prompt.conversational else text
 
 
@@ -24,10 +24,11 @@ def score_rows(
     texts: Sequence[str],
     total_rows: int,
 ) -> dict[str, list[Value]]:
-    """{reward: one value a row}: a number, None where it does not apply, or why it failed.
+    """{reward: one value a row}: a number, None where it does not apply, or a `Failure`.
 
-    Raises `RewardError` where one has failed on more than the share `reward_limits.max_failed` of `everywhere`, the
-    rows of all ranks together, even if it fails on none of the others."""
+    `total_rows` are those of all ranks together. Raises `RewardError` as soon as a reward has failed on more than the
+    fraction `reward_limits.max_failed` of them.
+    """
     if not prompts:
         return {worker.reward.name: [] for worker in workers}
     arguments = arguments_of(prompts, responses, texts)
@@ -37,8 +38,17 @@ def score_rows(
     return {worker.reward.name: _values(worker, arguments, len(prompts), total_rows) for worker in workers}
 
 
+def combine(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]) -> list[float | None]:
+    """Sum the weighted rewards that apply to each row; None where none does, or where one failed."""
+    out = []
+    for row in zip(*(values[reward.name] for reward in rewards), strict=True):
+        parts = [reward.weight * value for reward, value in zip(rewards, row, strict=True) if isinstance(value, float)]
+        out.append(sum(parts) if parts and not any(isinstance(value, Failure) for value in row) else None)
+    return out
+
+
 def arguments_of(prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]) -> Arguments:
-    """What TRL passes to reward functions, with the columns of the data."""
+    """The arguments that TRL passes to reward functions, the columns of the data among them."""
     columns = {name for prompt in prompts for name in prompt.columns}
     return {
         **{name: [prompt.columns.get(name) for prompt in prompts] for name in columns},
@@ -49,30 +59,28 @@ def arguments_of(prompts: Sequence[Prompt], responses: Sequence[Response], texts
     }
 
 
-def _packed(arguments: Arguments, rows: int) -> bytes:
-    try:
-        return pickle.dumps((arguments, rows))
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        what = "the columns of the prompts must be plain values, which rewards get in another process"
-        raise RewardError(f"{what}: {error}") from error
-
-
 def call_worker(worker: Worker, arguments: Arguments, rows: int) -> list[Value] | Failure:
-    """The answer to one call."""
+    """Call a reward function on rows; one value a row, or the failure of the whole call."""
     worker.ask(_packed(arguments, rows), rows)
     return worker.answer()
 
 
 def one_by_one(worker: Worker, arguments: Arguments, rows: int) -> Iterator[Value]:
-    """The value of each row, asked about alone: after a call on all rows failed as a whole, so that only the rows that
-    are to blame fail."""
+    """Call a reward function on each row alone: after a call on all rows failed as a whole, only the rows that are to
+    blame fail."""
     for row in range(rows):
         answer = call_worker(worker, row_of(arguments, row), 1)
         yield from [answer] if isinstance(answer, Failure) else answer
 
 
+def too_many(name: str, failed: int, rows: int, limits: RewardLimits, example: str) -> RewardError:
+    """The error of a reward that failed on more rows than `reward_limits.max_failed` allows."""
+    most = f"reward_limits.max_failed is {limits.max_failed:g}"
+    return RewardError(f"reward {name!r} failed on {failed} of {rows} rows, and {most}; {example}")
+
+
 def _values(worker: Worker, arguments: Arguments, rows: int, total_rows: int) -> list[Value]:
-    """The answer to a call on all rows, or those to calls on single ones."""
+    """The values of a call that was sent for all rows, or where it failed as a whole those of calls on single rows."""
     answer, values = worker.answer(), []
     if not isinstance(answer, Failure):
         _check_failed(worker, answer, arguments, total_rows)
@@ -84,7 +92,7 @@ def _values(worker: Worker, arguments: Arguments, rows: int, total_rows: int) ->
 
 
 def _check_failed(worker: Worker, values: Sequence[Value], arguments: Arguments, rows: int) -> None:
-    """Raises `RewardError` where too many of the rows asked about so far failed."""
+    """Raise `RewardError` where too many of the values so far are failures."""
     failed = [row for row, value in enumerate(values) if isinstance(value, Failure)]
     if len(failed) > worker.limits.max_failed * rows:
         first = failed[0]
@@ -92,15 +100,10 @@ def _check_failed(worker: Worker, values: Sequence[Value], arguments: Arguments,
         raise too_many(worker.reward.name, len(failed), rows, worker.limits, example)
 
 
-def too_many(name: str, failed: int, rows: int, limits: RewardLimits, example: str) -> RewardError:
-    most = f"reward_limits.max_failed is {limits.max_failed:g}"
-    return RewardError(f"reward {name!r} failed on {failed} of {rows} rows, and {most}; {example}")
-
-
-def combine(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]) -> list[float | None]:
-    """Weighted sum of the components that apply to a row; None where none does, or where one failed."""
-    out = []
-    for row in zip(*(values[reward.name] for reward in rewards), strict=True):
-        parts = [reward.weight * value for reward, value in zip(rewards, row, strict=True) if isinstance(value, float)]
-        out.append(sum(parts) if parts and not any(isinstance(value, Failure) for value in row) else None)
-    return out
+def _packed(arguments: Arguments, rows: int) -> bytes:
+    """Pickle a call. Raises `RewardError` for columns that cannot be pickled."""
+    try:
+        return pickle.dumps((arguments, rows))
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        what = "the columns of the prompts must be plain values, which rewards get in another process"
+        raise RewardError(f"{what}: {error}") from error

@@ -1,4 +1,4 @@
-"""A process for each reward function: limited in time and memory, and started again after it died."""
+"""Run each reward function in a process of its own, limited in time and memory, and started again after it died."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from align.scoring.process import Failure, Ready, Value, too_slow
 
 START_S = 300  # to import the function's module
 
-GRACE_S = 1  # for an async function's process to say itself which rows took too long
+GRACE_S = 1  # for an async function's process to report itself which rows took too long
 
 
 class RewardError(RuntimeError):
-    """A reward function cannot be called, or fails on too many rows."""
+    """A reward function cannot be loaded or called, or it fails on too many rows."""
 
 
 class Worker:
@@ -50,7 +50,7 @@ class Worker:
         self._send(pickle.dumps((self.reward, self.limits)))
 
     def wait(self) -> None:
-        """Until the function is loaded. Raises `RewardError` where it cannot be."""
+        """Wait until the function is loaded. Raises `RewardError` where it cannot be."""
         if self._is_async is not None:
             return
         found = self._receive(START_S, Failure(f"importing it took longer than {START_S} s"))
@@ -59,7 +59,7 @@ class Worker:
         self._is_async = found.is_async
 
     def ask(self, message: bytes, rows: int) -> None:
-        """Start a call; `message` is the pickled (arguments, rows). `answer` has the result."""
+        """Start a call; `message` is the pickled (arguments, rows). `answer` gives the result."""
         self.wait()
         seconds = self.limits.seconds
         if self._is_async:
@@ -68,7 +68,7 @@ class Worker:
         self._send(message)
 
     def answer(self) -> list[Value] | Failure:
-        """One value a row; or why the call as a whole failed."""
+        """Wait for the call that was started: one value a row, or the failure of the whole call."""
         asked, seconds = self._asked
         found = self._receive(asked + seconds - time.monotonic(), too_slow(self.limits.seconds))
         if self._process.returncode is not None:
@@ -80,7 +80,7 @@ class Worker:
             self._pipe.send_bytes(message)
 
     def _receive(self, seconds: float, late: Failure) -> Ready | list[Value] | Failure:
-        """What the process sends; else it is dead afterwards."""
+        """Return what the process sends within `seconds`; else end it, and return why it sent nothing."""
         try:
             if self._pipe.poll(max(0.0, seconds)):
                 return self._pipe.recv()
@@ -100,13 +100,15 @@ class Worker:
         self._pipe.close()
 
 
+def close(workers: Iterable[Worker]) -> None:
+    """End the processes of all workers."""
+    for worker in workers:
+        worker.close()
+
+
 def _end(code: int) -> str:
+    """How a process ended, by its exit code."""
     if code >= 0:
         return f"its process left with exit code {code}"
     hint = "; was the machine out of memory?" if code == -signal.SIGKILL else ""
     return f"its process died of {signal.Signals(-code).name}{hint}"
-
-
-def close(workers: Iterable[Worker]) -> None:
-    for worker in workers:
-        worker.close()

@@ -1,23 +1,23 @@
-"""Links that give every token of a response the response's credit."""
+"""Transforms that give every token of a response the response's advantage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge
 from pydantic import FiniteFloat
 from torch import Tensor
 
 from align import ops
 from align.batch import Batch
+from align.ranges import Eps, Std
 from align.transforms.transform import Stage, Transform
 
 
 def _row_advantage(name: str, needs: str, of: Callable[[Tensor, Tensor], Tensor], **rest) -> Transform:
-    """A link that gives each kept row the advantage `of(quantity, group)` computes over the kept rows."""
+    """A transform that gives each kept row the advantage that `of(quantity, group)` computes over the kept rows."""
 
     def apply(batch: Batch) -> Batch:
         rows = batch.kept.nonzero()[:, 0]
@@ -29,8 +29,8 @@ def _row_advantage(name: str, needs: str, of: Callable[[Tensor, Tensor], Tensor]
     return Transform(name, apply, needs=(needs,), gives=("advantage",), stage=Stage.ADVANTAGE, **rest)
 
 
-def group_advantage(*, std: ops.Std = "population", eps: Annotated[float, Ge(0)] = 0.0) -> Transform:
-    """A = (R - mean) / (std + eps) over the kept rows of each group, the same for every token of a row.
+def group_advantage(*, std: Std = "population", eps: Eps = 0.0) -> Transform:
+    """Set advantage = (reward - mean) / (std + eps) over the kept rows of each group, the same for all tokens of a row.
 
     DeepSeekMath (arXiv 2402.03300) and GFPO eq. 2 with `population`, eps 0; TRL and verl use `sample` with
     eps 1e-4 and 1e-6; Dr.GRPO (arXiv 2503.20783) does not divide: `none`. A constant group, and a group of
@@ -42,7 +42,10 @@ def group_advantage(*, std: ops.Std = "population", eps: Annotated[float, Ge(0)]
 
 
 def leave_one_out_advantage() -> Transform:
-    """A_i = R_i - mean of the others' rewards = G / (G - 1) (R_i - mean) (RLOO, arXiv 2402.14740); 0 for one row."""
+    """Set advantage = reward - mean of the other kept rows' rewards of the group: RLOO (arXiv 2402.14740).
+
+    It is computed as n / (n - 1) * (reward - mean) of the n kept rows, and is 0 in a group of one.
+    """
 
     def advantage(reward: Tensor, group: Tensor) -> Tensor:
         index, groups = ops.group_index(group)
@@ -53,12 +56,12 @@ def leave_one_out_advantage() -> Transform:
 
 
 def reward_advantage() -> Transform:
-    """A = R, without a baseline: REINFORCE."""
+    """Set advantage = reward, without a baseline: REINFORCE."""
     return _row_advantage("reward_advantage", "reward", lambda reward, group: reward)
 
 
 def outcome_advantage(*, correct: FiniteFloat = 1.0, wrong: FiniteFloat = -1.0) -> Transform:
-    """A constant for correct and one for wrong responses, without mean and std (arXiv 2506.01347).
+    """Set one constant for correct and one for wrong responses, without mean and std (arXiv 2506.01347).
 
     Correctness is its own quantity, not reward > 0: a correct but overlong answer may have reward 0.
     """
@@ -68,7 +71,7 @@ def outcome_advantage(*, correct: FiniteFloat = 1.0, wrong: FiniteFloat = -1.0) 
 
 
 def sign_filter(*, sign: Literal["negative", "positive"]) -> Transform:
-    """min(A, 0) or max(A, 0): GRPO-N keeps the relative negative gradients (arXiv 2510.04028; reconstructed)."""
+    """Keep advantages of one sign, set the others to 0: GRPO-N keeps the negative (arXiv 2510.04028; reconstructed)."""
 
     def apply(batch: Batch) -> Batch:
         advantage = batch.need("advantage", "sign_filter")

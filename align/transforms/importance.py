@@ -1,16 +1,16 @@
-"""Weighing tokens by how far the sampler's policy is from the trainer's."""
+"""Importance weights: correct for the difference between the sampler's policy and the trainer's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 
 from align import ops
 from align.batch import Batch
+from align.ranges import RatioHigh, RatioLow
 from align.transforms.transform import Stage, Transform
 
 
@@ -18,16 +18,16 @@ def importance_weight(
     *,
     level: Literal["token", "sequence"] = "token",
     mode: Literal["truncate", "mask"] = "truncate",
-    high: Annotated[float, Gt(0)] = 2.0,
-    low: Annotated[float, Ge(0)] = 0.0,
+    high: RatioHigh = 2.0,
+    low: RatioLow = 0.0,
 ) -> Transform:
-    """w = pi_old / pi_sampler on each token's loss, no gradient: corrects what the sampler computes differently.
+    """Multiply each token's weight by w = exp(old_logprob - sampler_logprob), without gradient.
 
-    `truncate` clamps w to [low, high] (TIS), `mask` gives 0 outside (MIS). `sequence` uses the product over
-    the response for each of its tokens. Needs `sampling.old_logprob: trainer`: where the sampler's
-    log-probabilities already are the old ones, the ratio contains w and it would count twice.
+    Corrects for what the sampler computes differently. `mode`: `truncate` clamps w to [low, high] (truncated
+    importance sampling, TIS), `mask` gives 0 outside (MIS). `level: sequence` uses the product over the response for
+    each of its tokens. Needs `sampling.old_logprob: trainer`: where the sampler's log-probabilities already are the
+    old ones, the ratio contains w and it would count twice. Raises `ValueError` for low > high.
     """
-
     if low > high:
         raise ValueError(f"low ({low}) must not be above high ({high})")
 

@@ -1,4 +1,4 @@
-"""Links that decide which rows and tokens take part."""
+"""Transforms that decide which rows and tokens take part."""
 
 from __future__ import annotations
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated
 
 import torch
-from annotated_types import Ge
 
 from align.batch import Batch
+from align.ranges import LengthGap, Margin
 from align.transforms.transform import Stage, Transform
 
 
-def best_and_worst(
-    *, margin: Annotated[float, Ge(0)] = 0.0, max_length_gap: Annotated[float, Ge(0)] = math.inf
-) -> Transform:
-    """Of each group keep the two responses whose rewards are furthest apart: the better one is `chosen`.
+def best_and_worst(*, margin: Margin = 0.0, max_length_gap: LengthGap = math.inf) -> Transform:
+    """Keep the two responses of each group whose rewards are furthest apart; the better one is `chosen`.
 
-    They differ by more than `margin`, so a group without contrast gives no pair; with `max_length_gap` their
-    lengths differ by at most so many tokens. Ties by row order, of the better one first.
+    Their rewards differ by more than `margin`, so a group of equal rewards gives no pair; their lengths differ by at
+    most `max_length_gap` tokens. Ties by row order, of the better one first.
     """
 
     def apply(batch: Batch) -> Batch:

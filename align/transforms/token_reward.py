@@ -1,15 +1,14 @@
-"""Rewards of single tokens and what follows from them: PPO's returns and advantages, RTO's guide."""
+"""Rewards of single tokens, and the returns and advantages that PPO computes from them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from align.batch import Batch
+from align.ranges import ClipBound, Coef, Discount, Whitening
 from align.transforms.transform import Stage, Transform
 
 
@@ -21,14 +20,14 @@ def at_last_token(value_B: Tensor, batch: Batch) -> Tensor:
 
 def token_reward(
     *,
-    kl_coef: Annotated[float, Ge(0)] = 0.01,
+    kl_coef: Coef = 0.01,
     reward_coef: float = 1.0,
-    reward_clip: Annotated[float, Gt(0)] = 10.0,
+    reward_clip: ClipBound = 10.0,
 ) -> Transform:
-    """r_t = -kl_coef (old_logprob - ref_logprob), and at the last token reward_coef * clip(R, -c, c) besides.
+    """Set each token's reward: -kl_coef * (old_logprob - ref_logprob), and the response's reward at its last token.
 
-    PPO from human feedback (arXiv 2203.02155) as OpenRLHF has it. The last token is the end token, or the last
-    one of a response that was cut.
+    The latter is reward_coef * clip(reward, -reward_clip, reward_clip). PPO from human feedback (arXiv 2203.02155) as
+    OpenRLHF has it. The last token is the end token, or the last one of a response that was cut.
     """
 
     def apply(batch: Batch) -> Batch:
@@ -44,14 +43,15 @@ def token_reward(
 
 def gae(
     *,
-    gamma: Annotated[float, Ge(0), Le(1)] = 1.0,
-    lam: Annotated[float, Ge(0), Le(1)] = 0.95,
-    whitening: Literal["population", "sample", "none"] = "population",
+    gamma: Discount = 1.0,
+    lam: Discount = 0.95,
+    whitening: Whitening = "population",
 ) -> Transform:
-    """delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}, R_t = A_t + V_t (arXiv 1506.02438).
+    """Set advantages and returns by generalised advantage estimation (arXiv 1506.02438), over the kept rows.
 
-    V behind the last token is 0. `whitening` then makes A (A - mean) / sqrt(max(var, 1e-8)) over all tokens of the
-    kept rows of the whole batch; the returns are not whitened.
+    delta[t] = token_reward[t] + gamma * value[t+1] - value[t], advantage[t] = delta[t] + gamma * lam * advantage[t+1],
+    returns = advantage + value; the value behind the last token is 0. `whitening` then makes the advantages
+    (A - mean) / sqrt(max(var, 1e-8)) over all tokens of the kept rows of the batch; the returns are not whitened.
     """
 
     def apply(batch: Batch) -> Batch:

@@ -1,6 +1,6 @@
-"""What a link of a chain is: it takes the batch and returns it with rows or tokens taken out, or credit added.
+"""The type of a transform: it returns a batch with rows or tokens taken out, or with credit added.
 
-A link is pure: no gradient, no I/O, no rank; every rank applies it to the whole batch and gets the same result.
+A transform is pure: no gradient, no I/O, no rank; every rank applies it to the whole batch and gets the same result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from align.batch import Batch
 
 
 class State(Protocol):
-    """What a link remembers from step to step; saved in the checkpoint."""
+    """Memory of a transform from step to step; saved in the checkpoint."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -22,8 +22,11 @@ class State(Protocol):
 
 
 class Stage(IntEnum):
-    """The order of links. Group statistics are those of the kept rows; rows are chosen by their own advantage,
-    before a token's part is added; tokens are chosen by all of their credit."""
+    """The order of transforms in a chain.
+
+    Rows are filtered before group statistics, which are those of the kept rows. Rows are chosen by their own
+    advantage, before token credit is added; tokens are chosen by all of their credit.
+    """
 
     FILTER = 0
     PAIRS = 1
@@ -38,16 +41,16 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Transform:
-    """A link: what it does, the quantities that it reads, and the one that it brings.
+    """One step of a chain: its function, and the names of the batch's fields that it reads and sets.
 
-    `stage` is its place among other links; None may stand anywhere.
+    `stage` is its place among other transforms; None may stand anywhere.
     """
 
     name: str
     apply: Callable[[Batch], Batch]
-    needs: tuple[str, ...] = ()
-    gives: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # fields of the batch
+    gives: tuple[str, ...] = ()  # likewise
     stage: Stage | None = None
     state: State | None = None
-    compares: bool = False  # looks at the rows of a group side by side: one row alone would learn nothing
+    compares: bool = False  # with the other rows of the group: a group of one row would learn nothing
     check: Callable[[int], None] = lambda group_size: None  # raises ValueError where the group size cannot work

@@ -1,4 +1,4 @@
-"""One side of `step`, in a process of its own: whole steps of the quickstart, one each time the parent asks.
+"""A worker of `step`, in a process of its own: whole steps of the quickstart, one each time the parent asks.
 
     steps.py our_loop|trl_loop SOCKET SETTINGS_JSON        (ours through accelerate launch)
 

@@ -18,7 +18,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from sides import side, told
+from workers import told, worker
 
 from align.config.recipe import Adapter
 from align.learner import weights
@@ -33,11 +33,11 @@ POLICY = {"gfpo": {"k": 8}, "ktae": {}, "d3s": {"rows": 8, "share": 1.0}, "rto":
 PAIRS = {"tgdpo": {}, "sparsepo": {}, "mapo": {}}
 
 
-def interleaved(sides: dict, repeats: int = REPEATS) -> dict[str, list[dict]]:
-    """{name: what each run gave}; `sides`: {name: (connection, work, objective)}. A first turn is left out."""
-    found = {name: [] for name in sides}
+def interleaved(workers: dict, repeats: int = REPEATS) -> dict[str, list[dict]]:
+    """{name: what each run gave}; `workers`: {name: (connection, work, objective)}. A first turn is left out."""
+    found = {name: [] for name in workers}
     for turn in range(repeats + 1):
-        for name, (connection, *work) in sides.items():
+        for name, (connection, *work) in workers.items():
             run = told(connection, *work)
             if turn:
                 found[name].append(run)
@@ -50,7 +50,7 @@ def summary(runs: list[dict]) -> dict:
 
 
 def update(work: str, folder: Path) -> dict:
-    with side("ours", folder) as ours, side("trl", folder) as trl:
+    with worker("ours", folder) as ours, worker("trl", folder) as trl:
         runs = interleaved({"ours": (ours, work, "grpo"), "trl": (trl, work, "grpo")})
     ours, trl = (summary(runs[name]) for name in ("ours", "trl"))
     ratio = trl["median_s"] / ours["median_s"]
@@ -65,7 +65,7 @@ def update(work: str, folder: Path) -> dict:
 
 def against(baseline: str, name: str, given: dict, work: str, folder: Path) -> dict:
     """Seconds with the objective over those with the baseline, in one process."""
-    with side("ours", folder, objectives={baseline: {}, name: given}) as ours:
+    with worker("ours", folder, objectives={baseline: {}, name: given}) as ours:
         runs = interleaved({kind: (ours, work, kind) for kind in (baseline, name)})
     base, other = (summary(runs[kind]) for kind in (baseline, name))
     return {"ratio": other["median_s"] / base["median_s"], baseline: base, name: other}
@@ -75,7 +75,7 @@ def peak_memory(folder: Path) -> dict:
     found = {}
     for vocabulary in (49_152, 151_936):
         for kind in ("ours", "trl"):
-            with side(kind, folder, vocabulary=vocabulary) as process:
+            with worker(kind, folder, vocabulary=vocabulary) as process:
                 found[f"{kind}_{vocabulary}_gib"] = told(process, "short", "grpo" if kind == "ours" else "whole")["gib"]
     ratios = [found[f"ours_{v}_gib"] / found[f"trl_{v}_gib"] for v in (49_152, 151_936)]
     return {"ratio": max(ratios), "ratios": ratios, **found}
@@ -85,10 +85,10 @@ def step(folder: Path) -> dict:
     """TRL's number of rows at once is the faster of a few, by a step each after a first one."""
     tried = {}
     for rows in (8, 16, 32):
-        with side("trl_loop", folder, rows=rows) as trl:
+        with worker("trl_loop", folder, rows=rows) as trl:
             tried[rows] = [told(trl)["seconds"] for _ in range(2)][-1]
     fastest = min(tried, key=tried.get)
-    with side("our_loop", folder) as ours, side("trl_loop", folder, rows=fastest) as trl:
+    with worker("our_loop", folder) as ours, worker("trl_loop", folder, rows=fastest) as trl:
         runs = interleaved({"ours": (ours,), "trl": (trl,)})
     ours, trl = (summary(runs[name]) for name in ("ours", "trl"))
     ratio = trl["median_s"] / ours["median_s"]
@@ -101,7 +101,7 @@ def step(folder: Path) -> dict:
 def flops_share(folder: Path) -> dict:
     found = {}
     for dtype in ("float32", "bfloat16"):
-        with side("ours", folder, dtype=dtype) as ours:
+        with worker("ours", folder, dtype=dtype) as ours:
             runs = interleaved({"update": (ours, "short", "grpo"), "peak": (ours, "peak", "")})
             profile = told(ours, "profile", "grpo")
         done = [run["flops"] / run["seconds"] for run in runs["update"]]

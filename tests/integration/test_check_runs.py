@@ -5,17 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import broken
 import pytest
 import yaml
-
-from launch import ROOT
+from support.broken import corpus
+from support.paths import ROOT
 
 pytestmark = pytest.mark.engine
 
 
 def test_two_ranks_tell_every_problem_once_and_load_nothing(tmp_path):
-    bench = broken.Bench(broken.healthy(tmp_path))
+    bench = corpus.Bench(corpus.healthy(tmp_path))
     bench.put("optim.learning_rate", 1)
     bench.put("sampling.engine", "transformers")
     bench.row({"prompt": ""})

@@ -1,12 +1,11 @@
 """A generation or a sync that takes too long ends the whole run with a message: real engines, two ranks."""
 
 import time
-from pathlib import Path
 
 import pytest
-import tiny_task
-
-from launch import launch
+from support import tiny_task
+from support.launch import launch
+from support.paths import PROGRAMS
 
 pytestmark = pytest.mark.engine
 
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.engine
 def test_nothing_hangs(how, what, folder, tmp_path):
     recipe = tiny_task.RECIPE.format(folder=folder, adapter=", adapter: {rank: 4, alpha: 8}", out=tmp_path / "run")
     (tmp_path / "recipe.yaml").write_text(recipe)
-    script, start = Path(__file__).parent / "drive_deadline.py", time.monotonic()
+    script, start = PROGRAMS / "deadline.py", time.monotonic()
     arguments = how, tmp_path / "recipe.yaml", "data.holdout=0", "sampling.deadline_s=4"
     with pytest.raises(AssertionError, match=rf"{what}: not done after 4 s.*raise sampling\.deadline_s"):
         # where nothing is in the compiler's cache yet, compiling alone takes longer than that

@@ -12,17 +12,17 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from launch import ROOT, launch, start
+from support.launch import launch, start
+from support.paths import PROGRAMS, ROOT
 
 pytestmark = pytest.mark.engine
-DRIVER = Path(__file__).parent / "drive_killed.py"
+DRIVER = PROGRAMS / "killed.py"
 SMALL = """
 data.args.size=24 data.holdout=4 data.prompts_per_step=4 sampling.group_size=4
 sampling.max_response_tokens=10 sampling.compile=false sampling.cache_gib=0.25 eval.samples=2 eval.pass_at=[1,2]
 optim.lr=0.02 optim.micro_batch_tokens=400 optim.schedule=linear optim.warmup_steps=2
 """
-# links that remember, several rounds a step, and rewards that a random model gets
+# transforms that remember, several rounds a step, and rewards that a random model gets
 SHORT = [
     'rewards=[{fn: "rewards.gym:correct"}, {fn: "rewards.length:length_penalty", args: {per_token: 0.1}}]',
     "correct={reward: length_penalty, at_least: -0.95}",

@@ -10,15 +10,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.launch import launch
+from support.paths import PYTHONPATH, ROOT
 from transformers import AutoModelForCausalLM
-
-from launch import ROOT, launch
 
 pytestmark = pytest.mark.engine
 
 OFFLINE = """
 model: {{policy: {policy}{more}}}
-data: {{pairs: "tiny_task:pairs", holdout: 4, prompts_per_step: 4{bank}}}
+data: {{pairs: "support.tiny_task:pairs", holdout: 4, prompts_per_step: 4{bank}}}
 sampling: {{temperature: 0.7}}
 objective: {objective}
 optim: {{lr: {lr}, micro_batch_tokens: 200}}
@@ -26,9 +26,9 @@ run: {{steps: {steps}, eval_every: 2, out: "{out}"}}
 """
 ONLINE = """
 model: {{policy: "{folder}", adapter: {{rank: 4}}{guide}}}
-data: {{prompts: "tiny_task:prompts", holdout: 4, prompts_per_step: 2}}
+data: {{prompts: "support.tiny_task:prompts", holdout: 4, prompts_per_step: 2}}
 sampling: {{group_size: 4, temperature: 0.7, max_response_tokens: 8, cache_gib: 0.25, compile: false}}
-rewards: {{"tiny_task:digits": 1.0}}
+rewards: {{"support.tiny_task:digits": 1.0}}
 optim: {{lr: 0.003, micro_batch_tokens: 200}}
 eval: {{samples: 2}}
 run: {{steps: {steps}, eval_every: 10, out: "{out}"}}
@@ -68,7 +68,7 @@ def test_sft_then_dpo_then_tgdpo_with_and_without_a_bank(folder, tmp_path):
     banked = tmp_path / "banked.yaml"
     banked.write_text(offline(tmp_path, "banked", policy, "{name: tgdpo, alpha: 2.0}", more, bank, steps=4))
     annotate = [sys.executable, "-m", "align", "annotate", str(banked)]
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/integration'}"}
+    environment = {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run(annotate, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr[-3000:]
     _, with_bank = train("cpu_zero2", banked.read_text(), tmp_path, "banked")
@@ -113,9 +113,9 @@ def test_every_preference_objective_learns_from_rollouts(folder, guide, tmp_path
 def test_rollouts_and_pairs_in_one_step_with_heads(machine, folder, guide, tmp_path):
     text = ONLINE.format(folder=folder, guide=f', guide: "{guide}"', steps=2, out=tmp_path / "run")
     text = text.replace(
-        'data: {prompts: "tiny_task:prompts", holdout: 4, prompts_per_step: 2}',
-        'data: {online: {prompts: "tiny_task:prompts", holdout: 4, prompts_per_step: 2},'
-        ' offline: {pairs: "tiny_task:pairs", prompts_per_step: 3}}',
+        'data: {prompts: "support.tiny_task:prompts", holdout: 4, prompts_per_step: 2}',
+        'data: {online: {prompts: "support.tiny_task:prompts", holdout: 4, prompts_per_step: 2},'
+        ' offline: {pairs: "support.tiny_task:pairs", prompts_per_step: 3}}',
     )
     objectives = """objectives:
   - {rto: {value_lr: 0.01}, data: online}

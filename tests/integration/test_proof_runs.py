@@ -1,14 +1,12 @@
 """The proof of a sync against real engines: it names what was planted, and is silent behind healthy syncs."""
 
 import json
-from pathlib import Path
 
 import pytest
-import tiny
-import tiny_task
+from support import tiny_model, tiny_task
+from support.launch import launch
+from support.paths import PROGRAMS
 from transformers import GenerationConfig
-
-from launch import launch
 
 pytestmark = pytest.mark.engine
 ADAPTER, MERGED = "sampling.sync=adapter", "sampling.sync=merged"
@@ -25,7 +23,7 @@ BFLOAT16 = "model.dtype=bfloat16"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The tiny model with settings of its own for sampling, as many models have: none of them may be obeyed."""
-    folder = tiny.save_model(tmp_path_factory.mktemp("tiny"))
+    folder = tiny_model.save_model(tmp_path_factory.mktemp("tiny"))
     own = GenerationConfig.from_pretrained(folder)
     own.update(do_sample=True, temperature=0.3, top_k=5, top_p=0.5, repetition_penalty=1.3)
     own.save_pretrained(folder)
@@ -34,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def guide(folder, tmp_path_factory):
-    return tiny.save_guide(folder, tmp_path_factory.mktemp("guide"))
+    return tiny_model.save_guide(folder, tmp_path_factory.mktemp("guide"))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def guide(folder, tmp_path_factory):
 def test_the_proof_names_what_was_planted(machine, adapter, planted, largest, more, folder, guide, tmp_path):
     lora = ", adapter: {rank: 4, alpha: 8}" if adapter else ""
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=lora, out=tmp_path / "run"))
-    script = Path(__file__).parent / "drive_proof.py"
+    script = PROGRAMS / "sync_check.py"
     launch(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", guide, ",".join(planted), *more)
     found = json.loads((tmp_path / "out.json").read_text())
     assert {failure: kind for failure, (kind, _) in found["found"].items()} == planted, found
@@ -64,7 +62,7 @@ def test_the_proof_names_what_was_planted(machine, adapter, planted, largest, mo
 def test_a_tied_head_that_was_not_sent_is_found(folder, guide, tmp_path):
     """What it is taken for depends on how far the update moved the head."""
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter="", out=tmp_path / "run"))
-    script = Path(__file__).parent / "drive_proof.py"
+    script = PROGRAMS / "sync_check.py"
     launch("cpu", script, tmp_path / "recipe.yaml", tmp_path / "out.json", guide, "head not streamed")
     [(kind, message)] = json.loads((tmp_path / "out.json").read_text())["found"].values()
     assert kind in ("merge rounding", "unknown weights") and "missing" in message or "not have arrived" in message

@@ -1,17 +1,24 @@
 """Whole runs of the shipped recipe on a tiny model: real vLLM, real DeepSpeed, through `accelerate launch`."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from hub_stub import client_environment, hub_stub
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.hub_server import client_environment, hub_stub
+from support.launch import launch
+from support.paths import ROOT
 from transformers import AutoModelForCausalLM
 
-from launch import ROOT, launch
+from align.run.environment import LAUNCHED, QUIET
 
 pytestmark = pytest.mark.engine
 SMALL = """
@@ -87,20 +94,73 @@ def test_a_composed_chain_with_dynamic_sampling_on_two_ranks(folder, tmp_path):
         assert row["pass/entropy/rows"] <= 4  # two rows a group at most, of two groups
 
 
-def test_four_steps_are_two_and_two_resumed_bit_for_bit(folder, tmp_path):
-    adaptive = "objective.k={very_hard: 4, hard: 4, medium: 3, easy: 2, warmup_prompts: 3}"
-    whole = train("cpu", "gfpo_chain_sum", folder, tmp_path / "whole", adaptive, "run.steps=4", "run.eval_every=1")
-    parts = tmp_path / "parts"
-    train("cpu", "gfpo_chain_sum", folder, parts, adaptive, "run.steps=2", "run.eval_every=1")
-    resumed = train(
-        "cpu", "gfpo_chain_sum", folder, parts, adaptive, "run.steps=4", "run.eval_every=1", f"run.resume={parts}"
-    )
-    assert timeless(resumed) == timeless(whole)
-    assert len([row for row in whole if "loss" in row]) == 4
-    one, two = (load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("whole", "parts"))
-    assert all(torch.equal(one[name], two[name]) for name in one | two)
-    assert max(float(value.abs().max()) for name, value in one.items() if "lora_B" in name) > 0.01
-    states = [json.loads((tmp_path / run / "checkpoints/step_4/state.json").read_text()) for run in ("whole", "parts")]
+ADAPTIVE = "objective.k={very_hard: 4, hard: 4, medium: 3, easy: 2, warmup_prompts: 3}"
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The folder of a run of four steps, started by `accelerate launch`."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train("cpu", "gfpo_chain_sum", folder, out, ADAPTIVE, "run.steps=4", "run.eval_every=1")
+    return out
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Two runs of four steps are the same to the bit."""
+    metrics = [timeless([json.loads(line) for line in (run / "metrics.jsonl").open()]) for run in (one, two)]
+    assert metrics[0] == metrics[1]
+    assert len([row for row in metrics[0] if "loss" in row]) == 4
+    tensors = [load_file(run / "adapter/adapter_model.safetensors") for run in (one, two)]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0] | tensors[1])
+    assert max(float(value.abs().max()) for name, value in tensors[0].items() if "lora_B" in name) > 0.01
+    states = [json.loads((run / "checkpoints/step_4/state.json").read_text()) for run in (one, two)]
     assert states[0] == states[1] and len(states[0]["links"][0]["seen"]) == 16
-    samples = [(tmp_path / run / "samples.jsonl").read_text() for run in ("whole", "parts")]
-    assert samples[0] == samples[1]
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+
+
+def test_four_steps_are_two_and_two_resumed_bit_for_bit(whole, folder, tmp_path):
+    parts = tmp_path / "parts"
+    train("cpu", "gfpo_chain_sum", folder, parts, ADAPTIVE, "run.steps=2", "run.eval_every=1")
+    train("cpu", "gfpo_chain_sum", folder, parts, ADAPTIVE, "run.steps=4", "run.eval_every=1", f"run.resume={parts}")
+    assert_same(whole, parts)
+
+
+START = r"""one process, since no launcher started it; for several: accelerate launch .*
+libraries \d+\.\d s
+DeepSpeed \d+\.\d s  \(compiles at the first start\)
+check \d+\.\d s
+models \d+\.\d s
+engine \d+\.\d s
+sampler check \d+\.\d s
+first evaluation \d+\.\d s  reward -\d\.\d{3} \[-\d\.\d{3}, -\d\.\d{3}\]  length \d+\.\d
+step 1/4  reward -\d\.\d\d  length \d+\.\d  \d+\.\d s a step  \d+ s left
+evaluation at step 1  reward -\d\.\d{3} \[-\d\.\d{3}, -\d\.\d{3}\]  length \d+\.\d  \d+\.\d s
+"""
+
+
+def test_a_run_without_a_launcher_that_ctrl_c_interrupts(whole, folder, tmp_path):
+    """All lines are its own, one tells how to go on, and what it then ends with is what a launched run ends with."""
+    out, said = tmp_path / "run", tmp_path / "log"
+    known = {name: value for name, value in os.environ.items() if name not in (*QUIET, *LAUNCHED, "ALIGN_VERBOSE")}
+    words = [f"model.policy={folder}", f"run.out={out}", *SMALL.split(), REWARDS, ADAPTIVE]
+    words += ["run.steps=4", "run.eval_every=1", "run.save_every=1"]
+    command = [sys.executable, ROOT / "recipes/train.py", ROOT / "recipes/gfpo_chain_sum.yaml", *words]
+    started = dict(cwd=tmp_path, env={**known, "PYTHONPATH": str(ROOT)}, stderr=subprocess.STDOUT, text=True)
+    with said.open("w") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, **started)
+        until = time.monotonic() + 300
+        while "evaluation at step 1" not in said.read_text():
+            assert process.poll() is None and time.monotonic() < until, said.read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    first, end = said.read_text().partition("interrupted")[::2]
+    assert re.match(START, first), first
+    assert all(line.startswith(("step ", "evaluation at step ")) for line in first.splitlines()[8:]), first
+    assert end == "; go on with the same command and --resume\n"
+    assert not (out / "adapter").exists()
+    done = subprocess.run([*map(str, command), "--resume"], stdout=subprocess.PIPE, timeout=300, **started)
+    assert done.returncode == 0 and "steps done" in done.stdout, done.stdout
+    assert_same(whole, out)
+    card = (out / "adapter/README.md").read_text()
+    assert "trained with `align`: objective gfpo, 4 steps" in card and str(tmp_path) not in card

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_task import RECIPE
-
-from launch import ROOT, launch, start
+from support.launch import launch, start
+from support.paths import PROGRAMS, ROOT
+from support.tiny_task import RECIPE
 
 pytestmark = pytest.mark.engine
 OURS = "align/train.py"  # in a traceback; the launcher has one of its own
@@ -17,7 +17,7 @@ OURS = "align/train.py"  # in a traceback; the launcher has one of its own
 
 def updated(machine: str, folder: Path, updates: str, out: Path) -> tuple[dict, dict]:
     """(weights, what was measured) after these updates."""
-    launch(machine, Path(__file__).parent / "drive_skip.py", folder, updates, out)
+    launch(machine, PROGRAMS / "skip.py", folder, updates, out)
     with safe_open(out, "pt") as file:
         return load_file(out), {name: json.loads(value) for name, value in file.metadata().items()}
 
@@ -44,7 +44,7 @@ def steps_of(tmp_path: Path) -> list[dict]:
 
 
 def test_the_offending_batch_is_written_down(folder, tmp_path):
-    objective = 'objective={name: "tiny_faults:not_finite", at: 0.5}'
+    objective = 'objective={name: "support.faults:not_finite", at: 0.5}'
     own = recipe(folder, tmp_path, objective, "sampling.engine=transformers", "run.steps=4")
     said = launch("cpu_zero2", ROOT / "recipes/train.py", *own)
     rows = steps_of(tmp_path)
@@ -65,7 +65,7 @@ def test_rolled_back_and_then_stopped(machine, engine, folder, tmp_path):
     """From step 4 on the ratio is too large. Step 5 sees it twice and goes back to step 3; step 7 may not again."""
     watch = "sentinel={ratio_blow_up: {for_steps: 2, action: rollback}, rollbacks: 1}"
     steps = ("run.steps=8", "run.save_every=1", "run.keep=9")
-    far = 'objective={name: "tiny_faults:far", after: 0.375}'
+    far = 'objective={name: "support.faults:far", after: 0.375}'
     own = recipe(folder, tmp_path, far, watch, f"sampling.engine={engine}", *steps)
     done = start(machine, ROOT / "recipes/train.py", *own)
     assert done.returncode != 0
@@ -85,7 +85,7 @@ def test_rolled_back_and_then_stopped(machine, engine, folder, tmp_path):
 
 def test_a_run_without_gradient_stops_says_why_and_goes_on(folder, tmp_path):
     """All rewards are 0. What was stopped is saved, so a resumed run has the next step before it."""
-    nothing = ('rewards={"tiny_task:digits": 0.0}', "sampling.engine=transformers", "run.steps=4")
+    nothing = ('rewards={"support.tiny_task:digits": 0.0}', "sampling.engine=transformers", "run.steps=4")
     watch = "sentinel.no_signal={for_steps: 2, action: stop}"
     done = start("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, watch))
     assert done.returncode != 0 and OURS not in done.stdout

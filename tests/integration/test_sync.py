@@ -2,12 +2,11 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
-import tiny_task
-
-from launch import launch
+from support import tiny_task
+from support.launch import launch
+from support.paths import PROGRAMS
 
 pytestmark = pytest.mark.engine
 ADAPTER = ", adapter: {rank: 4, alpha: 8}"
@@ -29,7 +28,7 @@ EVERY_PASS = [
 )
 def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=adapter, out=tmp_path / "run"))
-    script = Path(__file__).parent / "drive_sync.py"
+    script = PROGRAMS / "sync.py"
     launch(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync, *more)
     found = json.loads((tmp_path / "out.json").read_text())
     gaps = found["gaps"]

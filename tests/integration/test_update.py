@@ -3,15 +3,14 @@
 Groups straddle the ranks: three groups of four over two processes.
 """
 
-from pathlib import Path
-
-import by_hand
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import reference_update
+from support.launch import launch
+from support.paths import PROGRAMS
 
 from align.model.load import load_model
-from launch import launch
 
 pytestmark = pytest.mark.engine
 
@@ -22,7 +21,7 @@ def by_autograd(folder, guide):
 
     def updated(kind, family):
         if (kind, family) not in known:
-            known[kind, family] = by_hand.updated(folder, guide, kind, family)
+            known[kind, family] = reference_update.updated(folder, guide, kind, family)
         return known[kind, family]
 
     return updated
@@ -46,7 +45,7 @@ MACHINES = [
 )
 def test_update_is_plain_autograd(kind, family, machine, layout, folder, guide, by_autograd, tmp_path):
     right = by_autograd(kind, family)
-    script = Path(__file__).parent / "drive_update.py"
+    script = PROGRAMS / "update.py"
     launch(machine, script, folder, guide, kind, layout, family, tmp_path / "out")
     got = load_file(tmp_path / "out")
     assert set(got) == set(right)

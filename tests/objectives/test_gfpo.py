@@ -1,17 +1,19 @@
-"""Golden values A2 and A3 of the specification, ties, and the identity with GRPO."""
+"""GFPO: golden values A2 and A3, ties, adaptive k, what its metrics keep, and the limit that is GRPO."""
 
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from helpers import batch_of, loss_of, no_model, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import oracle
+from support.batches import batch_of, loss_of, no_model, random_batch
+from support.compare import close
+from support.draws import seeds
 
 from align.credit import assign
-from align.losses.loss import Constant
+from align.losses.loss import Constant, TokensPerRow
 from align.objectives import gfpo, grpo
 from align.objectives.gfpo import AdaptiveK, DifficultyTracker, keep_top
 
@@ -167,3 +169,75 @@ def test_rows_dropped_before_are_not_kept():
     batch = batch_of([0] * 4, [1, 2, 3, 4], rewards=[1.0, 0, 1, 0])
     batch = replace(batch, kept=torch.tensor([False, True, True, True]))
     assert keep_top(k=2).apply(batch).kept.tolist() == [False, True, True, False]
+
+
+AGGREGATIONS = {
+    "token-mean": "token-mean",
+    "seq-mean-token-mean": "seq-mean-token-mean",
+    "seq-mean-token-sum": "seq-mean-token-sum",
+    "tokens_per_row": TokensPerRow(tokens_per_row=6),
+    "constant": Constant(constant=10),
+}
+
+
+@given(seed=seeds, factor=st.integers(2, 5))
+def test_longer_responses_in_proportion_keep_the_same_rows(seed, factor):
+    batch, _ = random_batch(seed)
+    lengths, rewards = batch.length.tolist(), batch.reward.tolist()
+    longer = batch_of(batch.group.tolist(), [factor * n for n in lengths], rewards=rewards)
+    for metric in ("shortest", "token_efficiency"):
+        transform = gfpo(k=3, metric=metric).chain[0]
+        assert torch.equal(transform.apply(longer).kept, transform.apply(batch).kept)
+
+
+@given(seed=seeds, shift=st.integers(-5, 5), scale=st.sampled_from([0.5, 2.0, 4.0]))
+def test_shortest_sees_rewards_up_to_shift_and_scale(seed, shift, scale):
+    batch, _ = random_batch(seed)
+    batch = replace(batch, old_logprob=batch.weight)
+    moved = replace(batch, reward=batch.reward * scale + shift)
+    advantages = [assign(gfpo(k=3), b, no_model).batch.advantage for b in (batch, moved)]
+    torch.testing.assert_close(*advantages, atol=1e-12, rtol=1e-9)
+
+
+@given(seed=seeds, k=st.integers(2, 4))
+def test_the_full_denominator_does_not_depend_on_k(seed, k):
+    batch, _ = random_batch(seed)
+    batch = replace(batch, old_logprob=batch.weight)
+    counts = {}
+    for name, aggregation in AGGREGATIONS.items():
+        (term,) = assign(gfpo(k=k, aggregation=aggregation), batch, no_model).terms
+        counts[name] = term.token_weights.count
+    tokens = int(batch.mask.sum())
+    assert list(counts.values()) == [tokens, 12, 12, 12, 10]
+
+
+@given(seed=seeds, k=st.integers(2, 4))
+def test_zero_mode_is_drop_mode_with_the_denominator_kept(seed, k):
+    """Dropped rows with credit 0 and no dropped rows at all: the same gradient over the same count."""
+    batch, logprob = random_batch(seed)
+    _, gradient = loss_of(gfpo(k=k), batch, logprob)
+    kept = assign(gfpo(k=k), batch, no_model).batch.kept.nonzero()[:, 0]
+    alone = batch.rows(kept)
+    _, dropped = loss_of(grpo(aggregation=Constant(constant=float(batch.mask.sum()))), alone, logprob[kept])
+    expected = torch.zeros_like(gradient)
+    expected[kept] = dropped
+    close(gradient, expected)
+
+
+@given(seed=seeds, k=st.integers(2, 4))
+def test_counting_the_kept_rows_is_dropping_and_forgetting_the_rest(seed, k):
+    batch, logprob = random_batch(seed)
+    kept = assign(gfpo(k=k), batch, no_model).batch.kept.nonzero()[:, 0]
+    for aggregation in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum"):
+        loss, gradient = loss_of(gfpo(k=k, aggregation=aggregation, denominator="selected"), batch, logprob)
+        alone, expected = loss_of(grpo(aggregation=aggregation), batch.rows(kept), logprob[kept])
+        close(loss, alone)
+        close(gradient[kept], expected)
+
+
+def test_an_empty_response_is_as_efficient_as_one_token():
+    batch = batch_of([0] * 3, [0, 4, 4], rewards=[0.0, -1.0, 1.0])
+    transform = gfpo(k=2, metric="token_efficiency").chain[0]
+    assert transform.apply(batch).kept.tolist() == [True, False, True]
+    batch = batch_of([0] * 3, [0, 1, 4], rewards=[-1.0, -2.0, -8.0])
+    assert transform.apply(batch).kept.tolist() == [True, True, False]

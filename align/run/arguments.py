@@ -1,0 +1,58 @@
+"""Read the command line of a training run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+USAGE = (
+    "python recipes/train.py RECIPE [key=value ...] [--resume]; for several processes "
+    "accelerate launch --config_file launch/cpu_zero2.yaml recipes/train.py RECIPE ..."
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    recipe: str
+    overrides: tuple[str, ...]  # key=value
+    resume: bool
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)  # its brackets are no markup
+
+
+@app.command(help="Train as a recipe says.", epilog=USAGE)
+def _asked(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe: run.steps=10.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in run.out. Exact, bit for bit: metrics and weights, on CPU with one process, or "
+            "with ZeRO-2 and as many processes as before.",
+        ),
+    ] = False,
+) -> Asked:
+    return Asked(recipe, tuple(overrides or ()), resume)
+
+
+def parse(words: Sequence[str]) -> Asked | int:
+    """Return what the words ask for; the exit code where they ask for help (0) or are wrong (2), told in one line."""
+    try:
+        return app(list(words), prog_name="recipes/train.py", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # of click, or of the copy of it that newer typers bring along
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{error.format_message()} Usage: {USAGE}", file=sys.stderr)
+        return 2

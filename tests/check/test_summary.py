@@ -1,0 +1,52 @@
+"""What the check says of healthy recipes: arithmetic, models and passes, notes."""
+
+import math
+
+import pytest
+from support.broken import corpus
+from support.broken.corpus import facts
+
+
+def test_the_arithmetic_of_a_step(bench):
+    found = facts(bench, processes=2, stage=2)
+    assert found["step"]["prompts"] == 2 and found["step"]["rows"] == 8 and found["step"]["rows of a process"] == 4
+    assert found["data"]["data"]["train"] == 6 and found["data"]["data"]["held_out"] == 2
+    assert found["step"]["epochs"] == round(2 * 2 / 6, 2)
+    assert found["rewards"]["fine"]["answer"] == 1.0 and found["rewards"]["fine"]["placeholder"] == 0.0
+    assert set(found["models"]) == {"policy", "sampler"} and found["passes"] == {"gfpo": {}}
+
+
+@pytest.mark.parametrize(
+    "layout, tokens", [("padded", lambda p, r: 4 * (p + r)), ("shared_prefix", lambda p, r: p + 4 * (r - 1))]
+)
+def test_micro_batches_are_those_of_the_layout(bench, layout, tokens):
+    bench.put("optim.layout", layout)
+    bench.put("optim.micro_batch_tokens", 40)
+    found = facts(bench)
+    prompt, response = found["data"]["data"]["prompt_tokens"]["max"], bench.recipe["sampling"]["max_response_tokens"]
+    assert found["step"]["micro-batches of a process, about"] == math.ceil(2 * tokens(prompt, response) / 40)
+
+
+def test_models_and_passes_of_a_guided_objective(bench):
+    bench.guided()
+    found = facts(bench)
+    assert set(found["models"]) == {"policy", "reference", "guide"}  # nothing is sampled
+    assert found["passes"]["tgdpo"] == {"guide": ["guide_logprob"], "reference": ["ref_logprob"]}
+
+
+def test_cut_responses_are_counted(bench):
+    bench.learns_from_pairs()
+    bench.put("data.max_response_tokens", 5)
+    found = bench.checked()
+    assert found["facts"]["data"]["data"]["cut"] == 8  # "no idea" of each pair, and no number
+    assert any("8 of 16 responses are cut" in note for note in found["notes"])
+
+
+def test_notes_of_what_may_not_be_meant(bench):
+    bench.put("data.prompts_per_step", 7)
+    bench.put("optim.warmup_steps", 5)
+    bench.put("data.holdout", 0)
+    bench.put("run.eval_every", 1)
+    bench.rows(corpus.prompts(6))
+    notes = "\n".join(bench.checked()["notes"])
+    assert "7 prompts of 6" in notes and "optim.warmup_steps: 5 never" in notes and "run.eval_every: nothing" in notes

@@ -1,0 +1,237 @@
+"""Rules between keys: which objectives go with which sources, groups, heads, models, engines and hubs."""
+
+import pytest
+import yaml
+from support.paths import TESTS
+from support.recipes import model, objective, problems_of, run, sampling
+
+from align.config.experiment import load_experiment
+from align.config.recipe_file import ConfigError
+
+ROLLOUTS = {
+    "model": {"policy": "some/model", "adapter": {"rank": 4}},
+    "data": {"prompts": "prompts.jsonl"},
+    "sampling": {"group_size": 4},
+    "rewards": {"rewards.gym:correct": 1.0},
+    "run": {"out": "runs/x", "steps": 1},
+}
+PAIRS = {**ROLLOUTS, "data": {"pairs": "pairs.jsonl"}, "rewards": {}}
+BOTH = {**ROLLOUTS, "data": {"online": {"prompts": "a.jsonl"}, "offline": {"pairs": "b.jsonl"}}}
+ONLINE = [{"best_and_worst": {}}]
+
+
+@pytest.fixture
+def said(tmp_path):
+    """The problems of a recipe, and of those the one that must be all."""
+
+    def problems(recipe, **changes):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**recipe, **changes}))
+        try:
+            load_experiment(path)
+        except ConfigError as error:
+            return [line.removeprefix(f"{tmp_path}/") for line in error.problems]
+        return []
+
+    return problems
+
+
+@pytest.mark.parametrize(
+    "recipe, changes",
+    [
+        (PAIRS, dict(objective={"name": "dpo"})),
+        (PAIRS, dict(objective={"name": "sft"})),
+        (PAIRS, dict(objective={"chain": [], "loss": {"pair_logistic": {"beta": 0.5}}})),
+        (PAIRS, dict(objective={"name": "sparsepo"})),
+        (PAIRS, dict(objective={"name": "mapo"})),
+        (PAIRS, dict(objective={"name": "bonbon", "n": 8})),
+        (ROLLOUTS, dict(objective={"name": "bonbon", "n": 4, "add": ONLINE})),
+        (ROLLOUTS, dict(objective={"name": "ppo"}, sampling={"group_size": 1})),
+        (ROLLOUTS, dict(objectives=[{"ppo": {}}, {"grpo": {}}])),
+        (BOTH, dict(objectives=[{"grpo": {}, "data": "online"}, {"dpo": {}, "data": "offline", "weight": 0.3}])),
+        (ROLLOUTS, dict(objective={"name": "dpo", "add": [{"keep_top": {"k": 3}}, *ONLINE]})),
+    ],
+)
+def test_what_goes_together(said, recipe, changes):
+    assert said(recipe, **changes) == []
+
+
+@pytest.mark.parametrize(
+    "recipe, changes, expected",
+    [
+        (ROLLOUTS, dict(objective={"name": "dpo"}), "objective: dpo learns from pairs; add [{best_and_worst: {}}]"),
+        (PAIRS, dict(objective={"name": "tgdpo"}), "model.guide: missing; tgdpo needs a guide"),
+        (ROLLOUTS, dict(objective={"name": "rto"}), "model.guide: missing; rto needs a guide"),
+        (ROLLOUTS, dict(objective={"name": "grpo"}, rewards={}), "rewards: is empty"),
+        (BOTH, dict(objectives=[{"grpo": {}, "data": "online"}]), "data.offline: no objective learns from it"),
+        (
+            BOTH,
+            dict(objective={"name": "grpo", "data": "onlin"}),
+            "objective.data: no source is called 'onlin'; did you",
+        ),
+        (BOTH, dict(objective={"name": "grpo"}), "objective: which source does it learn from? Write data: NAME"),
+        (BOTH, dict(objective={"name": "grpo", "data": ["online"]}), "objective.data: must be the name of a source"),
+        (
+            ROLLOUTS,
+            dict(objective={"name": "bonbon", "n": 8, "add": ONLINE}),
+            "objective: best_of_n: n = 8, and a group has 4",
+        ),
+        (
+            ROLLOUTS,
+            dict(objective={"name": "grpo"}, sampling={"group_size": 1}),
+            "sampling.group_size: must be at least 2: group_advantage compares",
+        ),
+        (
+            ROLLOUTS,
+            dict(objective={"name": "ppo"}, sampling={"group_size": 1, "dynamic_sampling": {"rounds": 2}}),
+            "sampling.group_size: must be at least 2 with dynamic_sampling",
+        ),
+        (
+            ROLLOUTS,
+            dict(objective={"chain": [{"token_reward": {}}, {"gae": {}}], "loss": {"clipped_surrogate": {}}}),
+            "objective: gae reads value; add the loss value_loss",
+        ),
+        (
+            PAIRS,
+            dict(objective={"name": "dpo", "add": [{"mask_l1": {"reward": 0.1, "kl": 0.1}}]}),
+            "objective: mask_l1 reads kl_mask; add the loss pair_logistic_masked",
+        ),
+        (
+            ROLLOUTS,
+            dict(objectives=[{"ppo": {"value_lr": 0.1}}, {"ppo": {}}]),
+            "objectives.1: another objective trains the head 'value' with other settings",
+        ),
+        (
+            PAIRS,
+            dict(objective={"name": "dpo", "add": [{"keep_outcome": {"outcome": "correct"}}]}),
+            "objective: keep_outcome drops rows, and of a pair of the data both are needed",
+        ),
+        (
+            PAIRS,
+            dict(objective={"name": "dpo", "add": [{"mask_truncated": {}}]}),
+            "objective: mask_truncated chooses or weighs tokens, and dpo compares whole responses",
+        ),
+        (
+            PAIRS,
+            dict(objective={"name": "sft", "add": [{"importance_weight": {}}]}),
+            "objective: importance_weight chooses or weighs tokens",
+        ),
+        (PAIRS, dict(data={"pair": "x"}, objective={"name": "dpo"}), "data.pair: unknown key; did you mean 'pairs'?"),
+        (PAIRS, dict(data={"prompts": "x", "pairs": "y"}, objective={"name": "dpo"}), "one of prompts and pairs"),
+        (
+            BOTH,
+            dict(
+                data={"a": {"pairs": "x", "holdot": 3}, "b": {"pairs": "y"}},
+                objectives=[{"dpo": {}, "data": "a"}, {"ipo": {}, "data": "b"}],
+            ),
+            "data.a.holdot: unknown key; did you mean 'holdout'?",
+        ),
+        (PAIRS, dict(model={"policy": {"from": "recipes/none.yaml"}}, objective={"name": "dpo"}), "no such recipe"),
+        (PAIRS, dict(model={"policy": {"form": "x"}}, objective={"name": "dpo"}), "model.policy.form: unknown key"),
+    ],
+)
+def test_what_does_not_is_refused_with_its_place(said, recipe, changes, expected):
+    problems = said(recipe, **changes)
+    assert any(expected in line for line in problems), problems
+    assert all(line.startswith("recipe.yaml:") for line in problems)
+
+
+@pytest.mark.parametrize("adapter", [{"rank": 4}, {}])
+def test_a_stage_is_its_recipe_s_adapter_or_model(tmp_path, adapter):
+    first = tmp_path / "first.yaml"
+    first.write_text(yaml.safe_dump({**PAIRS, "objective": {"name": "dpo"}, "run": {"out": "runs/first", "steps": 1}}))
+    text = first.read_text()
+    data = yaml.safe_load(text)
+    data["model"]["adapter"] = adapter
+    first.write_text(yaml.safe_dump(data))
+    second = tmp_path / "second.yaml"
+    model = {**PAIRS["model"], "guide": {"from": str(first)}}
+    second.write_text(yaml.safe_dump({**PAIRS, "model": model, "objective": {"name": "tgdpo"}}))
+    experiment = load_experiment(second)
+    assert experiment.recipe.model.guide == "runs/first/adapter"
+    assert experiment.stage_recipes == {"runs/first/adapter": str(first)}
+    model = {**PAIRS["model"], "policy": {"from": str(first)}}
+    second.write_text(yaml.safe_dump({**PAIRS, "model": model, "objective": {"name": "dpo"}}))
+    with pytest.raises(ConfigError, match="trains an adapter, and a policy is a whole model"):
+        load_experiment(second)
+
+
+def test_importance_weights_that_would_count_twice(recipe, tmp_path):
+    transform = objective("{name: grpo, add: [{importance_weight: {}}]}")
+    (problem,) = problems_of(recipe, transform, sampling("old_logprob: sampler"))
+    assert problem.startswith(f"{tmp_path}/recipe.yaml:7: sampling.old_logprob: importance_weight needs sampling.old_")
+    assert problems_of(recipe, transform) == [problem.replace(":7:", ":5:")]  # the section, where the default rules
+
+
+def test_a_tracker_that_is_not_installed(recipe, monkeypatch):
+    monkeypatch.setattr("align.config.rules.importlib.util.find_spec", lambda name: None)
+    (problem,) = problems_of(recipe, run("trackers: [wandb]"))
+    assert ":12: run.trackers.0: wandb is not installed; pip install wandb" in problem
+
+
+def test_rules_between_sections_are_reported_together(recipe):
+    changes = [
+        sampling("sync: adapter"),
+        objective("{name: gfpo, k: 9, add: [{importance_weight: {}}]}"),
+        "eval: {pass_at: [5]}\nhub: x\ncorrect: {reward: y}\n",
+    ]
+    keys = {problem.split(": ")[1] for problem in problems_of(recipe, *changes)}
+    assert keys == {"sampling.sync", "sampling.old_logprob", "objective", "eval.pass_at", "hub", "correct.reward"}
+
+
+def test_each_of_several_objectives_is_checked_against_the_group(recipe):
+    several = ("objective: {name: gfpo, k: 4}", "objectives:\n  - grpo: {}\n  - gfpo: {k: 9}\n  - gfpo: {k: 10}")
+    first, second = problems_of(recipe, several)
+    assert ":11: objectives.1: keep_top: k = 9 of a group of 8" in first
+    assert ":12: objectives.2: keep_top: k = 10 of a group of 8" in second
+
+
+def test_importance_weights_with_the_trainers_old_logprob(recipe):
+    text = objective("{name: grpo, add: [{importance_weight: {high: 3}}]}")
+    (built,) = recipe(sampling("old_logprob: trainer"), text).objectives
+    assert built.chain[-1].name == "importance_weight"
+
+
+def test_adapter_sync_with_an_adapter(recipe):
+    got = recipe(sampling("sync: adapter"), model("adapter: {}")).recipe
+    assert (got.sampling.sync, got.model.adapter.rank) == ("adapter", 16)
+
+
+RECIPE = {
+    "model": {"policy": "some/model", "adapter": {"rank": 4}},
+    "data": {"prompts": "prompts.jsonl", "holdout": 4},
+    "rewards": {"rewards.gym:correct": 1.0},
+    "objective": {"name": "grpo"},
+    "run": {"out": "runs/x", "steps": 1},
+    "hub": {"repo": "user/name", "gate": {"at_least": 0.5}},
+}
+
+LOCAL = "hub: the adapter's base is the local path"
+
+
+def problems(tmp_path, **changes) -> list[str]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **changes}))
+    try:
+        load_experiment(path)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, []),
+        (dict(model={"policy": "pypi:some-model==1.0", "adapter": {}}), []),
+        (dict(model={"policy": "runs/sft/model"}), []),  # all weights are pushed
+        (dict(model={"policy": "runs/sft/model", "adapter": {}}), [f"{LOCAL} runs/sft/model"]),
+        (dict(model={"policy": str(TESTS), "adapter": {}}), [f"{LOCAL} {TESTS}"]),
+        (dict(data={"prompts": "prompts.jsonl"}), ["hub.gate: needs an evaluation; write data.holdout"]),
+        (dict(data={"prompts": "prompts.jsonl", "eval_prompts": "more.jsonl"}), []),
+    ],
+)
+def test_found_before_training(tmp_path, changes, expected):
+    found = problems(tmp_path, **changes)
+    assert len(found) == len(expected)
+    assert all(text in line for text, line in zip(expected, found, strict=True)), found

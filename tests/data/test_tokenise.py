@@ -1,0 +1,141 @@
+"""From rows to tokens: plain text and conversations, the answers of pairs."""
+
+import pytest
+from support import tiny_model
+from support.rows import TOKENIZER, chat, read
+
+from align.config.recipe import Data
+from align.data.prompts import DataError
+from align.data.read import load_prompts
+
+
+def test_plain_prompts_stay_as_they_are(file):
+    (prompt,) = read(file([{"prompt": "3 + 4", "answer": 7, "completion": "7"}]), system="Be brief.").train
+    assert (prompt.text, prompt.prompt, prompt.conversational) == ("3 + 4", "3 + 4", False)
+    assert TOKENIZER.decode(prompt.ids) == "3 + 4"
+    assert prompt.columns == {"answer": 7}  # a completion would collide with the argument of reward functions
+
+
+def test_conversations_get_the_chat_template(file):
+    (prompt,) = read(file([{"prompt": [chat("3 + 4")]}])).train
+    assert prompt.text == "<|im_start|>user\n3 + 4<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.prompt == [chat("3 + 4")] and prompt.conversational
+    assert TOKENIZER.decode(prompt.ids) == prompt.text
+    marks = [TOKENIZER.convert_tokens_to_ids(mark) for mark in (tiny_model.START, tiny_model.END)]
+    assert [prompt.ids.count(mark) for mark in marks] == [2, 1]  # special tokens, not their letters
+
+
+def test_system_is_for_conversations_that_have_none(file):
+    rows = [{"prompt": [chat("hi")]}, {"prompt": [chat("Rhyme.", "system"), chat("hi")]}]
+    without, own = read(file(rows), system="Be brief.").train
+    assert without.text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>")
+    assert without.prompt == [chat("Be brief.", "system"), chat("hi")]  # what reward functions see
+    assert "Rhyme." in own.text and "Be brief." not in own.text
+
+
+def test_a_tokenizer_that_adds_a_first_token_adds_it_once(file):
+    """Chat templates write special tokens themselves; plain text gets them from the tokenizer."""
+
+    class Adding:
+        eos_token_id = TOKENIZER.eos_token_id
+        chat_template = TOKENIZER.chat_template
+        apply_chat_template = TOKENIZER.apply_chat_template
+
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [96] * add_special_tokens + TOKENIZER(text)["input_ids"]}
+
+    conversation = read(file([{"prompt": [chat("hi")]}]), tokenizer=Adding()).train[0]
+    assert conversation.ids == TOKENIZER(conversation.text)["input_ids"]
+    plain = read(file([{"prompt": "hi"}], "plain.jsonl"), tokenizer=Adding()).train[0]
+    assert plain.ids == [96, *TOKENIZER("hi")["input_ids"]]
+
+
+def test_a_conversation_without_a_chat_template(file):
+    bare = tiny_model.tokenizer()
+    bare.chat_template = None
+    with pytest.raises(DataError, match="row 0: the prompt is a conversation, but the tokenizer has no chat template"):
+        read(file([{"prompt": [chat("hi")]}]), tokenizer=bare)
+    assert read(file([{"prompt": "hi"}], "plain.jsonl"), tokenizer=bare).train[0].text == "hi"
+
+
+END = TOKENIZER.eos_token_id
+
+
+def paired(source, **data):
+    return load_prompts(Data(pairs=source, **data), TOKENIZER, 0).train
+
+
+def test_a_pair_s_tokens_are_those_that_would_be_sampled(file):
+    """Text and messages: the answer, then one end token; what the template writes behind it is not trained."""
+    plain = {"prompt": "2+2=", "chosen": "4", "rejected": "five"}
+    chats = {"prompt": [chat("2+2=")], "chosen": [chat("4", "assistant")], "rejected": [chat("five", "assistant")]}
+    for row, prompt in ((plain, "2+2="), (chats, "<|im_start|>user\n2+2=<|im_end|>\n<|im_start|>assistant\n")):
+        (pair,) = paired(file([row]))
+        assert pair.text == prompt and TOKENIZER.decode(pair.ids) == prompt
+        assert pair.chosen.ids == [*TOKENIZER("4")["input_ids"], END]
+        assert pair.rejected.ids == [*TOKENIZER("five")["input_ids"], END]
+        assert (pair.chosen.text, pair.rejected.text) == ("4", "five") and not pair.chosen.truncated
+
+
+def test_a_long_answer_is_cut_without_an_end(file):
+    (pair,) = paired(file([{"prompt": "p", "chosen": "abcdef", "rejected": "ab"}]), max_response_tokens=3)
+    assert pair.chosen.ids == TOKENIZER("abc")["input_ids"] and pair.chosen.truncated
+    assert pair.rejected.ids[-1] == END and not pair.rejected.truncated
+
+
+def test_a_row_without_a_rejected_answer_is_for_objectives_that_compare_nothing(file):
+    (pair,) = paired(file([{"prompt": "p", "chosen": "a"}]))
+    assert pair.rejected is None and pair.answers == [pair.chosen]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "p", "rejected": "a"}, "row 1: 'chosen' must be text as the prompt is, but it is None"),
+        ({"prompt": "p", "chosen": "", "rejected": "a"}, "row 1: 'chosen' must be text"),
+        ({"prompt": "p", "chosen": "a", "rejected": None}, "row 1: 'rejected' must be text"),
+        ({"prompt": "p", "chosen": [chat("a")], "rejected": "b"}, "row 1: 'chosen' must be text as the prompt is"),
+        ({"prompt": [chat("p")], "chosen": "a", "rejected": "b"}, "row 1: 'chosen' must be a list of messages"),
+        ({"prompt": "p", "chosen": "same", "rejected": "same"}, "row 1: chosen and rejected are the same response"),
+        ({"chosen": "a", "rejected": "b"}, "row 1: 'prompt' must be text or a list of messages"),
+        ("text", "row 1: must be a dictionary"),
+    ],
+)
+def test_bad_pairs_name_their_row(row, message, file):
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    with pytest.raises(DataError, match=message):
+        paired(file([good, row]))
+
+
+def test_an_answer_ends_at_the_first_token_at_which_a_sampler_stops(file):
+    """A template may close a turn with another token than the tokenizer's end token."""
+    stop = TOKENIZER("!")["input_ids"][0]
+    rows = file([{"prompt": "p", "chosen": "ab!cd", "rejected": "x"}])
+    (pair,) = load_prompts(Data(pairs=rows), TOKENIZER, 0, ends=[END, stop]).train
+    assert pair.chosen.ids == TOKENIZER("ab!")["input_ids"] and pair.rejected.ids[-1] == END
+
+
+USER = [chat("p")]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": USER, "chosen": ["a"], "rejected": [chat("b", "assistant")]}, "a message is .* but one is 'a'"),
+        ({"prompt": USER, "chosen": [{}], "rejected": [chat("b", "assistant")]}, "a message is .* but one is {}"),
+        ({"prompt": USER, "chosen": [{"role": "assistant", "content": None}]}, "a message is .* but one is"),
+        ({"prompt": USER, "chosen": [chat("a")]}, "'chosen' holds the answer alone, in assistant messages"),
+        ({"prompt": USER, "chosen": [*USER, chat("a", "assistant")]}, "leave out the prompt that it repeats"),
+        ({"prompt": [*USER, chat("a", "assistant")], "chosen": [chat("b", "assistant")]}, "ends with an assistant"),
+        ({"prompt": [*USER, {"content": "x"}], "chosen": [chat("b", "assistant")]}, "'prompt': a message is"),
+    ],
+)
+def test_bad_conversations_name_their_row(row, message, file):
+    with pytest.raises(DataError, match=f"row 0: .*{message}"):
+        paired(file([row]))
+
+
+def test_answers_that_differ_only_behind_the_cut_are_named_as_such(file):
+    rows = [{"prompt": "p", "chosen": "abcd", "rejected": "abce"}]
+    with pytest.raises(DataError, match="the same response in their first 3 tokens"):
+        paired(file(rows), max_response_tokens=3)

@@ -1,0 +1,24 @@
+"""Weights on their way to the sampler."""
+
+import torch
+
+from align.config.recipe import Adapter
+from align.learner import weights
+from align.model.adapters import add_adapter
+from align.model.load import load_model
+
+
+def test_merged_weights_are_those_of_a_merged_model_and_leave_the_trainer_alone(folder):
+    model = add_adapter(load_model(folder, "float32"), Adapter(rank=2, targets="all-linear"), "tiny")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=generator)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    got = dict(weights.merged(model))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    right = dict(model.merge_and_unload().named_parameters(remove_duplicate=False))
+    assert set(got) == set(right) and "lm_head.weight" in got  # a tied head is given too
+    for name, value in right.items():
+        torch.testing.assert_close(got[name], value)

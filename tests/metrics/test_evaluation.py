@@ -1,0 +1,46 @@
+"""What an evaluation measures: pass@k, its summary, responses whose reward failed."""
+
+import pytest
+from support.rollouts import failing, rollout
+
+from align.metrics.evaluation import comparison, drift, names, pass_at, summarise
+from align.rollout import rollouts
+
+
+def test_a_failed_response_is_neither_right_nor_wrong():
+    right = rollout(0, 0, 1.0, correct=True)
+    assert rollouts.mixed([right, failing(0, 1), failing(1, 0), failing(1, 1)]) == []
+    assert len(rollouts.mixed([right, failing(0, 1), rollout(0, 2, 0.0)])) == 3
+    found = summarise([right, failing(0, 1), failing(1, 0), failing(1, 1)], [right, failing(1, 0)], [1, 2])
+    assert found["eval/pass@1"] == found["eval/greedy_pass@1"] == 1.0 and "eval/pass@2" not in found
+    assert found["eval/failed"] == 4
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_correct_one():
+    from itertools import combinations
+
+    correct = [True, False, False, True, False]
+    for k in range(1, 6):
+        draws = list(combinations(correct, k))
+        assert pass_at(k, correct) == pytest.approx(sum(map(any, draws)) / len(draws))
+    assert pass_at(3, [False] * 4) == 0.0 and pass_at(1, [True] * 4) == 1.0
+
+
+def test_summary_is_over_prompts_and_its_interval_holds_the_mean():
+    sampled = [
+        rollout(g, i, float(g == 0), length=2 + g, correct=g == 0, truncated=i == 1) for g in (0, 1) for i in (0, 1)
+    ]
+    greedy = [rollout(0, 0, 1.0, correct=True), rollout(1, 0, None)]
+    found = summarise(sampled, greedy, [1, 2])
+    assert found["eval/reward"] == 0.5 and found["eval/length"] == 2.5 and found["eval/truncated"] == 0.5
+    assert found["eval/pass@1"] == found["eval/pass@2"] == 0.5
+    assert found["eval/greedy_reward"] == 1.0 and found["eval/greedy_pass@1"] == 0.5
+    assert found["eval/rewards/r"] == 0.5
+    assert {*found, *drift([0], [0.1])} == {*names(["r"], [1, 2])}
+    assert found["eval/reward_low"] <= found["eval/reward"] <= found["eval/reward_high"]
+    (row,) = [row for row in comparison(found, found | {"eval/reward": 0.6}) if row["name"] == "reward"]
+    assert (row["before"], row["after"], row["before_interval"]) == (
+        0.5,
+        0.6,
+        [found["eval/reward_low"], found["eval/reward_high"]],
+    )

@@ -1,0 +1,160 @@
+"""A real push to a loopback hub and a reload from it, and what stops a push."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
+from support.hub_server import client_environment, hub_stub
+from support.paths import ROOT
+from support.run_summary import SUMMARY
+
+from align.config.hub_name import check_repo_name
+from align.result.card import RunSummary
+from align.result.hub import push
+
+ROUND_TRIP = """
+import json, sys
+from pathlib import Path
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from align.result.card import RunSummary
+from align.result.hub import push
+
+base_folder, folder = map(Path, sys.argv[1:3])
+torch.manual_seed(0)
+config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+LlamaForCausalLM(config).save_pretrained(base_folder)
+base = AutoModelForCausalLM.from_pretrained(base_folder)
+# init_lora_weights=False: B is random too, so that the adapter changes the logits
+lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+model = get_peft_model(base, lora).eval()
+tokens = torch.arange(12)[None]
+with torch.no_grad():
+    trained = model(tokens).logits
+    with model.disable_adapter():
+        plain = model(tokens).logits
+model.save_pretrained(folder)
+for stray in ("optimizer.pt", "adapter_model.bin", "rng.pkl", "optimizer.safetensors", "run.json", "log.txt"):
+    (folder / stray).write_bytes(b"stray")
+(folder / "checkpoint-20").mkdir()
+(folder / "checkpoint-20" / "adapter_model.safetensors").write_bytes(b"stray")
+
+url = push(folder, "user/name", RunSummary(**json.load(sys.stdin)), private=True)
+
+fresh = AutoModelForCausalLM.from_pretrained(base_folder)
+with torch.no_grad():
+    reloaded = PeftModel.from_pretrained(fresh, "user/name").eval()(tokens).logits
+(readme,) = HfApi().get_paths_info("user/name", ["README.md", "absent"])
+found = dict(
+    url=url,
+    adapter_matters=not torch.equal(trained, plain),
+    same_logits=torch.equal(trained, reloaded),
+    listed=HfApi().list_repo_files("user/name"),
+    readme_size=readme.size,
+    snapshot=sorted(file.name for file in Path(snapshot_download("user/name")).iterdir()),
+)
+print(json.dumps(found))
+"""
+
+PUSH = """
+import json, sys
+from pathlib import Path
+from align.result.card import RunSummary
+from align.result.hub import push
+
+print(push(Path(sys.argv[1]), "user/name", RunSummary(**json.load(sys.stdin)), private=sys.argv[2] == "private"))
+"""
+
+
+def run_client(hub, home: Path, script: str, summary: RunSummary, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        input=json.dumps(dataclasses.asdict(summary)),
+        env=client_environment(hub, home),
+        cwd=ROOT,  # so that `align` is importable from a checkout
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_adapter_round_trip(tmp_path):
+    base_folder, folder = tmp_path / "some models" / "tiny-llama", tmp_path / "result"
+    summary = dataclasses.replace(SUMMARY, base_model=str(base_folder))
+    with hub_stub() as hub:
+        done = run_client(hub, tmp_path / "home", ROUND_TRIP, summary, str(base_folder), str(folder))
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        files = hub.files("user/name")
+        private = hub.private["user/name"]
+
+    assert found["url"] == f"{hub.url}/user/name"
+    assert private
+    assert found["adapter_matters"] and found["same_logits"]
+    assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert found["listed"] == found["snapshot"] == sorted(files)
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+    assert found["readme_size"] == len(files["README.md"])
+    assert files["adapter_model.safetensors"] == (folder / "adapter_model.safetensors").read_bytes()
+    assert sum(method == "PUT" for method, _ in hub.requests) == 1  # only the weights go through LFS
+    # The base's folder stays in the local adapter_config.json, where it is needed, and only there.
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base_folder)
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "tiny-llama"
+    for name in ("README.md", "adapter_config.json"):
+        assert str(tmp_path).encode() not in files[name]
+        assert b"some models" not in files[name]
+
+
+@pytest.mark.parametrize("asked", ["private", "public"])
+def test_push_to_an_existing_public_repository(tmp_path, asked):
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text('{"hidden_size": 32}')
+    with hub_stub() as hub:
+        hub.create("user/name", private=False)
+        done = run_client(hub, tmp_path / "home", PUSH, SUMMARY, str(folder), asked)
+        files = hub.files("user/name")
+    if asked == "private":
+        assert "ValueError: hub repository user/name is public already" in done.stderr
+        assert files == {}
+    else:
+        assert done.returncode == 0, done.stderr
+        assert files["adapter_model.safetensors"] == b"weights"
+        assert files["config.json"] == b'{"hidden_size": 32}'  # nothing to shorten: byte for byte
+
+
+WRONG_NAMES = ["name", "", "a/b/c", "user/", "/name", "user/na me", "user/a--b", "user/x.git", "/srv/x"]
+
+
+@pytest.mark.parametrize("repo", WRONG_NAMES)
+def test_wrong_repository_name(repo, tmp_path, monkeypatch):
+    monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: pytest.fail("used the network"))
+    with pytest.raises(ValueError, match="(?i)repo"):
+        check_repo_name(repo)
+    with pytest.raises(ValueError, match="(?i)repo"):
+        push(tmp_path, repo, SUMMARY, private=True)
+
+
+def test_missing_token(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token here"))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(LocalTokenNotFoundError, match="user/name needs a hub token: set HF_TOKEN"):
+        push(tmp_path, "user/name", SUMMARY, private=True)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_folder_without_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model weights"):
+        push(tmp_path, "user/name", SUMMARY, private=True)

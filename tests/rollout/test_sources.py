@@ -1,0 +1,107 @@
+"""Sources of rollouts: dynamic sampling, steps without a reward."""
+
+import tempfile
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.rollouts import WORDS, failing, rollout
+
+from align.config.recipe import RewardFunction, RewardLimits
+from align.data.prompts import Prompt, Prompts, Response
+from align.rollout import rollouts
+from align.rollout.journal import Journal
+from align.rollout.rollouts import Process, Scorer
+from align.rollout.sampler import Sampler
+from align.rollout.sources import RolloutSource, nothing_rated
+from align.scoring.worker import Worker
+from align.system.clock import Clock
+
+
+def test_a_step_without_any_reward_says_why():
+    assert nothing_rated([rollout(0, 0, None)]) == "no reward function applied to any of 1 responses"
+    message = "no response has a reward; on 1 of 2 a reward failed, first 'r': took too long"
+    assert nothing_rated([rollout(0, 0, None), failing(0, 1)]) == message
+
+
+class Engine:
+    """An engine whose responses to prompt [n] are right with the outcomes that `plan` gives to n."""
+
+    def __init__(self, plan):
+        self.plan, self.asked = plan, []
+
+    def generate(self, prompts, *, n, temperature, max_tokens, seed):
+        self.asked.append([prompt[0] for prompt in prompts])
+        return [[Response([int(right)], [-1.0], False) for right in self.plan[prompt[0]]] for prompt in prompts]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Makes a source of rollouts and its engine."""
+    right = RewardFunction("right", "support.reward_functions:first_id", 1.0)
+    with closing(Worker(right, RewardLimits())) as worker:
+        yield partial(_source, right, worker, tmp_path)
+
+
+def _source(right, worker, folder, plan, rounds):
+    sampling = SimpleNamespace(
+        group_size=2,
+        temperature=1.0,
+        max_response_tokens=1,
+        deadline_s=60.0,
+        dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
+    )
+    recipe = SimpleNamespace(
+        sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
+        run=SimpleNamespace(seed=0, steps=1),
+        reward_limits=RewardLimits(),
+        sampling=sampling,
+    )
+    experiment = SimpleNamespace(recipe=recipe, rewards=(right,), correct=SimpleNamespace(reward="right", at_least=1))
+    prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
+    engine = Engine(plan)
+    sampler, scorer = Sampler(engine, None, Process(0, 1), sampling), Scorer([worker], experiment, WORDS)
+    journal = Journal(Path(tempfile.mkdtemp(dir=folder)), [(0, "test")])
+    return RolloutSource("data", 0, prompts, (), recipe, WORDS, sampler, scorer, journal), engine
+
+
+def outcome(found):
+    return sorted((rollout.prompt.ids[0], rollout.index, rollout.correct) for rollout in found)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    monkeypatch.setattr(rollouts, "gather_object", lambda found: found)
+
+
+def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_process, source):
+    constant, both = (True, True), (True, False)
+    plan = [constant] * 6
+    made, _ = source(plan, 3)
+    order = [prompt.ids[0] for position in range(3) for prompt in made.prompts.step(position, 2, 0)]
+    plan = dict.fromkeys(order, constant) | {order[1]: both, order[3]: both}
+    made, engine = source([plan[n] for n in range(6)], 3)
+    everything, taken = made._rollouts(0, Clock())
+    assert engine.asked == [order[0:2], order[2:4]]  # the third round was not needed
+    assert {rollout.prompt.ids[0] for rollout in taken} == {order[1], order[3]}
+    assert len(everything) == 8 and len({rollout.group for rollout in taken}) == 2
+
+
+def test_dynamic_sampling_stops_at_its_limit_with_what_there_is(one_process, source):
+    constant, both = (False, False), (True, False)
+    made, _ = source([constant] * 8, 3)
+    order = [prompt.ids[0] for position in range(3) for prompt in made.prompts.step(position, 2, 0)]
+    made, engine = source([both if n == order[0] else constant for n in range(8)], 3)
+    _, taken = made._rollouts(0, Clock())
+    assert len(engine.asked) == 3 and {rollout.prompt.ids[0] for rollout in taken} == {order[0]}
+    made, _ = source([constant] * 8, 2)
+    everything, taken = made._rollouts(0, Clock())
+    assert len(everything) == 8 and outcome(taken) == outcome(everything[4:])  # nothing to learn from: the last round
+
+
+def test_without_it_every_group_is_taken(one_process, source):
+    made, engine = source([(False, False), (True, True), (True, False)], None)
+    everything, taken = made._rollouts(0, Clock())
+    assert len(engine.asked) == 1 and taken == everything and len(taken) == 4

@@ -1,0 +1,267 @@
+"""Whatever a reward function does, the trainer goes on; only the rows that are to blame are masked."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
+
+import psutil
+import pytest
+from support.paths import TESTS
+
+from align.config.recipe import RewardFunction, RewardLimits
+from align.data.prompts import Prompt, Response
+from align.scoring.process import Failure
+from align.scoring.score import score_rows
+from align.scoring.worker import RewardError, Worker
+
+LIMITS = {"seconds": 1.0, "memory_gib": 0.5, "max_failed": 0.5}
+
+
+@pytest.fixture
+def worker():
+    """Makes workers of functions in support/reward_functions.py, and ends them after the test."""
+    made = []
+
+    def make(name, args=None, **limits):
+        reward = RewardFunction(name, f"support.reward_functions:{name}", 1.0, args or {})
+        made.append(Worker(reward, RewardLimits(**{**LIMITS, **limits})))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def scored(workers, texts):
+    prompts = [Prompt([1], f"q{i}", f"q{i}", {"level": i}) for i in range(len(texts))]
+    return score_rows(workers, prompts, [Response([1], [-1.0], False)] * len(texts), texts, len(texts))
+
+
+def values(worker, *texts):
+    (column,) = scored([worker], texts).values()
+    return [value.why if isinstance(value, Failure) else value for value in column]
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+# ---- a healthy reward
+
+
+def test_values_come_from_one_process_that_lives_on(worker):
+    one = worker("process")
+    first = values(one, "a", "b")
+    assert first == values(one, "c") * 2 and first[0] not in (None, float(os.getpid()))
+    assert values(worker("lengths"), "a", "bb", "") == [1.0, 2.0, 0.0]
+
+
+def test_arguments_of_the_recipe_win_over_columns_of_the_same_name(worker):
+    assert values(worker("argument"), "a", "b", "c") == [0.0, 1.0, 2.0]
+    assert values(worker("argument", {"level": 9}), "a", "b", "c") == [9.0] * 3
+
+
+def test_rewards_run_side_by_side(worker):
+    several = [worker("slow", seconds=5) for _ in range(4)]
+    for one in several:
+        one.wait()
+    start = time.monotonic()
+    for n, one in enumerate(several):
+        one.reward = RewardFunction(f"slow_{n}", "support.reward_functions:slow", 1.0)
+    assert scored(several, ["a"]) == {f"slow_{n}": [1.0] for n in range(4)}
+    assert time.monotonic() - start < 1.5  # one after the other they take 2 s
+
+
+def test_none_is_no_failure(worker):
+    one = worker("unless_two", max_failed=0.0)
+    assert values(one, "one", "two") == [1.0, None]
+
+
+def test_a_healthy_call_costs_little(worker):
+    one = worker("lengths")
+    texts = ["word " * 200] * 64
+    values(one, *texts)
+    start = time.monotonic()
+    for _ in range(10):
+        values(one, *texts)
+    assert (time.monotonic() - start) / 10 < 0.02
+
+
+# ---- failures of rows
+
+
+@pytest.mark.parametrize(
+    "what, why",
+    [
+        ("loop", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
+        ("memory", "MemoryError: ; raise reward_limits.memory_gib if it needs more"),
+        ("gradual memory", "MemoryError: ; raise reward_limits.memory_gib if it needs more"),
+        ("segfault", "its process died of SIGSEGV"),
+        ("raises", "ValueError: " + "x" * 588),
+        ("nan", "returned nan; return a finite number or None"),
+        ("huge value", "returned 'zzzzzzzzzzzz...zzzzzzzzzzzzz'; return a finite number or None"),
+        ("huge number", "OverflowError: int too large to convert to float"),
+        ("sys.exit", "SystemExit: 0"),
+        ("os._exit", "its process left with exit code 0"),
+        ("killed", "its process died of SIGKILL; was the machine out of memory?"),
+    ],
+)
+def test_only_the_row_to_blame_is_masked_and_the_next_call_works(worker, what, why):
+    one = worker("planted", max_failed=0.25)
+    assert values(one, "fine", what, "fine", "fine") == [1.0, why, 1.0, 1.0]
+    assert values(one, "fine", "fine") == [1.0, 1.0]
+
+
+def test_a_flood_of_output_goes_nowhere(worker, capfd):
+    assert values(worker("planted", seconds=30), "fine", "prints") == [1.0, 1.0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_wrong_number_of_values_fails_only_the_row_that_alone_has_it_too(worker):
+    one = worker("too_many")
+    why = "ValueError: returned 1000000 values for 1 rows; return a list with one value a row"
+    assert values(one, "fine", "many", "fine") == [1.0, why, 1.0]
+
+
+def test_a_process_that_died_between_two_calls_is_made_again(worker):
+    one = worker("process")
+    (pid,) = values(one, "a")
+    os.kill(int(pid), signal.SIGKILL)
+    (again,) = values(one, "b")
+    assert again != pid and alive(int(again))
+
+
+def test_what_a_reward_started_ends_with_it(worker):
+    def sleeping():
+        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "987654"]]
+
+    values(worker("planted"), "fine", "child")
+    wait_for(lambda: not sleeping())
+
+
+# ---- async rewards
+
+
+def test_async_rewards_get_one_row_at_a_time_and_run_so_many_at_once(worker):
+    one = worker("crowd", concurrency=3)
+    assert max(values(one, *"abcdefgh")) == 3.0
+    assert max(values(worker("crowd", concurrency=1), *"abc")) == 1.0
+
+
+@pytest.mark.parametrize(
+    "what, why",
+    [
+        ("sleep", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
+        ("stubborn", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
+        ("block", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
+        ("raises", "KeyError: 'raises'"),
+        ("exit", "SystemExit: 0"),
+    ],
+)
+def test_an_async_failure_masks_its_row(worker, what, why):
+    assert values(worker("picky"), "fine", what, "none", "fine") == [1.0, why, None, 1.0]
+
+
+# ---- what is no row's fault stops the run
+
+
+def test_a_reward_that_fails_too_often_stops_the_run(worker):
+    with pytest.raises(RewardError) as caught:
+        values(worker("planted"), "fine", "raises", "nan", "sys.exit")
+    message = str(caught.value)
+    assert message.startswith(
+        "reward 'planted' failed on 3 of 4 rows, and reward_limits.max_failed is 0.5; on row 1: ValueError: xxx"
+    )
+    assert message.endswith("('raises')") and len(message) < 1000
+
+
+def test_it_stops_as_soon_as_too_many_failed(worker):
+    one = worker("planted")
+    start = time.monotonic()
+    with pytest.raises(RewardError, match="failed on 3 of 5 rows"):
+        values(one, *["loop"] * 5)
+    assert time.monotonic() - start < 1 + 3 * 3  # the batch, three rows, and their restarts
+
+
+def test_max_failed_0_allows_none_and_1_allows_all(worker):
+    with pytest.raises(RewardError, match="failed on 1 of 3 rows, and reward_limits.max_failed is 0;"):
+        values(worker("planted", max_failed=0.0), "fine", "fine", "nan")
+    assert (
+        values(worker("planted", max_failed=1.0), "nan", "nan") == ["returned nan; return a finite number or None"] * 2
+    )
+
+
+def test_one_rank_stops_only_where_its_own_failures_are_too_many_for_all(worker):
+    one = worker("planted", max_failed=0.4)
+    prompts = [Prompt([1], "q", "q", {"level": 1})] * 2
+    asked = [one], prompts, [Response([1], [-1.0], False)] * 2, ["nan", "nan"]
+    assert all(isinstance(value, Failure) for value in score_rows(*asked, 6)["planted"])
+    with pytest.raises(RewardError, match="failed on 2 of 4 rows"):
+        score_rows(*asked, 4)
+
+
+def test_a_long_response_is_cut_in_the_message(worker):
+    with pytest.raises(RewardError) as caught:
+        values(worker("too_many"), "many", "y" * 10**6, "many")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "path, why",
+    [
+        ("support.reward_functions:nothing", "module 'support.reward_functions' has no attribute 'nothing'"),
+        ("support.reward_functions:not_ready", "RuntimeError: no judge here; apt-get install judge"),
+    ],
+)
+def test_a_reward_that_cannot_be_loaded_stops_the_run(path, why):
+    one = Worker(RewardFunction("own", path, 1.0), RewardLimits())
+    with closing(one), pytest.raises(RewardError, match=f"reward 'own' cannot be loaded: .*{why}"):
+        one.wait()
+
+
+def test_columns_that_are_no_plain_values(worker):
+    prompt, response = Prompt([1], "q", "q", {"fn": lambda: 0}), Response([1], [-1.0], False)
+    with pytest.raises(RewardError, match="the columns of the prompts must be plain values"):
+        score_rows([worker("lengths")], [prompt], [response], ["a"], 1)
+
+
+# ---- the end
+
+
+def test_no_process_outlives_a_trainer_that_is_killed(tmp_path):
+    """A trainer in the middle of a call that never ends, and an idle process beside it."""
+    script = f"""
+        import pickle
+        from align.config.recipe import RewardFunction, RewardLimits
+        from align.scoring.worker import Worker
+
+        def call(name, text):
+            worker = Worker(RewardFunction(name, f"support.reward_functions:{{name}}", 1.0), RewardLimits(seconds=1000))
+            worker.ask(pickle.dumps(({{"completions": [text]}}, 1)), 1)
+            return worker, worker.answer()
+
+        idle, (process,) = call("process", "")
+        print(int(process), flush=True)
+        call("busy", {str(tmp_path / "busy")!r})
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    trainer = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    idle = int(trainer.stdout.readline())
+    wait_for(lambda: (tmp_path / "busy").exists() and (tmp_path / "busy").read_text())
+    busy = int((tmp_path / "busy").read_text())
+    assert alive(idle) and alive(busy)
+    trainer.kill()
+    trainer.communicate()
+    wait_for(lambda: not alive(idle) and not alive(busy))
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
