@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from align.pypi import fetch
+from align.system.pypi import fetch
 
 PACKAGE = "champ-dataset==1.0.0"
 FILE = "dataset_files/v0.json"

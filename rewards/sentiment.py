@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from align.pypi import fetch
+from align.system.pypi import fetch
 from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import load_file
