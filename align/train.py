@@ -99,7 +99,7 @@ def start(run: Run, origin: Origin) -> None:
         set_aside(run.out, origin)
         if origin.in_place:
             run.tidy(origin.step)  # it may have been killed just before
-        if run.experiment.recipe.run.resume:
+        if origin.in_place or origin.checkpoint:
             then = resume.versions_then(origin, run.out)
             print(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions()))
     if origin.checkpoint:

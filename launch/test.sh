@@ -10,7 +10,8 @@ trap 'rm -f "$said"' EXIT
 color=()
 if [ -t 1 ]; then color=(--color=yes); fi
 status=0
-python -m pytest "${color[@]}" -m "not engine" | tee "$said" || status=1
+# two at a time, each with one thread
+OMP_NUM_THREADS=1 python -m pytest "${color[@]}" -n 2 --dist worksteal -m "not engine" | tee "$said" || status=1
 # a line for each of these: its name when it begins, its seconds when it ends
 python -m pytest -vv -o console_output_style=times -m engine || status=1
 tail -n 1 "$said" # how the fast ones ended

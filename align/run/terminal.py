@@ -83,7 +83,7 @@ class StepLines:
         if self._told is not None and done < self.total and now - self._told < EVERY_S:
             return
         left = (now - self._began) / (done - self.start) * (self.total - done)
-        pace = f"{fmean(self._seconds):.1f} s a step  {duration(left)} left"
+        pace = f"{fmean(self._seconds):.1f} s a step" + (f"  {duration(left)} left" if left else "")
         say(f"step {done}/{self.total}  {state_of(metrics)}  {pace}", console=self.console)
         self._told, self._seconds = now, []
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.launch import launch
 from support.paths import PYTHONPATH, ROOT
+from support.zygote import forked
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.engine
@@ -40,7 +40,7 @@ def train(machine: str, text: str, tmp_path: Path, name: str, *overrides: str) -
     """The recipe's path and the metrics of its run, which writes to `tmp_path / name`."""
     recipe = tmp_path / f"{name}.yaml"
     recipe.write_text(text)
-    launch(machine, ROOT / "recipes/train.py", recipe, *overrides)
+    forked(machine, ROOT / "recipes/train.py", recipe, *overrides)
     return recipe, [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -87,7 +87,7 @@ def test_sft_then_dpo_then_tgdpo_with_and_without_a_bank(folder, tmp_path):
     other = banked.read_text().replace("temperature: 0.7", "temperature: 0.8")
     (tmp_path / "other.yaml").write_text(other)
     with pytest.raises(AssertionError, match="temperature is another one now"):
-        launch("cpu", ROOT / "recipes/train.py", tmp_path / "other.yaml")
+        forked("cpu", ROOT / "recipes/train.py", tmp_path / "other.yaml")
 
 
 def test_every_preference_objective_learns_from_rollouts(folder, guide, tmp_path):

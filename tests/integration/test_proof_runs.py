@@ -4,8 +4,8 @@ import json
 
 import pytest
 from support import tiny_model, tiny_task
-from support.launch import launch
 from support.paths import PROGRAMS
+from support.zygote import forked
 from transformers import GenerationConfig
 
 pytestmark = pytest.mark.engine
@@ -52,7 +52,7 @@ def test_the_proof_names_what_was_planted(machine, adapter, planted, largest, mo
     lora = ", adapter: {rank: 4, alpha: 8}" if adapter else ""
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=lora, out=tmp_path / "run"))
     script = PROGRAMS / "sync_check.py"
-    launch(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", guide, ",".join(planted), *more)
+    forked(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", guide, ",".join(planted), *more)
     found = json.loads((tmp_path / "out.json").read_text())
     assert {failure: kind for failure, (kind, _) in found["found"].items()} == planted, found
     assert len(found["gaps"]) == 5 + len(planted)
@@ -63,6 +63,6 @@ def test_a_tied_head_that_was_not_sent_is_found(folder, guide, tmp_path):
     """What it is taken for depends on how far the update moved the head."""
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter="", out=tmp_path / "run"))
     script = PROGRAMS / "sync_check.py"
-    launch("cpu", script, tmp_path / "recipe.yaml", tmp_path / "out.json", guide, "head not streamed")
+    forked("cpu", script, tmp_path / "recipe.yaml", tmp_path / "out.json", guide, "head not streamed")
     [(kind, message)] = json.loads((tmp_path / "out.json").read_text())["found"].values()
     assert kind in ("merge rounding", "unknown weights") and "missing" in message or "not have arrived" in message

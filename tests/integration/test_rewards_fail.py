@@ -4,9 +4,9 @@ import json
 from collections import Counter
 
 import pytest
-from support.launch import launch
 from support.paths import ROOT
 from support.tiny_task import RECIPE
+from support.zygote import forked
 
 pytestmark = pytest.mark.engine
 
@@ -16,7 +16,7 @@ def test_a_run_goes_on_through_every_kind_of_failure(folder, tmp_path):
     recipe.write_text(RECIPE.format(folder=folder, adapter=", adapter: {rank: 4}", out=tmp_path / "run"))
     limits = "reward_limits={seconds: 1, memory_gib: 1, max_failed: 0.9}"
     arguments = ('rewards={"support.reward_functions:fragile": 1.0}', limits, "run.steps=3", "eval.samples=1")
-    launch("cpu", ROOT / "recipes/train.py", recipe, *arguments)
+    forked("cpu", ROOT / "recipes/train.py", recipe, *arguments)
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     steps = [row for row in metrics if "loss" in row]

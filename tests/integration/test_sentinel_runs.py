@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.launch import launch, start
 from support.paths import PROGRAMS, ROOT
 from support.tiny_task import RECIPE
+from support.zygote import fork, forked
 
 pytestmark = pytest.mark.engine
-OURS = "align/train.py"  # in a traceback; the launcher has one of its own
+OURS = "align/train.py"  # in a traceback
 
 
 def updated(machine: str, folder: Path, updates: str, out: Path) -> tuple[dict, dict]:
     """(weights, what was measured) after these updates."""
-    launch(machine, PROGRAMS / "skip.py", folder, updates, out)
+    forked(machine, PROGRAMS / "skip.py", folder, updates, out)
     with safe_open(out, "pt") as file:
         return load_file(out), {name: json.loads(value) for name, value in file.metadata().items()}
 
@@ -46,7 +46,7 @@ def steps_of(tmp_path: Path) -> list[dict]:
 def test_the_offending_batch_is_written_down(folder, tmp_path):
     objective = 'objective={name: "support.faults:not_finite", at: 0.5}'
     own = recipe(folder, tmp_path, objective, "sampling.engine=transformers", "run.steps=4")
-    said = launch("cpu_zero2", ROOT / "recipes/train.py", *own)
+    said = forked("cpu_zero2", ROOT / "recipes/train.py", *own)
     rows = steps_of(tmp_path)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0]
     assert [row["step"] for row in rows if "sentinel/non_finite" in row] == [3]
@@ -67,11 +67,11 @@ def test_rolled_back_and_then_stopped(machine, engine, folder, tmp_path):
     steps = ("run.steps=8", "run.save_every=1", "run.keep=9")
     far = 'objective={name: "support.faults:far", after: 0.375}'
     own = recipe(folder, tmp_path, far, watch, f"sampling.engine={engine}", *steps)
-    done = start(machine, ROOT / "recipes/train.py", *own)
-    assert done.returncode != 0
-    assert "step 5: sentinel: ratio_blow_up: ratio_max is" in done.stdout
-    assert "the run stops: it was rolled back 1 times" in done.stdout and OURS not in done.stdout
-    assert f"run.resume={tmp_path / 'run'}" in done.stdout
+    code, said = fork(machine, ROOT / "recipes/train.py", *own)
+    assert code != 0
+    assert "step 5: sentinel: ratio_blow_up: ratio_max is" in said
+    assert "the run stops: it was rolled back 1 times" in said and OURS not in said
+    assert f"run.resume={tmp_path / 'run'}" in said
     rows = steps_of(tmp_path)
     acts = ("sentinel/ratio_blow_up", "sentinel/rollback", "sentinel/stop")
     assert [[row["step"] for row in rows if act in row] for act in acts] == [[5, 7], [5], [7]]
@@ -87,12 +87,12 @@ def test_a_run_without_gradient_stops_says_why_and_goes_on(folder, tmp_path):
     """All rewards are 0. What was stopped is saved, so a resumed run has the next step before it."""
     nothing = ('rewards={"support.tiny_task:digits": 0.0}', "sampling.engine=transformers", "run.steps=4")
     watch = "sentinel.no_signal={for_steps: 2, action: stop}"
-    done = start("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, watch))
-    assert done.returncode != 0 and OURS not in done.stdout
-    assert "step 2: sentinel: no_signal: no token carried gradient in 2 steps" in done.stdout
-    assert "group_advantage: the responses of a group had the same reward; raise sampling.group_size" in done.stdout
+    code, said = fork("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, watch))
+    assert code != 0 and OURS not in said
+    assert "step 2: sentinel: no_signal: no token carried gradient in 2 steps" in said
+    assert "group_advantage: the responses of a group had the same reward; raise sampling.group_size" in said
     resume = (f"run.resume={tmp_path / 'run'}", "sentinel.no_signal={for_steps: 2, action: warn}")
-    said = launch("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, *resume))
+    said = forked("cpu", ROOT / "recipes/train.py", *recipe(folder, tmp_path, *nothing, *resume))
     assert "step 4: sentinel: no_signal" in said
     assert [row["step"] for row in steps_of(tmp_path)] == [1, 2, 3, 4]
 

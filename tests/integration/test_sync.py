@@ -5,8 +5,8 @@ import os
 
 import pytest
 from support import tiny_task
-from support.launch import launch
 from support.paths import PROGRAMS
+from support.zygote import forked
 
 pytestmark = pytest.mark.engine
 ADAPTER = ", adapter: {rank: 4, alpha: 8}"
@@ -29,7 +29,7 @@ EVERY_PASS = [
 def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=adapter, out=tmp_path / "run"))
     script = PROGRAMS / "sync.py"
-    launch(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync, *more)
+    forked(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync, *more)
     found = json.loads((tmp_path / "out.json").read_text())
     gaps = found["gaps"]
     for moment in ("start", "after four steps", "synced"):

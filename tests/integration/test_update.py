@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import reference_update
-from support.launch import launch
 from support.paths import PROGRAMS
+from support.zygote import forked
 
 from align.model.load import load_model
 
@@ -46,7 +46,7 @@ MACHINES = [
 def test_update_is_plain_autograd(kind, family, machine, layout, folder, guide, by_autograd, tmp_path):
     right = by_autograd(kind, family)
     script = PROGRAMS / "update.py"
-    launch(machine, script, folder, guide, kind, layout, family, tmp_path / "out")
+    forked(machine, script, folder, guide, kind, layout, family, tmp_path / "out")
     got = load_file(tmp_path / "out")
     assert set(got) == set(right)
     for name in right:

@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from support.paths import PYTHONPATH, ROOT
+
 RANKS = {"cpu": 1, "cpu_zero2": 2, "cpu_zero3": 2}
 PROGRAM = ROOT / "tests/integration/programs/zygote.py"
 
@@ -29,7 +30,7 @@ class Zygote:
         self.process = subprocess.Popen(
             list(map(str, command)),
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -77,10 +78,15 @@ def free_port() -> int:
 _STARTED: dict[str, Zygote] = {}
 
 
-def forked(machine: str, program: Path, *arguments: str, timeout: float = 600, **variables: str) -> str:
-    """What a program prints under `launch/<machine>.yaml`. Fails the test with it where the program ended with an error."""
+def fork(machine: str, program: Path, *arguments: str, timeout: float = 600, **variables: str) -> tuple[int, str]:
+    """(exit code, output of all ranks) of a program under `launch/<machine>.yaml`, as if it had been launched."""
     if machine not in _STARTED:
         _STARTED[machine] = Zygote(machine)
-    code, printed = _STARTED[machine].run(program, list(map(str, arguments)), variables, timeout)
+    return _STARTED[machine].run(program, list(map(str, arguments)), variables, timeout)
+
+
+def forked(machine: str, program: Path, *arguments: str, timeout: float = 600, **variables: str) -> str:
+    """The output. Fails the test with it where the program ended with an error."""
+    code, printed = fork(machine, program, *arguments, timeout=timeout, **variables)
     assert code == 0, printed[-8000:]
     return printed

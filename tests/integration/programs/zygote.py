@@ -1,8 +1,8 @@
 """A launched process that has imported everything, and forks for each job: FOLDER.
 
-Importing torch, DeepSpeed and vLLM takes longer than most engine tests. Each rank reads FOLDER/N.json, one job after the
-other, and runs its program in a child with a process group of its own; support/zygote.py writes jobs and reads what came
-of them. A rank whose child fails takes down those of the others, as the launcher would.
+Importing torch, DeepSpeed and vLLM takes longer than most engine tests. Each rank reads FOLDER/N.json, one job after
+the other, and runs its program in a child with a process group of its own; support/zygote.py writes the jobs and reads
+what came of them. A rank whose child fails takes down those of the others, as the launcher would.
 """
 
 import json
