@@ -35,7 +35,7 @@ class Batch:
     selected: Tensor  # [B,T] bool, tokens that take part
     weight: Tensor  # [B,T] float, what a token counts for (importance weights); no gradient
     special: Tensor  # [B,T] bool, special tokens of the tokenizer; nowhere where no tokenizer is involved
-    progress: float = 0.0  # share of optim.schedule_steps that are done, in [0, 1]
+    progress: float = 0.0  # fraction of optim.schedule_steps that is done, in [0, 1]
     prompt_ids: Sequence[Sequence[int]] = ()  # B prompts, unpadded; empty where no model is involved
     token_text: Sequence[Sequence[str]] | None = None  # B responses, the text of each token
 

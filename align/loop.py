@@ -18,7 +18,7 @@ PHASES = ("generate", "score", "credit", "update", "sync", "proof")  # of a step
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a step learned from, and what was measured on the way."""
+    """The batches that a step learned from, and its metrics."""
 
     batches: Sequence[SourceBatch]  # one a source
     metrics: dict[str, float]

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
-        say("interrupted; go on with the same command and --resume")
+        say("interrupted; go on with the same command and --resume (instead of run.resume, where that is set)")
         return 130
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
@@ -110,7 +110,7 @@ def start(run: Run, origin: Origin) -> None:
 
 
 def first_evaluation(run: Run, log: RunLog, step: int) -> None:
-    """What the policy can do before it is trained; a resumed run has it already. Raises `ConfigError` where hub.gate
+    """Evaluate the policy before it is trained; a resumed run has that already. Raises `ConfigError` where hub.gate
     asks for a measure that it does not have."""
     if found := log.evaluations():
         check_gate(run.experiment, found[-1])
@@ -163,4 +163,5 @@ def steps(run: Run, log: RunLog, start: int) -> None:
 
 
 def due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens at this one; never for None."""
     return every is not None and step % every == 0

@@ -4,7 +4,7 @@ import ast
 import json
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,18 +12,24 @@ import yaml
 from support import pages
 from support.batches import loss_of, random_batch
 from support.paths import ROOT, TESTS
+from support.rollouts import failing, rollout
 
 from align.check.check import bytewise
 from align.commands.credit import credit
 from align.config.compose import build_objective
 from align.config.experiment import examine, load_experiment
 from align.config.problems import paths_in
-from align.config.recipe import Data, Recipe
+from align.config.recipe import Data, Recipe, RewardFunction
 from align.config.recipe_file import RecipeFile
 from align.config.rules import REPLAY
 from align.data.read import read_rows
 from align.data.tokenise import make_pair, make_prompt
+from align.learner.passes import PROVIDED_BY
+from align.loop import PHASES
+from align.metrics import evaluation
+from align.metrics.step import rollout_metrics
 from align.registry import OBJECTIVES
+from align.rollout.sources import Collected
 
 FOLDERS = ("align", "recipes", "rewards", "launch", "tests")
 
@@ -286,6 +292,32 @@ def undocumented(names) -> set[str]:
 def test_metrics_of_real_runs_are_documented():
     names = json.loads((TESTS / "support/metric_names.json").read_text())["names"]
     assert len(names) > 90 and undocumented(names) == set()
+
+
+def names_of_rollouts() -> set[str]:
+    """What two responses with two rewards measure, with and without a failed one."""
+    some = [replace(rollout(0, i, i + 1.0), rewards={"r": i + 1.0, "s": 0.5}) for i in range(2)]
+    found = [some, [*some, replace(failing(0, 2), rewards={"r": None, "s": 0.5})]]
+    rewards = [RewardFunction(name, None, 1.0) for name in ("r", "s")]
+    return {name for sampled in found for name in rollout_metrics([Collected(None, sampled, rewards=rewards)])}
+
+
+COMPUTED = {
+    "rollouts": names_of_rollouts(),
+    "evaluation": evaluation.names(["r"], [1, 8]),
+    "phases": [f"seconds/{phase}" for phase in PHASES],
+    "passes": [f"pass/{name}/{unit}" for name in PROVIDED_BY for unit in ("rows", "tokens")],
+    "seconds of passes": [f"seconds/pass/{name}" for name in PROVIDED_BY],
+}
+
+
+@pytest.mark.parametrize("names", COMPUTED.values(), ids=COMPUTED)
+def test_metrics_that_the_code_gives_are_documented(names):
+    assert names and undocumented(names) == set()
+
+
+def test_made_up_rollouts_have_all_kinds_of_metrics():
+    assert {"response/entropy", "rewards/r", "rewards/r/failed", "rewards/r/share"} <= COMPUTED["rollouts"]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

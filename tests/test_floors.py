@@ -1,9 +1,13 @@
 """The layout of `align/`: a room imports only from floors below it, and no file outgrows its reader."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.paths import PYTHONPATH
 
 PACKAGE = Path(__file__).parents[1] / "align"
 
@@ -51,11 +55,18 @@ def test_every_room_has_a_floor():
     assert {room_of(path) for path in FILES} - {"__init__.py"} == set(FLOOR)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py"], ids=str)
+@pytest.mark.parametrize("path", [path for path in FILES if str(path) != "__init__.py"], ids=str)
 def test_a_room_imports_only_from_floors_below_it(path):
     own = room_of(path)
     above = {other for other in imported(path) - {own, "__init__.py"} if FLOOR[other] >= FLOOR[own]}
     assert not above, f"align/{path} imports {', '.join(sorted(above))}, which does not stand below {own}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_name_the_whole_path(path):
+    """The tests of this file do not read relative imports."""
+    tree = ast.parse((PACKAGE / path).read_text())
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
 
 
 @pytest.mark.parametrize("room", sorted(room for room in FLOOR if (PACKAGE / room).is_dir()))
@@ -70,13 +81,27 @@ def test_no_circle_within_a_folder(room):
 
 
 def _siblings(path: Path, room: str) -> set[str]:
+    """The names that a file imports from its own folder."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == f"align.{room}":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"align.{room}."):
             found.add(node.module.split(".")[2])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[2] for alias in node.names if alias.name.startswith(f"align.{room}.")}
     return found
+
+
+def test_all_ways_to_import_a_sibling_are_read(tmp_path):
+    lines = [
+        "import align.room.a",
+        "import align.room.b as c",
+        "from align.room.d import e",
+        "from align.room import f",
+    ]
+    (tmp_path / "module.py").write_text("\n".join([*lines, "import align.other.g", "from align.other.h import i"]))
+    assert _siblings(tmp_path / "module.py", "room") == set("abdf")
 
 
 def test_at_most_ten_modules_stand_beside_the_folders():
@@ -87,6 +112,11 @@ def test_at_most_ten_modules_stand_beside_the_folders():
 def test_packages_that_reward_processes_pass_through_import_nothing(package):
     tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def test_the_process_of_a_reward_loads_neither_torch_nor_transformers():
+    code = "import align.scoring.process, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": PYTHONPATH})
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

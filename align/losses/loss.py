@@ -106,12 +106,12 @@ def unit_of(aggregation: Aggregation) -> str:
     return "token" if aggregation == "token-mean" else "sequence"
 
 
-def normalise(taken_BT: Tensor, counted_BT: Tensor, rows: int, aggregation: Aggregation) -> tuple[Tensor, float]:
+def normalise(summed_BT: Tensor, counted_BT: Tensor, rows: int, aggregation: Aggregation) -> tuple[Tensor, float]:
     """([B,T] weight, count) such that sum(weight * loss) / count is the aggregation.
 
-    `taken` are the tokens in the sum, `counted` those in the denominator, `rows` the sequences in the mean.
+    `summed` are the tokens in the sum, `counted` those in the denominator, `rows` the sequences in the mean.
     """
-    weight = taken_BT.double()
+    weight = summed_BT.double()
     if aggregation == "token-mean":
         return weight, float(counted_BT.sum())
     if isinstance(aggregation, Constant):

@@ -19,9 +19,9 @@ Rows = Literal["kept", "all"]
 
 def _every_token(batch: Batch, rows: Rows, aggregation: Aggregation) -> TokenWeights:
     """Weights of a term that looks at all tokens of the kept rows, or of all rows, whatever was selected."""
-    taken = batch.mask if rows == "all" else batch.mask & batch.kept[:, None]
+    summed = batch.mask if rows == "all" else batch.mask & batch.kept[:, None]
     count_rows = len(batch.mask) if rows == "all" else int(batch.kept.sum())
-    weight, count = normalise(taken, taken, count_rows, aggregation)
+    weight, count = normalise(summed, summed, count_rows, aggregation)
     return TokenWeights(weight.to(batch.weight.dtype), weight != 0, count)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from align.batch import Batch
 from align.losses.loss import Aggregation, Current, Loss, TokenWeights, normalise, unit_of
 from align.ranges import ClipBound, HeadLearningRate, PositiveCoef, ValueHidden
+
+if TYPE_CHECKING:  # reading a recipe loads no engine
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
 
 
 def interval(values_P: Sequence[float]) -> tuple[float, float, float]:
@@ -15,6 +14,8 @@ def interval(values_P: Sequence[float]) -> tuple[float, float, float]:
     is resampled. The percentile interval is used because it is always defined (BCa is NaN where the jackknife has no
     spread). Equal values, or a single one, give (v, v, v). Raises `ValueError` for no values and for one not finite.
     """
+    from scipy.stats import bootstrap  # takes seconds to import, and a check of a recipe needs no interval
+
     values = np.asarray(values_P, dtype=float)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs a list of finite numbers, one a prompt; got {values_P!r}")

@@ -39,7 +39,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Row:
-    """How many tokens of a row a pass needs."""
+    """The tokens of a row that a pass needs."""
 
     index: int  # in the batch
     group: int

@@ -37,9 +37,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def end_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokens that end a response: the model's, or the tokenizer's end token where the model names none."""
     try:
-        ends = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # a model without a generation configuration
-        ends = None
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError:  # a model without one: transformers and vLLM then read its own configuration
+        generation = GenerationConfig.from_model_config(load_config(path))
+    ends = generation.eos_token_id
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     return ends or [tokenizer.eos_token_id]
 

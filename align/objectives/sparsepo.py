@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from align.batch import Batch
 from align.losses.loss import Current, Loss, TokenWeights
 from align.losses.pairs import kl_by_side, log_ratio, pair_loss, pair_rows, smoothed
 from align.objectives.objective import Objective
 from align.ranges import Beta, Coef
+
+if TYPE_CHECKING:  # reading a recipe loads no engine
+    from transformers import PretrainedConfig
 
 MASKS = ("reward_mask", "kl_mask")
 

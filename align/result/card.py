@@ -26,7 +26,7 @@ FOLDERS = re.compile(f"{ROOT}(?:{NAME}/+)*(?={NAME})")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a card says of a run."""
+    """The facts of a run that its card tells."""
 
     base_model: str  # hub id, folder, or pypi:NAME
     adapter: bool  # the folder holds a LoRA adapter; otherwise full weights
@@ -142,10 +142,10 @@ def _loading(run: RunSummary, hub_id: str | None, last: str, repo: str) -> str:
 
 
 def _proofs(run: RunSummary, repo: str) -> list[str]:
-    """What was checked before the push: the gate, the syncs with the sampler, the result itself."""
+    """The sections on what was checked before the push: the gate, the syncs with the sampler, the result itself."""
     out = []
     if run.gate:
-        reached = "Pushed because {measure} reached {value:.3f}; the recipe asks for at least {at_least:g}."
+        reached = "The recipe asks for {measure} of at least {at_least:g} before a push; it reached {value:.3f}."
         out.append(f"## Gate\n\n{reached.format(**run.gate)}")
     if run.syncs:
         gap = f"{run.syncs['count']} times; the largest gap was {run.syncs['gap_max']:.2g} nats"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, MaxLen, MinLen
-from pydantic import FiniteFloat, ValidationError
+from annotated_types import MaxLen, MinLen
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ from align.batch import Batch
 from align.learner.learner import Learner
 from align.model.locate import commit_of
 from align.model.policy import Policy
-from align.ranges import Recorded
+from align.ranges import Positive, Recorded, TokenId
 from align.result.card import PATH_KEYS
 
 NAME = "align.json"
@@ -60,7 +60,7 @@ class Base(Recorded):
 class ReferenceSequence(Recorded):
     """Tokens, and the policy's log-probability of each but the first, in nats."""
 
-    ids: Annotated[list[Annotated[int, Ge(0)]], MinLen(2), MaxLen(LONGEST)]
+    ids: Annotated[list[TokenId], MinLen(2), MaxLen(LONGEST)]
     logprob: list[float]  # NaN where the policy was broken
 
 
@@ -69,7 +69,7 @@ class Record(Recorded):
 
     base: Base | None = None  # None for a whole model
     dtype: Literal["float32", "bfloat16"]  # of the trainer's weights
-    temperature: Annotated[FiniteFloat, Gt(0)]  # at which the log-probabilities are read
+    temperature: Positive  # at which the log-probabilities are read
     tensors: dict[str, Stored]
     files: dict[str, str] = {}  # {name: SHA-256} of configurations, tokenizer and template
     probes: Annotated[list[ReferenceSequence], MinLen(1), MaxLen(64)]  # their name in files since the first version

@@ -7,8 +7,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
@@ -59,6 +57,9 @@ def plot(metrics_jsonl: Path, png: Path) -> None:
     """Draws reward and response length (tokens) by step, of pairs loss and accuracy: training raw and smoothed,
     evaluation with error bars. Raises ValueError where the file has nothing to draw.
     """
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # verifying a result draws nothing
+    from matplotlib.figure import Figure
 
     with metrics_jsonl.open("rb") as file:
         rows = list(json_lines(file))

@@ -18,7 +18,7 @@ USAGE = (
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for."""
+    """The parsed command line."""
 
     recipe: str
     overrides: tuple[str, ...]  # key=value

@@ -25,10 +25,10 @@ def finish(run: Run, log: RunLog) -> None:
     recipe, out = experiment.recipe, run.out
     kind = "adapter" if recipe.model.adapter else "model"
     weights.save(run.learner.model, out / kind, write=accelerator.is_main_process)
-    probes, refused = record.score(run.learner, run.tokenizer), None
+    sequences, refused = record.score(run.learner, run.tokenizer), None
     if accelerator.is_main_process:
         run.tokenizer.save_pretrained(out / kind)
-        record.save(out / kind, run.learner.engine.module, probes, versions())
+        record.save(out / kind, run.learner.engine.module, sequences, versions())
         console = Console()
         found = log.evaluations()
         rows = comparison(found[0], found[-1]) if found else []
@@ -63,7 +63,7 @@ def push(console: Console, out: Path, goal: Hub) -> NotPushed | None:
 
 
 def summary(run: Run, rows: list[dict], log: RunLog) -> RunSummary:
-    """What the card says of the run; `rows` compares the first evaluation with the last."""
+    """The facts of the run for its card; `rows` compares the first evaluation with the last."""
     recipe = run.experiment.recipe
     plain, goal, responses = resolved(run.experiment), recipe.target(), run.evaluation.responses
     return RunSummary(

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, samples.jsonl, greedy.jsonl, config.yaml, versions.json; and the trackers."""
+"""The files of a run: metrics.jsonl, samples.jsonl, greedy.jsonl, config.yaml, versions.json; and the trackers."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ class RunLog:
         self.accelerator.init_trackers("align", config=_flat(config))
 
     def step(self, step: int, metrics: dict[str, float], batches: Sequence[SourceBatch]) -> None:
+        """Write a step\'s metrics and its responses with their credit; `step` counts from 1."""
         self._append(self._metrics, [{"step": step, **metrics}])
         for number, source in enumerate(batches):
             self._append(self._samples, _sample_rows(f"{number}-{step}" if number else str(step), step, source))
         self.accelerator.log(metrics, step=step)
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
+        """Write an evaluation after so many steps: its greedy responses, then its metrics."""
         rows = [{"step": step, "prompt": _question(r), "response": r.text, "reward": r.reward} for r in greedy]
         self._append(self._greedy, rows)
         self._append(self._metrics, [{"step": step, **metrics}])
@@ -88,7 +90,7 @@ class RunLog:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def to_disk(self) -> None:
-        """Before a checkpoint: the lines up to it must not be lost where it is not."""
+        """Wait until the lines are on the disk: before a checkpoint, which must not outlive them."""
         for path in self._files if self.writes else ():
             files.to_disk(path)
 

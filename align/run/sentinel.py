@@ -29,7 +29,7 @@ class SentinelError(RuntimeError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What there is to say about a step, and what is done about it."""
+    """The alarms of a step, and what is done about them."""
 
     alarms: tuple[Alarm, ...] = ()
     action: Action = "ignore"
@@ -37,7 +37,7 @@ class Verdict:
 
     @property
     def flags(self) -> dict[str, int]:
-        """What the metrics of the step note of it."""
+        """The metrics that note it in the step's line."""
         acted = {"stop": {STOP: 1}, "rollback": {ROLLBACK: 1}}
         return {alarm.flag: 1 for alarm in self.alarms} | acted.get(self.action, {})
 
@@ -66,6 +66,7 @@ class Watch:
         return verdict
 
     def _verdict(self, found: tuple[Alarm, ...], step: int) -> Verdict:
+        """Choose the strictest action that an alarm asks for and that is possible."""
         actions = {alarm.action for alarm in found}
         if "stop" in actions:
             return Verdict(found, "stop")
@@ -87,8 +88,8 @@ class Watch:
             self._stop(step, verdict.alarms)
 
     def _roll_back(self, step: int, good: Path) -> None:
-        """Weights, optimiser and links as they were; the data goes on, since the same again would end the same. Saved
-        at once: a resumed run goes on behind it."""
+        """Restore weights, optimiser and transforms; the data goes on, since the same again would end the same.
+        Saved at once: a resumed run goes on behind it."""
         accelerator = self.run.accelerator
         accelerator.wait_for_everyone()  # all have found it
         if accelerator.is_main_process:
@@ -105,6 +106,7 @@ class Watch:
         self.steps = []
 
     def _stop(self, step: int, found: Sequence[Alarm]) -> None:
+        """Save the run, then raise `SentinelError` with the causes and a way on."""
         out = self.log.out
         self.log.to_disk()
         self.run.save(step)
@@ -147,8 +149,8 @@ def dump(path: Path, run: Run, batches: Sequence[SourceBatch]) -> None:
     """Write a step's batches as the objectives credited them, with the policy's log-probabilities as `logprob`: all
     tensors to `path.safetensors`, and each row's texts to `path.jsonl` with the names of what is not finite in it."""
     tensors, rows = {}, []
-    for source, taken in zip(run.loop.sources, batches, strict=True):
-        for credited in taken.credited:
+    for source, batch_of_source in zip(run.loop.sources, batches, strict=True):
+        for credited in batch_of_source.credited:
             batch, key = credited.batch, f"{source.name}/{credited.objective.name}"
             there = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
             there["logprob"] = run.learner.score(batch, batch.kept)["logprob"]

@@ -180,15 +180,15 @@ def load_frozen(
 
 
 def check_packing(experiment: Experiment, asked: str | None, learner: Learner) -> Experiment:
-    """Pads rows where the configuration allowed packing and the probe of a model did not. Raises `ConfigError` where
-    the recipe asked for it."""
+    """Switch to padded rows where packing a few rows changes a model's log-probabilities. Raises `ConfigError` where
+    the recipe asked for packing."""
     if learner.layout is not layouts.shared_prefix:
         return experiment
     packed = [packs(module) for module in (learner.engine, *learner.frozen.values())]
     if all(packed):
         return experiment
     if asked:
-        problem = "packing changes what the policy, the reference or the guide says; write padded"
+        problem = "packing changes log-probabilities of the policy, the reference or the guide; write padded"
         raise ConfigError([experiment.file.problem(("optim", "layout"), problem)])
     learner.accelerator.print("rows of these models cannot be packed behind their prompts: padded, which is slower")
     learner.layout, recipe = layouts.padded, experiment.recipe
@@ -205,7 +205,8 @@ def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
 
 
 def make_sync_check(experiment: Experiment, sources: Mapping[str, Prompts], learner: Learner) -> SyncCheck:
-    """On the same tokens after a resume: they are chosen before anything was trained."""
+    """The check of each sync, on tokens of the longest prompt. They are chosen before anything is trained, so that a
+    resumed run has the same."""
     prompts = [prompt.ids for source in sources.values() for prompt in (*source.train, *source.held_out)]
     return SyncCheck(choose(learner, max(prompts, key=len)), experiment.recipe.sampling)
 

@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar on a terminal, plain lines in a log."""
+"""The output of a run: a progress bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 

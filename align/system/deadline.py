@@ -35,14 +35,14 @@ def deadline(what: str, seconds: float) -> Iterator[None]:
         overdue.set()
         raise error
 
-    before = signal.signal(signal.SIGALRM, late)
     told = threading.Timer(seconds + GRACE, print, [f"{error}; it hangs here:"], {"file": sys.stderr, "flush": True})
     told.daemon = True
-    told.start()
-    # ends the process from a thread that needs no lock of the interpreter
-    faulthandler.dump_traceback_later(seconds + GRACE + 1, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGALRM, late)
     try:
+        told.start()
+        # ends the process from a thread that needs no lock of the interpreter
+        faulthandler.dump_traceback_later(seconds + GRACE + 1, exit=True)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""Transforms that several papers share; `transform.py` is their type. A paper's own stands in `objectives/`."""
+"""Transforms that papers share, or that any chain may use by name; `transform.py` is their type."""
 
 from align.transforms.advantage import (
     group_advantage,

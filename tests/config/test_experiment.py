@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.paths import ROOT
+from support.paths import PYTHONPATH, ROOT
 from support.recipes import BASE, rewards
 
 from align.config.experiment import load_experiment
@@ -63,8 +63,9 @@ def test_the_recipes_of_the_checkout_load():
 def test_loading_a_recipe_needs_no_engine():
     """Bad input stops before a model is loaded: not even the libraries are."""
     heavy = ["transformers", "vllm", "deepspeed", "accelerate", "peft", "trl", "datasets"]
-    code = f"import sys, json, align.config; print(json.dumps([m for m in {heavy!r} if m in sys.modules]))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    code = f"import sys, json, align.config.experiment; print(json.dumps([m for m in {heavy!r} if m in sys.modules]))"
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert json.loads(shown.stdout) == []
 
 

@@ -12,9 +12,7 @@ from support.draws import few, seeds
 from support.pair_goldens import LN2, MASKS
 
 from align import objectives
-from align.losses.loss import TokensPerRow
-from align.objectives import bonbon, dpo, grpo, ipo, mapo, sparsepo, tdpo1, tdpo2, tgdpo
-from align.transforms import sign_filter
+from align.objectives import bonbon, dpo, grpo, mapo, sparsepo, tdpo1, tdpo2, tgdpo
 
 
 def outcomes(seed):
@@ -32,12 +30,9 @@ def test_limits_of_the_negative_line(seed):
         return torch.cat([part.flatten() for part in loss_of(objective, batch, logprob)])
 
     one, zero = objectives.w_reinforce(positive_weight=1), objectives.w_reinforce(positive_weight=0)
-    torch.testing.assert_close(found(one), found(objectives.reinforce()))
     torch.testing.assert_close(found(zero), found(objectives.nsr(denominator="full")))
     both = found(objectives.nsr(denominator="full")) + found(objectives.psr(denominator="full"))
     torch.testing.assert_close(both, found(one))
-    positive = replace(grpo(), chain=(*grpo().chain, sign_filter(sign="positive")))
-    torch.testing.assert_close(found(objectives.grpo_n()) + found(positive), found(grpo()))
 
 
 def test_more_limits():
@@ -49,7 +44,6 @@ def test_more_limits():
             torch.testing.assert_close(a, b)
 
     same(objectives.dapo(clip_high=0.2), grpo())
-    same(objectives.dr_grpo(tokens_per_row=6), grpo(std="none", aggregation=TokensPerRow(tokens_per_row=6)))
     gradients = [loss_of(o, batch, batch.old_logprob)[1] for o in (objectives.cispo(), grpo())]
     torch.testing.assert_close(*gradients)
     first = batch.mask.clone()
@@ -90,9 +84,6 @@ def test_masks_of_1_and_0_are_dpo_and_of_1_and_1_are_tdpo1_bit_for_bit(seed, kl)
         (tgdpo(beta=0.8, alpha=2), LN2),
         (sparsepo(), LN2),
         (mapo(), LN2),
-        (ipo(beta=0.1), 25.0),
-        (ipo(beta=0.1, form="sum"), 25.0),
-        (ipo(beta=0.4), 1 / (4 * 0.4**2)),
         (bonbon(n=8, alpha=0), 18.15**2),
         (bonbon(n=8, alpha=0, variant="code"), LN2),
     ],

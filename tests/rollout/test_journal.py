@@ -66,7 +66,7 @@ def test_what_is_damaged_is_made_again(harm, journal):
 
 
 @pytest.mark.parametrize(
-    "lineage, place, prompts",
+    "lineage, call, prompts",
     [
         ([(0, "another recipe")], CALL, PROMPTS),
         ([*LINEAGE, (2, "another recipe")], CALL, PROMPTS),
@@ -77,11 +77,11 @@ def test_what_is_damaged_is_made_again(harm, journal):
         (LINEAGE, CALL, PROMPTS[::-1]),  # the data has changed
     ],
 )
-def test_rollouts_of_anything_else_are_not_used(lineage, place, prompts, journal):
+def test_rollouts_of_anything_else_are_not_used(lineage, call, prompts, journal):
     other, made = Journal(journal.folder, lineage), []
-    other.sampled(place, prompts, lambda: made.append(1) or sampled())
+    other.sampled(call, prompts, lambda: made.append(1) or sampled())
     responses = [(i, j, prompts[i], r) for i, j, _, r in sampled()]
-    other.scored(place, responses, lambda: made.append(2) or scored(responses))
+    other.scored(call, responses, lambda: made.append(2) or scored(responses))
     assert made == [1, 2]
 
 

@@ -1,11 +1,17 @@
-"""The log of a run: what a resumed one keeps of the lines that a killed one wrote."""
+"""The log of a run: the rows of its samples; what a resumed one keeps of the lines that a killed one wrote."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
+from support.counting_learner import CountingLearner, annotate
+from support.rollouts import WORDS, failing, rollout
 
+from align.credit import assign
+from align.objectives import grpo
+from align.rollout import rollouts
+from align.rollout.sources import Collected, SourceBatch
 from align.run.log import RunLog
 
 
@@ -56,3 +62,16 @@ def test_a_fresh_run_starts_an_empty_log(tmp_path, main_process):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n')
     assert RunLog(tmp_path, main_process, start=0).evaluations() == []
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_only_responses_with_a_reward_have_credit_in_the_samples(tmp_path, main_process):
+    scored = [rollout(0, 0, 1.0, 2), rollout(0, 1, None, 3), failing(0, 2, 4), rollout(0, 3, 0.0, 5)]
+    batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
+    credited = assign(grpo(), batch, annotate(CountingLearner(), "sampler"))
+    source = SourceBatch(Collected(batch, scored, scored), [credited])
+    RunLog(tmp_path, main_process, start=0).step(1, {"loss": 0.0}, [source, source])
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["group"] for row in rows] == ["1-0"] * 4 + ["1-1-0"] * 4  # those of a second source apart
+    assert [row.get("failed") for row in rows[:4]] == [None, None, {"r": "took too long"}, None]
+    assert ["kept" in row for row in rows[:4]] == [True, False, False, True]
+    assert rows[0]["advantage"] == [[1.0] * 2] and rows[3]["advantage"] == [[-1.0] * 5]

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from align.batch import Batch
-from align.commands.objectives import SIGNS, entry, kind
+from align.commands.objectives import entry, kind
 from align.config.compose import build_objective
 from align.config.problems import models_in
 from align.config.recipe import FromRecipe, Recipe
@@ -304,8 +304,7 @@ def words(hint: Any) -> str:
     if inspect.isclass(hint) and issubclass(hint, BaseModel):
         return "section"
     if origin is typing.Annotated:
-        ranges = [f"{SIGNS[type(r).__name__]} {getattr(r, type(r).__name__.lower())}" for r in parts[1:] if ranged(r)]
-        return " ".join([words(parts[0]), *ranges])
+        return words(parts[0]) + kind(hint).removeprefix(kind(parts[0]))  # with the ranges that follow the type
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(words, parts))
     if origin is list:
@@ -313,10 +312,6 @@ def words(hint: Any) -> str:
     if origin is dict:
         return f"{{name: {words(parts[1])}}}"
     return {Any: "value"}.get(hint) or kind(hint)
-
-
-def ranged(bound: Any) -> bool:
-    return type(bound).__name__ in SIGNS
 
 
 def default(info: FieldInfo) -> str:

@@ -48,9 +48,11 @@ class Zygote:
         part.rename(self.folder / f"{number}.json")
         done = [self.folder / f"{number}.{rank}.done" for rank in range(self.ranks)]
         self._wait(done, seconds + 30)
-        codes = [int(path.read_text()) for path in done]
+        codes = [path.read_text() for path in done]
         printed = "".join((self.folder / f"{number}.{rank}.log").read_text() for rank in range(self.ranks))
-        return next((code for code in codes if code), 0), printed
+        if "timeout" in codes:
+            raise TimeoutError(f"{program.name} was not done after {seconds:g} s:\n{printed[-8000:]}")
+        return next((int(code) for code in codes if code not in ("0", "ended")), 0), printed
 
     def _wait(self, paths: list[Path], seconds: float) -> None:
         until = time.monotonic() + seconds

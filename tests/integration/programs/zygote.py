@@ -37,6 +37,8 @@ def run(job: dict, log: Path) -> None:
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
     except BaseException:  # the child ends here, with whatever went wrong in its log
         traceback.print_exc()
     finally:
@@ -45,17 +47,18 @@ def run(job: dict, log: Path) -> None:
         os._exit(code)
 
 
-def watch(child: int, number: int, seconds: float) -> int:
-    """The child's exit code; it is killed when its time is over or another rank's child failed."""
+def watch(child: int, number: int, seconds: float) -> int | str:
+    """The child's exit code; it is killed when its time is over ("timeout") or another rank's child failed ("ended")."""
     until = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        others = [path.read_text() for path in folder.glob(f"{number}.*.done")]
-        if time.monotonic() > until or any(code not in ("", "0") for code in others):
+        failed = any(path.read_text() != "0" for path in folder.glob(f"{number}.*.done"))
+        if failed or time.monotonic() > until:
             os.kill(child, signal.SIGKILL)
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os.waitpid(child, 0)
+            return "ended" if failed else "timeout"
         time.sleep(POLL_S)
 
 

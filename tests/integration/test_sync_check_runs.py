@@ -1,4 +1,4 @@
-"""The proof of a sync against real engines: it names what was planted, and is silent behind healthy syncs."""
+"""The check after a sync, with real engines: it names what was planted, and is silent after healthy syncs."""
 
 import json
 
@@ -48,7 +48,7 @@ def guide(folder, tmp_path_factory):
         ("cpu", True, OWN, 1e-4, ["sampling.engine=transformers"]),
     ],
 )
-def test_the_proof_names_what_was_planted(machine, adapter, planted, largest, more, folder, guide, tmp_path):
+def test_the_check_names_what_was_planted(machine, adapter, planted, largest, more, folder, guide, tmp_path):
     lora = ", adapter: {rank: 4, alpha: 8}" if adapter else ""
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=lora, out=tmp_path / "run"))
     script = PROGRAMS / "sync_check.py"

@@ -1,0 +1,34 @@
+"""GRPO-N: a value by hand, and the limit where it is half of GRPO."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from support.batches import batch_of, loss_of, random_batch
+from support.compare import close
+from support.draws import few, seeds
+
+from align.objectives import grpo, grpo_n
+from align.transforms import sign_filter
+
+
+@pytest.mark.parametrize("denominator, value", [("full", 3**0.5 / 4), ("selected", 3**-0.5)])
+def test_only_responses_below_the_mean_have_credit(denominator, value):
+    """One response of four is right: advantages are 3 / sqrt(3) and three times -1 / sqrt(3)."""
+    batch = batch_of([0] * 4, [2] * 4, rewards=[1.0, 0, 0, 0])
+    batch = replace(batch, old_logprob=torch.zeros_like(batch.weight))
+    loss, gradient = loss_of(grpo_n(denominator=denominator), batch, batch.old_logprob)
+    assert float(loss) == pytest.approx(value, rel=1e-12)
+    assert not gradient[0].any()
+    close(gradient[1:], torch.full((3, 2), value / 6, dtype=torch.float64))
+
+
+@few
+@given(seed=seeds)
+def test_together_with_its_positive_half_it_is_grpo(seed):
+    batch, logprob = random_batch(seed)
+    positive = replace(grpo(), chain=(*grpo().chain, sign_filter(sign="positive")))
+    halves = [loss_of(objective, batch, logprob) for objective in (grpo_n(), positive)]
+    for negative, positive, whole in zip(*halves, loss_of(grpo(), batch, logprob), strict=True):
+        close(negative + positive, whole)
