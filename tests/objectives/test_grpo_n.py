@@ -13,15 +13,14 @@ from align.objectives import grpo, grpo_n
 from align.transforms import sign_filter
 
 
-@pytest.mark.parametrize("denominator, value", [("full", 3**0.5 / 4), ("selected", 3**-0.5)])
-def test_only_responses_below_the_mean_have_credit(denominator, value):
-    """One response of four is right: advantages are 3 / sqrt(3) and three times -1 / sqrt(3)."""
+def test_only_responses_below_the_mean_have_credit():
+    """One response of four is right: its advantage would be sqrt(3), the others have -1 / sqrt(3)."""
     batch = batch_of([0] * 4, [2] * 4, rewards=[1.0, 0, 0, 0])
     batch = replace(batch, old_logprob=torch.zeros_like(batch.weight))
-    loss, gradient = loss_of(grpo_n(denominator=denominator), batch, batch.old_logprob)
-    assert float(loss) == pytest.approx(value, rel=1e-12)
+    loss, gradient = loss_of(grpo_n(), batch, batch.old_logprob)
+    assert float(loss) == pytest.approx(3**0.5 / 4, rel=1e-12)
     assert not gradient[0].any()
-    close(gradient[1:], torch.full((3, 2), value / 6, dtype=torch.float64))
+    close(gradient[1:], torch.full((3, 2), 3**-0.5 / 8, dtype=torch.float64))
 
 
 @few

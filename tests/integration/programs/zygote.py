@@ -48,7 +48,7 @@ def run(job: dict, log: Path) -> None:
 
 
 def watch(child: int, number: int, seconds: float) -> int | str:
-    """The child's exit code; it is killed when its time is over ("timeout") or another rank's child failed ("ended")."""
+    """Return the exit code; the child is killed when its time is over ("timeout") or another rank failed ("ended")."""
     until = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
