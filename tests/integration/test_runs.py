@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from support.hub_server import client_environment, hub_stub
 from support.launch import launch
 from support.paths import ROOT
+from support.zygote import forked
 from transformers import AutoModelForCausalLM
 
 from align.run.environment import LAUNCHED, QUIET
@@ -30,10 +31,12 @@ optim.lr=0.02 optim.micro_batch_tokens=400
 REWARDS = 'rewards=[{fn: "rewards.gym:correct"}, {fn: "rewards.length:length_penalty", args: {per_token: 0.1}}]'
 
 
-def train(machine: str, recipe: str, policy: Path | str, out: Path, *overrides: str, **variables: str) -> list[dict]:
+def train(
+    machine: str, recipe: str, policy: Path | str, out: Path, *overrides: str, start=forked, **variables: str
+) -> list[dict]:
     """The metrics of a run of a shipped recipe."""
     arguments = [f"model.policy={policy}", f"run.out={out}", *SMALL.split(), REWARDS, *overrides]
-    launch(machine, ROOT / "recipes/train.py", ROOT / "recipes" / f"{recipe}.yaml", *arguments, **variables)
+    start(machine, ROOT / "recipes/train.py", ROOT / "recipes" / f"{recipe}.yaml", *arguments, **variables)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -50,7 +53,7 @@ def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
     with hub_stub() as hub:
         hub.add("user/base", folder)
         client = {name: value for name, value in client_environment(hub, tmp_path).items() if name[:2] in ("HF", "NO")}
-        metrics = train(machine, "gfpo_chain_sum", "user/base", tmp_path / "run", *overrides, **client)
+        metrics = train(machine, "gfpo_chain_sum", "user/base", tmp_path / "run", *overrides, start=launch, **client)
         pushed = hub.files("user/tiny")
     steps = [row for row in metrics if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
@@ -101,7 +104,7 @@ ADAPTIVE = "objective.k={very_hard: 4, hard: 4, medium: 3, easy: 2, warmup_promp
 def whole(folder, tmp_path_factory):
     """The folder of a run of four steps, started by `accelerate launch`."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train("cpu", "gfpo_chain_sum", folder, out, ADAPTIVE, "run.steps=4", "run.eval_every=1")
+    train("cpu", "gfpo_chain_sum", folder, out, ADAPTIVE, "run.steps=4", "run.eval_every=1", start=launch)
     return out
 
 
