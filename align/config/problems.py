@@ -20,6 +20,19 @@ UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "finite_number")
 
 
+# keys of TRL whose nearest name here would be another thing
+OTHER_LIBRARIES = {
+    "num_generations": "sampling.group_size",
+    "max_completion_length": "sampling.max_response_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "learning_rate": "optim.lr",
+    "num_iterations": "optim.updates_per_step",
+    "epsilon": "clip_low and clip_high of the objective",
+    "epsilon_high": "clip_high of the objective",
+    "beta": "add: [{kl_policy_ref: {coef: ...}}] to the objective",
+}
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the list of what there is where nothing is close."""
     words = sorted(words)
@@ -68,9 +81,12 @@ def explain(
         if item["type"] in UNKNOWN and place[-1] in names(place[:-1]):
             what = "does not go with the keys beside it; leave one out"
         elif item["type"] in UNKNOWN:
+            elsewhere = OTHER_LIBRARIES.get(place[-1])
             belongs = [path for path in file.keys if path.rpartition(".")[2] == place[-1]]
             belongs = [path if "." in path else "the top level" for path in belongs]
             fix = f"it belongs at {' or '.join(belongs)}" if belongs else nearest(place[-1], names(place[:-1]))
+            if elsewhere and not belongs:
+                fix = f"write {elsewhere} (recipes/coming_from_trl.md)"
             what = f"unknown key; {fix}"
         elif item["type"] in MISSING:
             what = "missing; this key is needed"

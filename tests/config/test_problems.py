@@ -1,9 +1,11 @@
 """Every mistake in a recipe is reported with its place and its fix, all of them at once."""
 
 import pytest
+from support.paths import ROOT
 from support.recipes import model, objective, problems_of, rewards, run, sampling
 
 from align.config.experiment import load_experiment
+from align.config.recipe_file import ConfigError
 
 CHAIN = "chain: [{group_advantage: {}}]"
 LOSS = "loss: {clipped_surrogate: {}}"
@@ -265,3 +267,18 @@ def test_all_problems_are_reported_in_one_go(recipe, tmp_path):
         ("14", "run.temperature"),
         ("15", "hub"),
     }
+
+
+@pytest.mark.parametrize(
+    "override, fix",
+    [
+        ("objective.epsilon=0.2", "write clip_low and clip_high of the objective"),  # not eps, which is another thing
+        ("objective.beta=0.04", "write add: [{kl_policy_ref: {coef: ...}}] to the objective"),
+        ("sampling.num_generations=4", "write sampling.group_size"),
+    ],
+)
+def test_a_key_of_trl_gets_its_name_here(override, fix):
+    with pytest.raises(ConfigError) as error:
+        load_experiment(ROOT / "recipes/gfpo_chain_sum.yaml", [override])
+    where = f"command line: {override.partition('=')[0]}"
+    assert error.value.problems == [f"{where}: unknown key; {fix} (recipes/coming_from_trl.md)"]
