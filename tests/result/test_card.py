@@ -108,7 +108,9 @@ def test_card_of_proofs():
     assert f"| data | training | 180 | `{'a' * 64}` |" in text
     assert "| base | tiny-llama, SHA-256 0123 |" in text and "/srv" not in text
     assert "python -m align verify user/name" in text
-    assert "reward reached 0.770; the recipe asks for at least 0.5" in text
+    assert "The recipe asks for reward of at least 0.5 before a push; it reached 0.770." in text
+    shut = card(dataclasses.replace(run, gate={**gate, "value": 0.2}))  # a card is written for what stays here too
+    assert "it reached 0.200" in shut and "Pushed" not in shut
     assert "Compared after a sync 40 times; the largest gap was 3e-05 nats." in text
     plain = card(SUMMARY)
     assert not any(title in plain for title in ("## Gate", "## Sampler and trainer", "## Verification"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
+from support.launch import heed_ctrl_c
 
 from align.run import environment
 from align.run.arguments import Asked
@@ -94,6 +95,7 @@ def test_what_prepare_leaves(tmp_path, more, expected):
         [sys.executable, str(script)],
         cwd=tmp_path,
         env={**known, "PYTHONPATH": str(ROOT), **more},
+        preexec_fn=heed_ctrl_c,
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,6 +1,7 @@
 """Starting `accelerate launch` from a test."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,3 +29,8 @@ def launch(machine: str, script: Path, *arguments: str, timeout: int = 600, **va
     done = start(machine, script, *arguments, timeout=timeout, **variables)
     assert done.returncode == 0, done.stdout[-8000:]
     return done.stdout
+
+
+def heed_ctrl_c() -> None:
+    """In a child process: let Ctrl-C end it, also where pytest was started in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
