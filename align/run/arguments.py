@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+UsageError = typer.BadParameter.__base__  # of click, or of the copy of it that newer typers bring along
+
 USAGE = (
     "python recipes/train.py RECIPE [key=value ...] [--resume]; for several processes "
     "accelerate launch --config_file launch/cpu_zero2.yaml recipes/train.py RECIPE ..."
@@ -50,9 +52,7 @@ def parse(words: Sequence[str]) -> Asked | int:
     """Return what the words ask for; the exit code where they ask for help (0) or are wrong (2), told in one line."""
     try:
         return app(list(words), prog_name="recipes/train.py", standalone_mode=False)
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # of click, or of the copy of it that newer typers bring along
-            raise
+    except UsageError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{error.format_message()} Usage: {USAGE}", file=sys.stderr)
         return 2

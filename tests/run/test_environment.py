@@ -4,18 +4,16 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from support.launch import heed_ctrl_c
+from support.paths import ROOT
 
 from align.run import environment
 from align.run.arguments import Asked
 from align.run.environment import EXPECTED, LAUNCHED, one_process, unexpected, wants_verbose
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_one_process_has_what_accelerate_launch_sets_for_it(monkeypatch):
