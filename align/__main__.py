@@ -17,9 +17,50 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 @app.callback()
-def main() -> None:
+def main(context: typer.Context) -> None:
     """Token credit that you can compose, inspect and trust."""
-    logging.disable(logging.WARNING)  # DeepSpeed warns on stdout, where --json is read
+    if context.invoked_subcommand != "train":
+        logging.disable(logging.WARNING)  # DeepSpeed warns on stdout, where --json is read
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    short_help="Train as a recipe says.",
+)
+def train(context: typer.Context) -> None:
+    from align.run.environment import prepare
+
+    prepare(context.args)  # what torch, DeepSpeed and vLLM read when they are imported
+
+    from align.train import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="gfpo_chain_sum, launch/cpu_zero2")] = None,
+    into: Annotated[Path, typer.Option(file_okay=False, help="folder that gets recipes/ and launch/")] = Path(),
+) -> None:
+    """List the recipes and launch files that come with align, or copy one with the recipes that it builds on."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from align.commands.recipes import copy, first_comment, shipped
+
+    if name is None:
+        shown = Table("file", "what it is", box=None)
+        for key, path in shipped().items():
+            shown.add_row(*map(Text, (key, first_comment(path))))
+        Console().print(shown)
+        return
+    try:
+        for path in copy(name, into):
+            typer.echo(f"copied: {path}")
+    except ConfigError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
 
 
 @app.command()

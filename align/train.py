@@ -32,7 +32,17 @@ from align.run.finish import finish
 from align.run.log import RunLog
 from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
-from align.run.terminal import end_with_launcher, evaluation_of, progress, quiet, say, stage, tell_imports
+from align.run.terminal import (
+    end_with_launcher,
+    evaluation_of,
+    is_main,
+    progress,
+    quiet,
+    say,
+    say_last,
+    stage,
+    tell_imports,
+)
 from align.scoring.worker import RewardError
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
@@ -61,11 +71,12 @@ def main(arguments: list[str]) -> int:
         run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
-        say("interrupted; go on with the same command and --resume (instead of run.resume, where that is set)")
+        if is_main():
+            say_last("interrupted; go on with the same command and --resume (instead of run.resume, where that is set)")
         return 130
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
-            print(scrub(str(error), experiment.file.data if experiment else ()), file=sys.stderr)
+            say_last(scrub(str(error), experiment.file.data if experiment else ()))
         return 1
     return 0
 
@@ -165,3 +176,7 @@ def steps(run: Run, log: RunLog, start: int) -> None:
 def due(step: int, every: int | None) -> bool:
     """Whether something that happens every so many steps happens at this one; never for None."""
     return every is not None and step % every == 0
+
+
+if __name__ == "__main__":
+    sys.exit("this is the module behind it; run `align train RECIPE`, or `python recipes/train.py RECIPE`")

@@ -13,8 +13,8 @@ import typer
 UsageError = typer.BadParameter.__base__  # of click, or of the copy of it that newer typers bring along
 
 USAGE = (
-    "python recipes/train.py RECIPE [key=value ...] [--resume]; for several processes "
-    "accelerate launch --config_file launch/cpu_zero2.yaml recipes/train.py RECIPE ..."
+    "python recipes/train.py RECIPE [key=value ...] [--resume], or align train RECIPE ...; for several processes "
+    "accelerate launch --config_file launch/cpu_zero2.yaml recipes/train.py RECIPE ..., or -m align train RECIPE ..."
 )
 
 

@@ -28,11 +28,13 @@ EXPECTED = {  # {logger: how a warning begins that each start on a CPU gives}
     "vllm.triton_utils.importing": "Triton is installed, but doesn't include CPU backend",  # before levels are read
 }
 
-# What shows that a launcher has set the environment. `accelerate launch` without DeepSpeed sets only the last one.
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
+# What shows that a launcher has set the environment of one process among several, or of DeepSpeed.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED")
+BY_ACCELERATE = "ACCELERATE_MIXED_PRECISION"  # alone where `accelerate launch` has no config file
+LAUNCHER = "ALIGN_LAUNCHER"  # its process id, noted here
 
 ALONE = (
-    "one process, since no launcher started it; for several: "
+    "one process, as with launch/cpu.yaml; for several: "
     "accelerate launch --config_file launch/cpu_zero2.yaml recipes/train.py ... (GPUs: launch/zero2.yaml)"
 )
 
@@ -56,6 +58,9 @@ def prepare(words: Sequence[str]) -> None:
             os.environ.setdefault(name, value)
         for name in EXPECTED:
             logging.getLogger(name).addFilter(unexpected)
+    os.environ.pop(LAUNCHER, None)
+    if any(name in os.environ for name in (*LAUNCHED, BY_ACCELERATE)):
+        os.environ[LAUNCHER] = str(os.getppid())
     if alone := one_process(os.environ):
         os.environ.update(alone)
         sys.path.insert(1, os.getcwd())  # as a launcher does: rewards of the recipe may stand there
@@ -84,7 +89,7 @@ def unexpected(record: logging.LogRecord) -> bool:
 
 def one_process(environment: Mapping[str, str]) -> dict[str, str]:
     """Return what `accelerate launch --config_file launch/cpu.yaml` sets for its process, with a free port; {} where a
-    launcher has set the environment."""
+    launcher has set the environment. `accelerate launch` without a config file leaves it to us."""
     if any(name in environment for name in LAUNCHED):
         return {}
     with socket.socket() as free:

@@ -1,10 +1,14 @@
-"""End a process together with the one that started it."""
+"""What a process has to do with the one that started it: it ends with it, or says the last word."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
+import subprocess
 import sys
+import time
+
+import psutil
 
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
@@ -13,3 +17,30 @@ def die_with_parent() -> None:
     """Have the system kill this process when its parent ends, even by SIGKILL. Does nothing but on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def say_after(pid: int, text: str) -> None:
+    """Print a text on stderr once another process has ended, in a process of its own. Returns at once.
+
+    `accelerate launch` prints a traceback of its own when one of its processes fails, below what that process said.
+    """
+    subprocess.Popen(
+        [sys.executable, "-m", "align.system.parent", str(pid), text],
+        start_new_session=True,  # Ctrl-C and the launcher end the others
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def wait_for(pid: int) -> None:
+    """Wait until a process that need not be a child has ended. One that nobody has asked about yet has ended too."""
+    try:
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+    except psutil.NoSuchProcess:
+        pass
+
+
+if __name__ == "__main__":
+    wait_for(int(sys.argv[1]))
+    print(sys.argv[2], file=sys.stderr)

@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 from align.run import environment
 from align.run.arguments import Asked
-from align.run.environment import EXPECTED, LAUNCHED, one_process, unexpected, wants_verbose
+from align.run.environment import BY_ACCELERATE, EXPECTED, LAUNCHED, one_process, unexpected, wants_verbose
 
 
 def test_one_process_has_what_accelerate_launch_sets_for_it(monkeypatch):
@@ -35,6 +35,10 @@ def test_one_process_has_what_accelerate_launch_sets_for_it(monkeypatch):
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_a_launcher_s_environment_stays(name):
     assert one_process({name: "0"}) == {}
+
+
+def test_accelerate_without_a_config_file_leaves_it_to_us():
+    assert one_process({"ACCELERATE_MIXED_PRECISION": "no"})["RANK"] == "0"
 
 
 def test_lines_that_every_start_gives_are_left_out_and_others_are_not():
@@ -77,15 +81,25 @@ import os, signal, sys
 from align.run.environment import prepare
 prepare(["recipe.yaml"])
 names = ("TORCH_CPP_LOG_LEVEL", "VLLM_LOGGING_LEVEL", "RANK")
-print(*map(os.environ.get, names), os.getcwd() in sys.path)
+launcher = os.environ.get("ALIGN_LAUNCHER")
+print(*map(os.environ.get, names), os.getcwd() in sys.path, "the parent" if launcher == str(os.getppid()) else launcher)
 print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "torch" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("more, expected", [({}, "ERROR ERROR 0 True"), ({"ALIGN_VERBOSE": "1"}, "None INFO 0 True")])
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ({}, "ERROR ERROR 0 True None"),
+        ({"ALIGN_VERBOSE": "1"}, "None INFO 0 True None"),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "ERROR ERROR 0 True the parent"),
+    ],
+)
 def test_what_prepare_leaves(tmp_path, more, expected):
     """In a process of its own: torch must not be imported yet."""
-    known = {name: value for name, value in os.environ.items() if name not in (*LAUNCHED, *environment.QUIET)}
+    known = {
+        name: value for name, value in os.environ.items() if name not in (*LAUNCHED, *environment.QUIET, BY_ACCELERATE)
+    }
     script = tmp_path / "elsewhere" / "script.py"
     script.parent.mkdir()
     script.write_text(PREPARED)
@@ -99,7 +113,7 @@ def test_what_prepare_leaves(tmp_path, more, expected):
         timeout=60,
     )
     told, *found = done.stdout.splitlines()
-    assert told.startswith("one process, since no launcher started it") and "launch/cpu_zero2.yaml" in told
+    assert told.startswith("one process, as with launch/cpu.yaml") and "launch/cpu_zero2.yaml" in told
     assert found == [expected, "True False"], done.stderr
 
 
