@@ -39,7 +39,6 @@ from align.run.terminal import (
     progress,
     quiet,
     say,
-    say_last,
     stage,
     tell_imports,
 )
@@ -47,6 +46,7 @@ from align.scoring.worker import RewardError
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
 from align.system.files import DiskError
+from align.system.parent import say_last
 
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),

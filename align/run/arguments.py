@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+
+from align.system.parent import say_last
 
 UsageError = typer.BadParameter.__base__  # of click, or of the copy of it that newer typers bring along
 
@@ -54,5 +55,5 @@ def parse(words: Sequence[str]) -> Asked | int:
         return app(list(words), prog_name="recipes/train.py", standalone_mode=False)
     except UsageError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{error.format_message()} Usage: {USAGE}", file=sys.stderr)
+            say_last(f"{error.format_message()} Usage: {USAGE}")
         return 2

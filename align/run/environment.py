@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from align.config.recipe_file import ConfigError, read
 from align.run.arguments import Asked, parse
+from align.system.parent import LAUNCHER
 
 VERBOSE = "ALIGN_VERBOSE"
 
@@ -31,7 +32,6 @@ EXPECTED = {  # {logger: how a warning begins that each start on a CPU gives}
 # What shows that a launcher has set the environment of one process among several, or of DeepSpeed.
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED")
 BY_ACCELERATE = "ACCELERATE_MIXED_PRECISION"  # alone where `accelerate launch` has no config file
-LAUNCHER = "ALIGN_LAUNCHER"  # its process id, noted here
 
 ALONE = (
     "one process, as with launch/cpu.yaml; for several: "
@@ -44,6 +44,9 @@ def prepare(words: Sequence[str]) -> None:
 
     Ends the process where the command line is wrong or asks for help: importing takes seconds.
     """
+    os.environ.pop(LAUNCHER, None)
+    if any(name in os.environ for name in (*LAUNCHED, BY_ACCELERATE)):
+        os.environ[LAUNCHER] = str(os.getppid())
     asked = parse(words)
     if isinstance(asked, int):
         sys.exit(asked)
@@ -58,9 +61,6 @@ def prepare(words: Sequence[str]) -> None:
             os.environ.setdefault(name, value)
         for name in EXPECTED:
             logging.getLogger(name).addFilter(unexpected)
-    os.environ.pop(LAUNCHER, None)
-    if any(name in os.environ for name in (*LAUNCHED, BY_ACCELERATE)):
-        os.environ[LAUNCHER] = str(os.getppid())
     if alone := one_process(os.environ):
         os.environ.update(alone)
         sys.path.insert(1, os.getcwd())  # as a launcher does: rewards of the recipe may stand there

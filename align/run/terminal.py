@@ -18,8 +18,8 @@ from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
 from align.loop import PHASES
-from align.run.environment import LAUNCHER, verbose
-from align.system.parent import die_with_parent, say_after
+from align.run.environment import verbose
+from align.system.parent import die_with_parent
 
 EVERY_S = 30.0  # between two lines of steps in a log
 
@@ -33,13 +33,6 @@ def say(text: str, style: str = "", console: Console | None = None) -> None:
     """Print a line on the main process, above a progress bar where there is one. Nothing in it is markup."""
     if is_main():
         (console or Console()).print(Text(text, style), soft_wrap=True)  # flushes, so a log has it at once
-
-
-def say_last(text: str) -> None:
-    """Print on stderr why the run ends: now, and again below what a launcher prints of its own."""
-    print(text, file=sys.stderr, flush=True)
-    if launcher := os.environ.get(LAUNCHER):
-        say_after(int(launcher), text)
 
 
 def state_of(metrics: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +13,20 @@ import psutil
 
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
+LAUNCHER = "ALIGN_LAUNCHER"  # the process id of the launcher that started this process, where one did
+
 
 def die_with_parent() -> None:
     """Have the system kill this process when its parent ends, even by SIGKILL. Does nothing but on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def say_last(text: str) -> None:
+    """Print on stderr why this process ends: now, and again below what a launcher prints of its own."""
+    print(text, file=sys.stderr, flush=True)
+    if launcher := os.environ.get(LAUNCHER):
+        say_after(int(launcher), text)
 
 
 def say_after(pid: int, text: str) -> None:

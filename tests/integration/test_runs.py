@@ -128,7 +128,7 @@ def test_four_steps_are_two_and_two_resumed_bit_for_bit(whole, folder, tmp_path)
     assert_same(whole, parts)
 
 
-START = r"""one process, since no launcher started it; for several: accelerate launch .*
+START = r"""one process, as with launch/cpu.yaml; for several: accelerate launch .*
 libraries \d+\.\d s
 DeepSpeed \d+\.\d s  \(compiles at the first start\)
 check \d+\.\d s
