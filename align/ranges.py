@@ -31,6 +31,7 @@ Beta = Annotated[float, Gt(0)]  # of the log-ratios in a preference loss; the sm
 Smoothing = Annotated[float, Ge(0), Lt(0.5)]  # fraction of pairs whose label is taken to be wrong
 Discount = Annotated[float, Ge(0), Le(1)]  # gamma and lambda of generalised advantage estimation
 WeightDecay = Annotated[FiniteFloat, Ge(0)]  # of the optimiser
+Momentum = Annotated[FiniteFloat, Ge(0), Lt(1)]  # how much of a running mean each step keeps
 HeadLearningRate = Annotated[float, Gt(0)]  # of a module trained beside the policy
 Factor = Annotated[FiniteFloat, Gt(1)]  # how many times as much
 

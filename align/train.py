@@ -89,7 +89,7 @@ def run(experiment: Experiment) -> None:
         accelerator = make_accelerator(experiment)
     with stage("check"):
         checked = check_run(experiment, accelerator)
-    origin = resume.agree(experiment.recipe.run, accelerator)
+    origin = resume.agree(checked.experiment.recipe.run, accelerator)
     checked = replace(checked, experiment=resume.recorded(checked.experiment, origin))
     loaded = load(checked, origin, accelerator)
     start(loaded, origin)

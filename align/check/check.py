@@ -22,6 +22,7 @@ from align.check.requirements import (
     CheckedRun,
     check_activations,
     check_pairs,
+    fill_steps,
     head_gives,
     load_banks,
     needed_context,
@@ -55,14 +56,15 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
         found.problems.append(experiment.file.problem(("hub",), what))
     if recipe.run:
         found.attempt(check_writable, Path(recipe.run.out), key=("run", "out"))
-    if recipe.run and recipe.run.resume:
-        found.attempt(resume.find, recipe.run, key=("run", "resume"))
     if recipe.model and isinstance(recipe.model.policy, str):
         survey_policy(found)
     if recipe.model and isinstance(recipe.model.guide, str):
         survey_guide(found)
     for name, source in (recipe.sources() if recipe.data else {}).items():
         _source(found, name, source)
+    if recipe.run and recipe.optim and (recipe.run.steps or (found.sources and not found.problems)):
+        found.experiment = fill_steps(found.experiment, found.sources)
+        found.attempt(resume.find, found.experiment.recipe.run, key=("run", "resume"))
     _together(found)
     if experiment.rewards and recipe.eval:
         found.attempt(_gate, experiment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,9 +155,7 @@ def fill_defaults(experiment: Experiment, model_config: PretrainedConfig, launch
         sync = "adapter" if recipe.model.adapter and torch.cuda.is_available() else "merged"
     temperature = recipe.eval.temperature or recipe.sampling.temperature
     filled = {
-        "optim": recipe.optim.model_copy(
-            update={"layout": layout, "schedule_steps": recipe.optim.schedule_steps or recipe.run.steps}
-        ),
+        "optim": recipe.optim.model_copy(update={"layout": layout}),
         "sampling": recipe.sampling.model_copy(
             update={"sync": sync, "tolerance": recipe.sampling.tolerance or TOLERANCE[recipe.model.dtype]}
         ),
@@ -164,3 +163,23 @@ def fill_defaults(experiment: Experiment, model_config: PretrainedConfig, launch
         "correct": experiment.correct,
     }
     return replace(experiment, recipe=recipe.model_copy(update=filled))
+
+
+def fill_steps(experiment: Experiment, sources: Mapping[str, Prompts]) -> Experiment:
+    """Turn epochs and shares into steps: those of the run, of its schedules, and of the warm-up.
+
+    An epoch takes as many prompts as all sources train on.
+    """
+    run, optim = experiment.recipe.run, experiment.recipe.optim
+    steps = run.steps
+    if steps is None:
+        trained = sum(len(source.train) for source in sources.values())
+        per_step = sum(data.prompts_per_step for data in experiment.recipe.sources().values())
+        steps = math.ceil(run.epochs * trained / per_step)
+    span = optim.schedule_steps or steps
+    warmup = optim.warmup_steps if optim.warmup_share is None else round(optim.warmup_share * span)
+    filled = {
+        "run": run.model_copy(update={"steps": steps, "epochs": None}),
+        "optim": optim.model_copy(update={"schedule_steps": span, "warmup_steps": warmup, "warmup_share": None}),
+    }
+    return replace(experiment, recipe=experiment.recipe.model_copy(update=filled))

@@ -16,6 +16,7 @@ from align.ranges import (
     CountOrZero,
     Fraction,
     LoraRank,
+    Momentum,
     Positive,
     Section,
     Seed,
@@ -146,10 +147,12 @@ class Optim(Section):
 
     lr: Positive = 1e-5
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="of adamw: its running mean and mean square")
     weight_decay: WeightDecay = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     schedule_steps: Count | None = Field(None, description="steps that schedules span; default: run.steps")
     warmup_steps: CountOrZero = 0
+    warmup_share: Fraction | None = Field(None, description="instead of warmup_steps: part of what schedules span")
     max_grad_norm: ClipBound = Field(1.0, description=".inf does not clip")
     micro_batch_tokens: Count = Field(
         4096,
@@ -173,7 +176,10 @@ class Run(Section):
     """How long a run is, and what it writes when."""
 
     out: str
-    steps: Count
+    steps: Count | None = None
+    epochs: Positive | None = Field(
+        None, description="instead of steps: passes over the training data, rounded up to whole steps"
+    )
     seed: Seed = 0
     eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
     save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")

@@ -51,6 +51,20 @@ def cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeF
     return problems
 
 
+def length_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find a run without a length or with two, and keys of another optimiser."""
+    problems, run, optim = [], recipe.run, recipe.optim
+    if run and run.steps is None and run.epochs is None:
+        problems.append(file.problem(("run", "steps"), "missing; this key is needed, or run.epochs"))
+    if run and run.steps is not None and run.epochs is not None:
+        problems.append(file.problem(("run", "epochs"), "leave it out where run.steps is given"))
+    if optim and optim.warmup_share is not None and optim.warmup_steps:
+        problems.append(file.problem(("optim", "warmup_share"), "leave it out where optim.warmup_steps is given"))
+    if optim and optim.optimizer == "sgd" and "betas" in optim.model_fields_set:
+        problems.append(file.problem(("optim", "betas"), "sgd has none; leave it out, or write optim.optimizer: adamw"))
+    return problems
+
+
 def source_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
     """Find sources without objectives or rewards, and objectives without the data or the guide that they read."""
     problems, sources = [], recipe.sources() if recipe.data else {}
@@ -117,7 +131,7 @@ def head_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFi
     return problems
 
 
-TRAINING: tuple[Rule, ...] = (cross_rules, source_rules, group_rules, head_rules)
+TRAINING: tuple[Rule, ...] = (cross_rules, length_rules, source_rules, group_rules, head_rules)
 
 REPLAY: tuple[Rule, ...] = (cross_rules,)  # recorded rollouts bring along what sources and models would give
 

@@ -13,15 +13,14 @@ from align.model.policy import Policy
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-
 
 def make_optimizer(policy: Policy, optim: Optim) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """(optimiser of all trained parameters, factor of their learning rates by step).
 
     The factor is a pure function of the step, so a resumed run has nothing to restore.
     """
-    optimizer = OPTIMIZERS[optim.optimizer](_parameter_groups(policy, optim))
+    groups = _parameter_groups(policy, optim)
+    optimizer = torch.optim.SGD(groups) if optim.optimizer == "sgd" else torch.optim.AdamW(groups, betas=optim.betas)
     schedule = get_scheduler(SCHEDULES[optim.schedule], optimizer, optim.warmup_steps, optim.schedule_steps)
     return optimizer, schedule.lr_lambdas[0]
 

@@ -19,6 +19,16 @@ def drop(key):
     return lambda bench: bench.drop(key)
 
 
+def both(section, **keys):
+    """Several keys of a section."""
+
+    def change(bench: Bench):
+        for name, value in keys.items():
+            bench.put(f"{section}.{name}", value)
+
+    return change
+
+
 def replaced(old, new):
     """Another text of the recipe."""
 
@@ -43,7 +53,13 @@ KEYS = [
     ("misplaced", put("optim.group_size", 4), AT + r"optim\.group_size: unknown", r"belongs at sampling\.group_size"),
     ("misplaced at the top", put("max_grad_norm", 1), AT + "max_grad_norm", r"belongs at optim\.max_grad_norm"),
     ("section", put("trainer", {"lr": 1}), AT + "trainer: unknown key", "there are: .*optim"),
-    ("needed", drop("run.steps"), AT + r"run\.steps", "missing; this key is needed"),
+    ("needed", drop("run.out"), AT + r"run\.out", "missing; this key is needed"),
+    ("no length", drop("run.steps"), AT + r"run\.steps", r"missing; this key is needed, or run\.epochs"),
+    ("two lengths", put("run.epochs", 1), AT + r"run\.epochs", r"leave it out where run\.steps"),
+    ("two warm-ups", both("optim", warmup_share=0.1, warmup_steps=2), AT + r"optim\.warmup_share", "leave it out"),
+    ("betas of sgd", both("optim", optimizer="sgd", betas=[0.9, 0.99]), AT + r"optim\.betas", "sgd has none"),
+    ("a beta of 1", put("optim.betas", [0.9, 1.0]), AT + r"optim\.betas", "less than 1"),
+    ("one beta", put("optim.betas", [0.9]), AT + r"optim\.betas", ""),
     ("no data", drop("data"), "recipe.yaml: data", "this key is needed"),
     ("no objective", drop("objective"), "recipe.yaml: objective", "write one of objective and objectives"),
     ("objective", put("objective.name", "gfpoo"), AT + r"objective\.name", "did you mean 'gfpo'"),
