@@ -40,14 +40,31 @@ def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, ke
     if args is not None and not (isinstance(args, Mapping) and all(isinstance(name, str) for name in args)):
         raise ConfigError([file.problem(key, f"takes a mapping of its arguments, but it is {args!r}")])
     hints = typing.get_type_hints(factory, include_extras=True)
+    args = _functions(args or {}, hints, file, key)
 
     def names(place: KeyPath) -> list[str]:
         """The keys that are valid at a place below `key`."""
         return names_at(hints.get(place[0]), place[1:]) if place else list(inspect.signature(factory).parameters)
 
     try:
-        return validate_call(factory)(**(args or {}))
+        return validate_call(factory)(**args)
     except ValidationError as error:
-        raise ConfigError(explain(error, args or {}, file, key, names)) from error
+        raise ConfigError(explain(error, args, file, key, names)) from error
     except ValueError as error:
         raise ConfigError([file.problem(key, str(error))]) from error
+
+
+def _functions(args: Mapping[str, Any], hints: Mapping[str, Any], file: RecipeFile, key: KeyPath) -> dict[str, Any]:
+    """The arguments, with the function that a dotted path names where the signature takes a function.
+
+    Raises `ConfigError` for a path that cannot be imported.
+    """
+    out = dict(args)
+    for name, value in args.items():
+        kinds = (hints.get(name), *typing.get_args(hints.get(name)))
+        if isinstance(value, str) and ":" in value and any(typing.get_origin(kind) is Callable for kind in kinds):
+            try:
+                out[name] = load_object(value)
+            except ValueError as error:
+                raise ConfigError([file.problem((*key, name), str(error))]) from error
+    return out
