@@ -71,10 +71,16 @@ def outcome_advantage(*, correct: FiniteFloat = 1.0, wrong: FiniteFloat = -1.0) 
 
 
 def sign_filter(*, sign: Literal["negative", "positive"]) -> Transform:
-    """Keep advantages of one sign, set the others to 0: GRPO-N keeps the negative (arXiv 2510.04028; reconstructed)."""
+    """Keep tokens whose advantage has one sign: GRPO-N keeps the negative (arXiv 2510.04028; reconstructed).
+
+    The others are taken out, with an advantage of 0: a loss whose denominator is `selected` does not count them, one
+    whose denominator is `full` does.
+    """
 
     def apply(batch: Batch) -> Batch:
         advantage = batch.need("advantage", "sign_filter")
-        return replace(batch, advantage=advantage.clamp(max=0) if sign == "negative" else advantage.clamp(min=0))
+        keep = advantage < 0 if sign == "negative" else advantage > 0
+        advantage = advantage.clamp(max=0) if sign == "negative" else advantage.clamp(min=0)
+        return replace(batch, advantage=advantage, selected=batch.selected & keep)
 
     return Transform("sign_filter", apply, stage=Stage.SIGN, needs=("advantage",))
