@@ -50,12 +50,12 @@ def kl_policy_ref(
     k3 = q/p - 1 - log(q/p), q the reference's probability, p the policy's. Its gradient to log p is 1 - q/p, which has
     no bound: 1e4 where the policy is 9 nats below. So q/p is bounded at 100 (4.6 nats): the gradient is
     1 - min(q/p, 100), at most 99 in size, and the value beyond goes on as the tangent,
-    99 - log(100) + 99 * (log(q/p) - log(100)). The log has the share of tokens beyond as `kl_bounded`. k1 and k2 are
-    never bounded: their gradients are 1 and log(p/q).
+    99 - log(100) + 99 * (log(q/p) - log(100)). The metric `kl_k3_policy_ref_bounded` is the fraction of tokens beyond.
+    k1 and k2 are never bounded: their gradients are 1 and log(p/q).
 
     `to: old_policy` is the KL to the policy before the update instead, as GFPO eq. 2 prints it, whose log-probabilities
-    come from `sampling.old_logprob`. Before a step's first update the two are the same: with one update a step, k2 and
-    k3 have no gradient there.
+    come from `sampling.old_logprob`. Before a step's first update the two are the same policy: with one update a step,
+    k2 and k3 have no gradient, but for what sampler and trainer round differently.
     """
     quantity, name = KL_TO[to]
 
@@ -69,7 +69,7 @@ def kl_policy_ref(
     def measure(current: Current, batch: Batch, weights: TokenWeights) -> dict[str, Tensor]:
         out = {f"kl_{estimator}_{name}": values(current, batch)[weights.trained]}
         if estimator == "k3":
-            out["kl_bounded"] = ops.ref_ratio_bounded(*logprobs(current, batch))[weights.trained]
+            out[f"kl_k3_{name}_bounded"] = ops.ref_ratio_bounded(*logprobs(current, batch))[weights.trained]
         return out
 
     return Loss(

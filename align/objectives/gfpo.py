@@ -194,9 +194,10 @@ def gfpo(
     The paper's denominator counts all responses (`full`); TRL's removed trainer counted the kept ones (`selected`),
     a larger step. The paper adds a KL term and an entropy term with coef 0.001 over all rows; here one adds them by
     name. Its eq. 2 prints the KL to the policy before the update: `add: [{kl_policy_ref: {coef: 0.001, rows: all, to:
-    old_policy}}, {entropy_bonus: {coef: 0.001, rows: all}}]`. In verl, which the paper trained with, the KL is to the
-    reference, the default of `to`. The paper's clipped surrogate is "slightly modified" against large ratios of
-    negative advantages; how, it does not say, and `dual_clip: 3` is the nearest that is documented.
+    old_policy}}, {entropy_bonus: {coef: 0.001, rows: all}}]`; with one update a step that KL has no gradient. In verl,
+    which the paper trained with, the KL is to the reference, the default of `to`. The paper's clipped surrogate is
+    "slightly modified" against large ratios of negative advantages; how, it does not say, and `dual_clip: 3` is the
+    nearest that is documented.
 
     `metric` may be a function of your own, `def my_score(batch: Batch) -> Tensor` with one score a response, of which
     the highest are kept: `metric: my_module:my_score`.
