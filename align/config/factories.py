@@ -57,14 +57,28 @@ def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, ke
 def _functions(args: Mapping[str, Any], hints: Mapping[str, Any], file: RecipeFile, key: KeyPath) -> dict[str, Any]:
     """The arguments, with the function that a dotted path names where the signature takes a function.
 
-    Raises `ConfigError` for a path that cannot be imported.
+    Raises `ConfigError` for a path without one, and for a function that does not say that it returns what is wanted: it
+    is looked at before it is called.
     """
     out = dict(args)
     for name, value in args.items():
         kinds = (hints.get(name), *typing.get_args(hints.get(name)))
-        if isinstance(value, str) and ":" in value and any(typing.get_origin(kind) is Callable for kind in kinds):
+        wanted = next((typing.get_args(kind)[-1] for kind in kinds if typing.get_origin(kind) is Callable), None)
+        if wanted is not None and isinstance(value, str) and ":" in value:
             try:
-                out[name] = load_object(value)
+                out[name] = _function(value, wanted)
             except ValueError as error:
                 raise ConfigError([file.problem((*key, name), str(error))]) from error
     return out
+
+
+def _function(path: str, returns: type) -> Callable:
+    """The function at a dotted path. Raises `ValueError` unless its annotation says that it returns this type."""
+    found = load_object(path)
+    try:
+        said = inspect.signature(found, eval_str=True).return_annotation if inspect.isfunction(found) else None
+    except NameError as error:
+        raise ValueError(f"{path!r}: its annotations: {error}") from error
+    if said is not returns:
+        raise ValueError(f"{path!r} is no function that says `-> {returns.__name__}`; annotate what it returns")
+    return found

@@ -17,7 +17,6 @@ where mean(reward) is the prompt's, over its whole group, and q are the quartile
 
 from __future__ import annotations
 
-import inspect
 import math
 from bisect import insort
 from collections.abc import Callable
@@ -112,18 +111,11 @@ SCORES: dict[str, Score] = {"shortest": by_length, "token_efficiency": by_effici
 
 
 def _scores_of(metric: Metric) -> Score:
-    """The function behind a metric. Raises `ValueError` for one that does not say that it returns a tensor."""
+    """The function behind a metric, whose scores are checked. Raises `ValueError` for an unknown name."""
     if isinstance(metric, str):
         if metric not in SCORES:
             raise ValueError(f"no metric is called {metric!r}; write {', '.join(SCORES)} or a function of the batch")
         return SCORES[metric]
-    name = getattr(metric, "__name__", repr(metric))
-    try:
-        returns = inspect.signature(metric, eval_str=True).return_annotation if inspect.isfunction(metric) else None
-    except NameError as error:
-        raise ValueError(f"the annotations of the metric {name}: {error}") from error
-    if returns is not Tensor:
-        raise ValueError(f"a metric is a function such as `def {name}(batch: Batch) -> Tensor`; {name} is none")
 
     def score(batch: Batch) -> Tensor:
         found, rows = metric(batch), len(batch.group)
@@ -133,6 +125,7 @@ def _scores_of(metric: Metric) -> Score:
             what = f"{found[~found.isfinite()][0]}"
         else:
             return found.double()
+        name = getattr(metric, "__name__", repr(metric))
         raise ValueError(f"the metric {name} gave {what}, not one finite number for each of {rows} responses")
 
     return score
@@ -148,9 +141,10 @@ def keep_top(*, k: KeepCount | AdaptiveK, metric: Metric = "shortest") -> Transf
     are. Token efficiency needs rewards of both signs: with 0/1 rewards all wrong responses tie at 0, and among
     negative rewards it prefers the longest.
 
-    A metric of your own is a function `(batch: Batch) -> Tensor` that gives [B] scores, of which the highest are kept;
-    a recipe names it `my_module:my_score`. It reads what is there once responses are scored: tokens, lengths, rewards,
-    `correct`, `truncated` and the sampler's log-probabilities. Raises `ValueError` for scores that are not finite.
+    A metric of your own is a function `def my_score(batch: Batch) -> Tensor` that gives [B] scores, of which the
+    highest are kept; a recipe names it `my_module:my_score`. It reads what is there once responses are scored: tokens,
+    lengths, rewards, `correct`, `truncated` and the sampler's log-probabilities. Raises `ValueError` for scores that
+    are not finite.
     """
     score = _scores_of(metric)
     adaptive = k if isinstance(k, AdaptiveK) else None

@@ -286,10 +286,6 @@ def by_reward(batch: Batch) -> torch.Tensor:
     return batch.reward
 
 
-def untyped(batch):
-    raise AssertionError("called")
-
-
 def two_each(batch: Batch) -> torch.Tensor:
     return torch.zeros(len(batch.group), 2)
 
@@ -300,10 +296,6 @@ def not_finite(batch: Batch) -> torch.Tensor:
 
 def a_list(batch: Batch) -> torch.Tensor:
     return [0.0] * len(batch.group)
-
-
-def misspelt(batch: "Btach") -> torch.Tensor:  # noqa: F821
-    raise AssertionError("called")
 
 
 @given(seed=seeds, k=st.integers(2, 4))
@@ -328,6 +320,8 @@ def my_metrics(tmp_path, monkeypatch):
         "import sys\nfrom torch import Tensor\nfrom align.batch import Batch\n"
         "def brevity(batch: Batch) -> Tensor:\n    return -batch.length.double()\n"
         "def untyped(batch):\n    sys.exit('called')\n"
+        "def misspelt(batch: 'Btach') -> Tensor:\n    sys.exit('called')\n"
+        "def gives_a_list(batch: Batch) -> list:\n    sys.exit('called')\n"
         "number = 3\n"
     )
     (tmp_path / "my_exit.py").write_text("raise SystemExit(0)\n")
@@ -349,13 +343,16 @@ def test_a_recipe_names_it_by_its_dotted_path(my_metrics):
 @pytest.mark.parametrize(
     "metric, says",
     [
-        ("my_metrics:untyped", "a metric is a function such as `def untyped.batch: Batch. -> Tensor`"),
-        ("my_metrics:number", "Input should be callable"),
+        ("my_metrics:untyped", "'my_metrics:untyped' is no function that says `-> Tensor`; annotate what it returns"),
+        ("my_metrics:misspelt", "its annotations: name 'Btach' is not defined"),
+        ("my_metrics:gives_a_list", "is no function that says `-> Tensor`"),
+        ("my_metrics:number", "is no function that says `-> Tensor`"),
         ("my_metrics:nothing", "no attribute 'nothing'"),
         ("no_such_module:f", "cannot import 'no_such_module'"),
         ("my_exit:f", "importing it raised SystemExit"),
-        ("subprocess:getoutput", "a metric is a function such as"),
-        ("builtins:print", "a metric is a function such as"),
+        ("subprocess:getoutput", "is no function that says `-> Tensor`"),
+        ("builtins:print", "is no function that says `-> Tensor`"),
+        ("rm -rf:x", "is not a dotted path"),
         ("shortst", "Input should be 'shortest' or 'token_efficiency'"),
     ],
 )
@@ -367,8 +364,9 @@ def test_what_is_no_metric_is_refused_before_it_is_called(my_metrics, metric, sa
 def test_in_python_the_function_itself_is_given():
     with pytest.raises(ValueError, match="no metric is called 'my_metrics:brevity'; write .* or a function"):
         gfpo(k=2, metric="my_metrics:brevity")
-    with pytest.raises(ValueError, match="name 'Btach' is not defined"):
-        gfpo(k=2, metric=misspelt)
+    batch, _ = random_batch(1)
+    kept = keep_top(k=2, metric=lambda batch: -batch.length).apply(batch).kept
+    assert torch.equal(kept, keep_top(k=2).apply(batch).kept)
 
 
 @pytest.mark.parametrize("metric", [two_each, not_finite, a_list])
