@@ -11,8 +11,8 @@ Advantages are not normalised again after a choice. The numbers may follow the r
 
     rows, share = (1 - progress) * start + progress * end
 
-Read were the abstract, the reviews and notes on the paper by others. The notes have two stages, N_s rows of each group
-and then N of the batch; how N and N_s relate is not known.
+The abstract, the reviews and notes on the paper by others were read, not its text. The notes have two stages, N_s rows
+of each group and then N of the batch; how N and N_s relate is not known.
 """
 
 from __future__ import annotations
