@@ -331,7 +331,9 @@ def test_what_to_watch_is_there(name):
     assert undocumented(watched) == set() and watched & others <= set(measured)
 
 
-ADDED = [*({"kl_policy_ref": {"coef": 1, "estimator": f"k{n}"}} for n in (1, 2, 3)), {"entropy_bonus": {"coef": 1}}]
+KLS = [{"coef": 1, "estimator": f"k{n}", "to": to} for n in (1, 2, 3) for to in ("reference", "old_policy")]
+
+ADDED = [*({"kl_policy_ref": kl} for kl in KLS), {"entropy_bonus": {"coef": 1}}]
 
 
 def test_the_metrics_of_losses_are_those_that_they_write():

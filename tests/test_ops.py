@@ -81,3 +81,44 @@ def test_max_variance_is_brute_force(values, data):
     assert len(set(chosen.tolist())) == number
     best = max(np.var([values[i] for i in subset]) for subset in combinations(range(len(values)), number))
     assert float(x[chosen].var(correction=0)) == pytest.approx(best, abs=1e-12)
+
+
+def one_rounding_apart(value, dtype):
+    return torch.tensor([value, np.nextafter(np.dtype(dtype).type(value), np.inf)] * 2)
+
+
+@pytest.mark.parametrize("std", sorted(DDOF))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [0.7, 0.1, -3.0, 1e20, 1e-20, 1.0])
+def test_rewards_one_rounding_apart_are_constant(std, dtype, value):
+    rewards = one_rounding_apart(value, dtype).to(getattr(torch, dtype))
+    assert rewards[0] != rewards[1]
+    assert ops.group_norm(rewards, torch.zeros(4, dtype=torch.int64), std, 0.0).tolist() == [0.0] * 4
+
+
+def test_sums_in_another_order_are_constant():
+    rewards = torch.tensor([0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1, 0.6], dtype=torch.float64)
+    assert len(set(rewards.tolist())) == 2
+    assert not ops.group_norm(rewards, torch.zeros(3, dtype=torch.int64), "population", 0.0).any()
+
+
+@pytest.mark.parametrize("rewards", [[0.7, 0.70001], [1e-30, -1e-30], [0.0, 1e-40], [1e6, 1e6 + 1], [1.0, 1.0 + 1e-6]])
+def test_small_differences_that_are_no_rounding_count(rewards):
+    advantage = ops.group_norm(torch.tensor(rewards), torch.zeros(2, dtype=torch.int64), "population", 0.0)
+    assert sorted(advantage.tolist()) == pytest.approx([-1, 1])
+
+
+@given(seed=st.integers(0, 10_000), scale=st.sampled_from([1e-9, 1e-6, 1e-3, 1.0, 1e4, 1e9]), shift=st.integers(-9, 9))
+def test_neither_scale_nor_shift_changes_the_subset_of_largest_variance(seed, scale, shift):
+    generator = torch.Generator().manual_seed(seed)
+    values = (torch.rand(9, generator=generator) * 4).round().double()  # with ties
+    for number in range(1, 10):
+        expected = ops.max_variance_subset(values, number)
+        assert torch.equal(ops.max_variance_subset(values * scale + shift * scale, number), expected)
+
+
+def test_a_small_spread_is_no_tie():
+    """An absolute tolerance takes all variances below 1e-12 for equal, and two rows from each end."""
+    values = torch.tensor([5.0, 0, 0, -1, -1, -1], dtype=torch.float64)
+    for scale in (1.0, 1e-7, 1e-30):
+        assert sorted(ops.max_variance_subset(values * scale, 4).tolist()) == [0, 3, 4, 5]

@@ -69,6 +69,8 @@ def kind(hint: Any) -> str:
         return " | ".join(map(str, parts))
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(kind, parts))
+    if origin is Callable:
+        return "module:function"
     if origin in (tuple, list):
         return f"list of {kind(parts[0])}"
     if hint is types.NoneType:

@@ -40,14 +40,45 @@ def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, ke
     if args is not None and not (isinstance(args, Mapping) and all(isinstance(name, str) for name in args)):
         raise ConfigError([file.problem(key, f"takes a mapping of its arguments, but it is {args!r}")])
     hints = typing.get_type_hints(factory, include_extras=True)
+    args = _functions(args or {}, hints, file, key)
 
     def names(place: KeyPath) -> list[str]:
         """The keys that are valid at a place below `key`."""
         return names_at(hints.get(place[0]), place[1:]) if place else list(inspect.signature(factory).parameters)
 
     try:
-        return validate_call(factory)(**(args or {}))
+        return validate_call(factory)(**args)
     except ValidationError as error:
-        raise ConfigError(explain(error, args or {}, file, key, names)) from error
+        raise ConfigError(explain(error, args, file, key, names)) from error
     except ValueError as error:
         raise ConfigError([file.problem(key, str(error))]) from error
+
+
+def _functions(args: Mapping[str, Any], hints: Mapping[str, Any], file: RecipeFile, key: KeyPath) -> dict[str, Any]:
+    """The arguments, with the function that a dotted path names where the signature takes a function.
+
+    Raises `ConfigError` for a path without one, and for a function that does not say that it returns what is wanted: it
+    is looked at before it is called.
+    """
+    out = dict(args)
+    for name, value in args.items():
+        kinds = (hints.get(name), *typing.get_args(hints.get(name)))
+        wanted = next((typing.get_args(kind)[-1] for kind in kinds if typing.get_origin(kind) is Callable), None)
+        if wanted is not None and isinstance(value, str) and ":" in value:
+            try:
+                out[name] = _function(value, wanted)
+            except ValueError as error:
+                raise ConfigError([file.problem((*key, name), str(error))]) from error
+    return out
+
+
+def _function(path: str, returns: type) -> Callable:
+    """The function at a dotted path. Raises `ValueError` unless its annotation says that it returns this type."""
+    found = load_object(path)
+    try:
+        said = inspect.signature(found, eval_str=True).return_annotation if inspect.isfunction(found) else None
+    except NameError as error:
+        raise ValueError(f"{path!r}: its annotations: {error}") from error
+    if said is not returns:
+        raise ValueError(f"{path!r} is no function that says `-> {returns.__name__}`; annotate what it returns")
+    return found

@@ -103,7 +103,7 @@ class EntropyCollapse(Rule):
 
     def finds(self, seen: Seen) -> str | None:
         entropy = column(seen.last, "response/entropy")
-        if not entropy or max(entropy) >= self.below:
+        if not entropy or not all(nats < self.below for nats in entropy):
             return None
         what = f"the policy's entropy fell to {entropy[-1]:.2g} nats a token: it gives the same whatever is sampled"
         return f"{what}; lower optim.lr, or add an entropy_bonus or kl_policy_ref"
@@ -126,11 +126,11 @@ class LengthDrift(Rule):
 
 
 class RewardTakeover(Rule):
-    """Finds that a reward besides the one that decides what is correct makes up all of the sum's variance, or that the
-    sum rises while the one that decides falls."""
+    """Finds that rewards besides the one that decides what is correct make up all of the sum's variance, one of them or
+    several together, or that the sum rises while the one that decides falls."""
 
     for_steps: Count = Field(10, description="newest steps that must all show it, or their mean")
-    share: Fraction = Field(0.95, description="of the variance of the weighted sum, due to one that does not decide")
+    share: Fraction = Field(0.95, description="of the variance of the weighted sum, due to those that do not decide")
     solved: Fraction = Field(0.9, description="correct responses from which on there is little else left to learn")
     fall: Positive = Field(0.2, description="of the reward that decides since the first steps, while the sum rose")
 
@@ -138,12 +138,8 @@ class RewardTakeover(Rule):
         own = f"rewards/{seen.decides}"
         if not column(seen.last, f"{own}/share") or fmean(column(seen.last, "correct")) >= self.solved:
             return None
-        others = (key for key in seen.last[-1] if re.fullmatch(r"rewards/.+/share", key) and key != f"{own}/share")
-        for key in others:
-            share = column(seen.last, key)
-            if share and min(share) >= self.share:
-                what = f"{key.removesuffix('/share')} makes {share[-1]:.0%} of the reward's variance"
-                return f"{what}, and {own} none to speak of: lower its weight, or make {own} less hard to earn"
+        if taken := self._taken(own, seen.last):
+            return taken
         first, last = seen.steps[: self.for_steps], seen.last
         if not (column(first, own) and column(last, own)):  # in some step it applied to nothing
             return None
@@ -155,9 +151,26 @@ class RewardTakeover(Rule):
         what = f"the reward rose while {own} fell from {before:.3g} to {now:.3g}"
         return f"{what}: another reward is easier to earn; lower its weight"
 
+    def _taken(self, own: str, last: Sequence[Step]) -> str | None:
+        """Say which rewards besides `own` make up the sum's variance in each step, one by itself or all together."""
+        names = [key for key in last[-1] if re.fullmatch(r"rewards/.+/share", key) and key != f"{own}/share"]
+        shares = {name.removesuffix("/share"): column(last, name) for name in names}
+        shares = {name: share for name, share in shares.items() if share}
+        alone = [name for name, share in shares.items() if min(share) >= self.share]
+        if alone:
+            shares = {alone[0]: shares[alone[0]]}
+        together = [sum(of_step) for of_step in zip(*shares.values(), strict=True)]
+        if not together or min(together) < self.share:
+            return None
+        paid = sorted((name for name in shares if shares[name][-1] > 0), key=lambda name: -shares[name][-1])
+        makes = "makes" if len(paid) == 1 else "together make"
+        what = f"{' and '.join(paid)} {makes} {together[-1]:.0%} of the reward's variance"
+        weight = "its weight" if len(paid) == 1 else "their weights"
+        return f"{what}, and {own} none to speak of: lower {weight}, or make {own} less hard to earn"
+
 
 class RatioBlowUp(Rule):
-    """Finds that an importance ratio stays far above 1."""
+    """Finds that an importance ratio stays far above 1, or is not a number."""
 
     for_steps: Count = Field(3, description="newest steps that must all show it")
     above: Factor = Field(100.0, description="the largest ratio to the old policy")
@@ -171,13 +184,16 @@ class RatioBlowUp(Rule):
 
 
 class KLBlowUp(Rule):
-    """Finds that the KL from the old policy or from the reference stays high."""
+    """Finds that the KL from the old policy or from the reference stays high, or is not a number.
+
+    An estimate far below 0, as k1 may be, is as far from the reference as one above.
+    """
 
     for_steps: Count = Field(3, description="newest steps that must all show it")
-    above: Positive = Field(1.0, description="nats a token, from the old policy or from the reference")
+    above: Positive = Field(1.0, description="nats a token either way, from the old policy or from the reference")
 
     def finds(self, seen: Seen) -> str | None:
-        found = above(seen.last, r"(.+/)?kl_k[123]_(old_policy|policy_ref)", self.above)
+        found = above(seen.last, r"(.+/)?kl_k[123]_(old_policy|policy_old|policy_ref)", self.above)
         if found is None:
             return None
         return f"{found} is {seen.last[-1][found]:.3g} nats a token; lower optim.lr, or raise the coef of kl_policy_ref"
@@ -264,9 +280,10 @@ def column(steps: Sequence[Step], name: str) -> list[float]:
 
 
 def above(last: Sequence[Step], pattern: str, limit: float) -> str | None:
-    """The first metric whose name matches the pattern and that is above the limit in each step; None where none is."""
+    """The first metric whose name matches the pattern and whose size is above the limit in each step; None where none
+    is. NaN counts as infinite."""
     for key in last[-1]:
         values = column(last, key) if re.fullmatch(pattern, key) else []
-        if values and min(values) > limit:
+        if values and not any(abs(value) <= limit for value in values):
             return key
     return None

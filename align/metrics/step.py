@@ -8,6 +8,7 @@ from statistics import fmean
 
 import torch
 
+from align import ops
 from align.config.recipe import RewardFunction
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import Collected, SourceBatch
@@ -30,14 +31,16 @@ def rollout_metrics(collected: Sequence[Collected]) -> dict[str, float]:
 def variance_shares(sampled: Sequence[Rollout], rewards: Sequence[RewardFunction]) -> dict[str, float]:
     """{`rewards/NAME/share`: fraction of the variance of the weighted sum that is due to a reward}; together 1.
 
-    Empty for fewer than two rewards with a weight, and where the sum is constant.
+    Empty for fewer than two rewards with a weight, and where the sum is constant up to rounding: what is left of its
+    variance there is noise, of which a reward may have any multiple.
     """
     weighed = [reward for reward in rewards if reward.weight]
     rated = [r for r in sampled if r.reward is not None]
-    mean = fmean(r.reward for r in rated) if rated else 0.0
-    variance = sum((r.reward - mean) ** 2 for r in rated)
-    if len(weighed) < 2 or variance == 0:
+    sums = torch.tensor([r.reward for r in rated])
+    if len(weighed) < 2 or not rated or ops.same_up_to_rounding(sums.min(), sums.max()):
         return {}
+    mean = fmean(r.reward for r in rated)
+    variance = sum((r.reward - mean) ** 2 for r in rated)
     out = {}
     for reward in weighed:
         common = sum((r.reward - mean) * (r.rewards[reward.name] or 0.0) for r in rated)

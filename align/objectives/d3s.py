@@ -2,13 +2,17 @@
 arXiv 2509.22115.
 
     advantage = (reward - mean(reward)) / (std(reward) + eps)                       over all responses of a group
-    kept = the subset of responses, `rows` for each group, with the largest Var(advantage)
+    kept = the subset of responses, `rows` for each group, with the largest Var(advantage): of the batch (the default),
+           of each group, or of each group and then `group_then_batch` for each group of the batch
     selected = the `share` of their tokens with the largest |advantage| * entropy
     loss = GRPO's, over the selected tokens
 
-Advantages are not normalised again after a choice. Both numbers may follow the run's progress from 0 to 1:
+Advantages are not normalised again after a choice. The numbers may follow the run's progress from 0 to 1:
 
     rows, share = (1 - progress) * start + progress * end
+
+The abstract, the reviews and notes on the paper by others were read, not its text. The notes have two stages, N_s rows
+of each group and then N of the batch; how N and N_s relate is not known.
 """
 
 from __future__ import annotations
@@ -25,11 +29,9 @@ from align.batch import Batch
 from align.losses.loss import Aggregation, Denominator
 from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.ranges import ClipHigh, ClipLow, Count, Eps, Section, Std, TokenFraction
+from align.ranges import ClipHigh, ClipLow, Count, DualClip, Eps, Section, Std, TokenFraction
 from align.transforms.advantage import group_advantage
 from align.transforms.transform import Stage, Transform
-
-RowScope = Literal["batch", "group"]
 
 TokenScope = Literal["batch", "response"]
 
@@ -48,6 +50,15 @@ class FractionSchedule(Section):
     end: TokenFraction
 
 
+class GroupThenBatch(Section):
+    """First `rows` of each group, then of all these `group_then_batch` times the number of groups."""
+
+    group_then_batch: Count | CountSchedule
+
+
+RowScope = Literal["batch", "group"] | GroupThenBatch
+
+
 def scheduled(value: float | CountSchedule | FractionSchedule, progress: float) -> float:
     """The value at this progress in [0, 1]: (1 - p) start + p end."""
     if isinstance(value, (CountSchedule, FractionSchedule)):
@@ -62,29 +73,55 @@ def _only_row(active_BT: Tensor, i: int) -> Tensor:
     return out
 
 
+def _ends(number: Count | CountSchedule) -> tuple[int, int]:
+    """The number at the first step and at the last."""
+    return (number.start, number.end) if isinstance(number, CountSchedule) else (number, number)
+
+
+def row_means(advantage_BT: Tensor, active_BT: Tensor) -> Tensor:
+    """[B] float64 mean over each row's active tokens, 0 where there is none; exact where they all have one value."""
+    first = advantage_BT[:, :1].double()
+    gap = torch.where(active_BT, advantage_BT.double() - first, 0.0)
+    tokens = active_BT.sum(1)
+    return torch.where(tokens > 0, first[:, 0] + gap.sum(1) / tokens.clamp(min=1), 0.0)
+
+
 def max_variance_rows(*, rows: Count | CountSchedule, scope: RowScope = "batch") -> Transform:
     """Keep the rows whose advantages have the largest variance, `rows` a group; advantages are not normalised again.
 
-    `group` chooses within each group, `batch` chooses rows x groups from all kept rows at once, which leaves
-    groups without signal out first. Exact: the best subset is the i largest and the N - i smallest for some i.
-    Ties: the i nearest to N / 2, then the smaller; equal advantages by row order.
+    `scope: group` chooses within each group; `batch`, the default, chooses rows x groups from all kept rows at once,
+    which leaves groups without signal out first; `{group_then_batch: N}` chooses `rows` of each group and then
+    N x groups of all these, which is the same as this transform twice. Exact: the best subset is the i largest and the
+    N - i smallest for some i. Ties: the i nearest to N / 2, then the smaller; equal advantages by row order. The
+    advantage of a row is the mean over its active tokens. Raises `ValueError` where the second stage would keep more
+    rows than the first left.
     """
-    largest = max(rows.start, rows.end) if isinstance(rows, CountSchedule) else rows
+    stages = [(rows, scope)]
+    if isinstance(scope, GroupThenBatch):
+        stages = [(rows, "group"), (scope.group_then_batch, "batch")]
+        for end, first, then in zip(("start", "end"), *(_ends(number) for number, _ in stages), strict=True):
+            if then > first:
+                raise ValueError(
+                    f"group_then_batch = {then} at the {end}, of {first} rows a group: it must not be more"
+                )
+    largest = max(_ends(rows))
 
     def check(group_size: int) -> None:
         if largest > group_size:
             raise ValueError(f"rows = {largest} of a group of {group_size}: rows must be at most the group size")
 
     def apply(batch: Batch) -> Batch:
-        advantage = batch.need("advantage", "max_variance_rows")[:, 0]
+        advantage = row_means(batch.need("advantage", "max_variance_rows"), batch.active)
         index, groups = ops.group_index(batch.group)
-        each = scheduled(rows, batch.progress)
-        parts = [batch.kept] if scope == "batch" else [batch.kept & (index == q) for q in range(groups)]
-        number = math.floor(each * (groups if scope == "batch" else 1) + 0.5)
-        kept = torch.zeros_like(batch.kept)
-        for part in parts:
-            members = part.nonzero()[:, 0]
-            kept[members[ops.max_variance_subset(advantage[members], number)]] = True
+        kept = batch.kept
+        for number, of in stages:
+            each = scheduled(number, batch.progress)
+            parts = [kept] if of == "batch" else [kept & (index == q) for q in range(groups)]
+            count = math.floor(each * (groups if of == "batch" else 1) + 0.5)
+            kept = torch.zeros_like(kept)
+            for part in parts:
+                members = part.nonzero()[:, 0]
+                kept[members[ops.max_variance_subset(advantage[members], count)]] = True
         return replace(batch, kept=kept)
 
     return Transform("max_variance_rows", apply, stage=Stage.ROWS, needs=("advantage",), check=check)
@@ -124,6 +161,7 @@ def d3s(
     eps: Eps = 0.0,
     clip_low: ClipLow = 0.2,
     clip_high: ClipHigh = 0.2,
+    dual_clip: DualClip = math.inf,
     aggregation: Aggregation = "token-mean",
     denominator: Denominator = "selected",
 ) -> Objective:
@@ -134,6 +172,10 @@ def d3s(
     gspo, form: token, denominator: selected, add: [{max_variance_rows: {...}}, {top_tokens: {...}}]}`. Costs one
     pass without gradient over the rows that were kept, for their entropies.
 
+    `row_scope`: `batch` is the default, one stage over the batch. Notes on the paper describe two, `rows` (N_s) of each
+    group and then N of the batch: `row_scope: {group_then_batch: 2}` keeps 2 x groups there. How the paper chooses N
+    against N_s is not known from what could be read; with N = N_s x groups the second stage keeps all.
+
     Paper: D3S, arXiv 2509.22115.
     Limit: rows = group_size and share = 1 is GRPO.
     """
@@ -142,5 +184,11 @@ def d3s(
         max_variance_rows(rows=rows, scope=row_scope),
         top_tokens(share=share, scope=token_scope),
     )
-    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, aggregation=aggregation, denominator=denominator)
+    loss = clipped_surrogate(
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+        aggregation=aggregation,
+        denominator=denominator,
+    )
     return Objective("d3s", chain=chain, losses=(loss,))

@@ -30,7 +30,9 @@ def dapo(
     """GRPO with a higher upper clip, a mean over tokens, and truncated responses masked.
 
     Its dynamic sampling is `sampling: {dynamic_sampling: {rounds: 4}}`, its overlong penalty the reward
-    `rewards.length:soft_overlong`.
+    `rewards.length:soft_overlong`. verl's DAPO scripts have `std: sample`, `eps: 1.0e-6` and `dual_clip: 10`, and
+    penalise cut responses without masking them: that is `grpo` with these and `clip_high: 0.28`. The scripts of KTAE on
+    DAPO are in `ktae`.
 
     Paper: DAPO, arXiv 2503.14476.
     Limit: clip_high = clip_low and nothing truncated is GRPO.

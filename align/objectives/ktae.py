@@ -13,7 +13,8 @@ Of a group, C responses are correct and W wrong, n = C + W; a token stands in a 
     loss = GRPO's
 
 H(x, y) is the entropy of a split x : y. tf_T is the token's BM25 term frequency in all correct responses of the group
-joined, tf_F in all wrong ones. The official code decides; where the paper differs from it, a key chooses.
+joined, tf_F in all wrong ones. The official code decides; where the paper differs from it, a key chooses. In the code
+a response is correct where its score is above 0; here what the recipe's `correct` says.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from align.batch import Batch
 from align.losses.loss import Aggregation
 from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.ranges import ClipHigh, ClipLow, Coef, Count, Eps, PositiveCoef, Std
+from align.ranges import ClipHigh, ClipLow, Coef, Count, DualClip, Eps, PositiveCoef, Std
 from align.transforms.advantage import group_advantage
 from align.transforms.transform import Stage, Transform
 
@@ -227,14 +228,21 @@ def ktae(
     eps: Eps = 1e-6,
     clip_low: ClipLow = 0.2,
     clip_high: ClipHigh = 0.2,
+    dual_clip: DualClip = 3.0,
     aggregation: Aggregation = "token-mean",
 ) -> Objective:
     """GRPO plus a credit for each token by how it goes with correct answers in its group.
 
-    The defaults are the official code's. On DAPO: `{name: dapo, add: [{key_tokens: {}}]}`. See `key_tokens`.
+    The defaults are those of the official code's GRPO scripts: sample std, eps 1e-6, dual clip 3. The one for 1.5B also
+    adds `kl_policy_ref` with coef 0.001. The DAPO scripts are this with `dual_clip: 10` and `clip_high: 0.28` (1.5B) or
+    0.24 (7B), dynamic sampling, and the reward `rewards.length:soft_overlong`; they mask nothing. `{name: dapo, add:
+    [{key_tokens: {}}]}` differs from them: population std, eps 0, clip 0.28, no dual clip, cut responses masked.
+
+    A response is correct in the code where its score is above 0, so a right answer whose overlong penalty takes all of
+    its reward counts as wrong; here `correct` of the recipe decides. See `key_tokens`.
 
     Paper: KTAE, arXiv 2505.16826.
-    Limit: weight 0 is GRPO with the same std and eps.
+    Limit: weight 0 is GRPO with the same std, eps and dual clip.
     """
     scores = key_tokens(
         weight=weight,
@@ -247,5 +255,5 @@ def ktae(
         min_count=min_count,
         special=special,
     )
-    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, aggregation=aggregation)
+    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, aggregation=aggregation)
     return Objective("ktae", chain=(group_advantage(std=std, eps=eps), scores), losses=(loss,))

@@ -13,15 +13,23 @@ of the gradient, without the factor of the token's own probability.
 
 from __future__ import annotations
 
+import math
+
 from align.losses.loss import Denominator
 from align.losses.surrogate import clipped_surrogate
 from align.objectives.objective import Objective
-from align.ranges import ClipHigh, ClipLow, Coef
+from align.ranges import ClipHigh, ClipLow, Coef, DualClip
 from align.transforms.advantage import outcome_advantage
 from align.transforms.keep import keep_outcome
 
 
-def nsr(*, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2, denominator: Denominator = "selected") -> Objective:
+def nsr(
+    *,
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
+    dual_clip: DualClip = math.inf,
+    denominator: Denominator = "selected",
+) -> Objective:
     """Only wrong responses teach, with an advantage of -1.
 
     The official code drops the correct rows and divides by what is left (`selected`).
@@ -29,7 +37,7 @@ def nsr(*, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2, denominator: Deno
     Paper: NSR, arXiv 2506.01347.
     Limit: with the full denominator it is w_reinforce with positive_weight 0.
     """
-    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, denominator=denominator)
+    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, denominator=denominator)
     return Objective("nsr", chain=(keep_outcome(outcome="wrong"), outcome_advantage()), losses=(loss,))
 
 
@@ -43,11 +51,17 @@ def psr(*, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2, denominator: Deno
     return Objective("psr", chain=(keep_outcome(outcome="correct"), outcome_advantage()), losses=(loss,))
 
 
-def w_reinforce(*, positive_weight: Coef = 0.1, clip_low: ClipLow = 0.2, clip_high: ClipHigh = 0.2) -> Objective:
+def w_reinforce(
+    *,
+    positive_weight: Coef = 0.1,
+    clip_low: ClipLow = 0.2,
+    clip_high: ClipHigh = 0.2,
+    dual_clip: DualClip = math.inf,
+) -> Objective:
     """Correct responses count `positive_weight`, the paper's lambda, and wrong ones -1.
 
     Paper: W-REINFORCE, arXiv 2506.01347.
     Limit: 1 is REINFORCE on rewards of +1 and -1, 0 is NSR with the full denominator.
     """
-    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high)
+    loss = clipped_surrogate(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     return Objective("w_reinforce", chain=(outcome_advantage(correct=positive_weight, wrong=-1.0),), losses=(loss,))

@@ -17,6 +17,8 @@ Human Feedback, arXiv 2203.02155.
 
 from __future__ import annotations
 
+import math
+
 from align.losses.loss import Aggregation
 from align.losses.surrogate import clipped_surrogate
 from align.losses.value import value_loss
@@ -27,6 +29,7 @@ from align.ranges import (
     ClipLow,
     Coef,
     Discount,
+    DualClip,
     HeadLearningRate,
     PositiveCoef,
     ValueHidden,
@@ -45,6 +48,7 @@ def ppo(
     whitening: Whitening = "population",
     clip_low: ClipLow = 0.2,
     clip_high: ClipHigh = 0.2,
+    dual_clip: DualClip = math.inf,
     value_clip: ClipBound = 0.2,
     value_coef: PositiveCoef = 1.0,
     value_lr: HeadLearningRate | None = None,
@@ -67,7 +71,7 @@ def ppo(
             gae(gamma=gamma, lam=lam, whitening=whitening),
         ),
         losses=(
-            clipped_surrogate(clip_low=clip_low, clip_high=clip_high, aggregation=aggregation),
+            clipped_surrogate(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, aggregation=aggregation),
             value_loss(coef=value_coef, clip=value_clip, lr=value_lr, hidden=value_hidden, aggregation=aggregation),
         ),
     )

@@ -34,7 +34,8 @@ def group_advantage(*, std: Std = "population", eps: Eps = 0.0) -> Transform:
 
     DeepSeekMath (arXiv 2402.03300) and GFPO eq. 2 with `population`, eps 0; TRL and verl use `sample` with
     eps 1e-4 and 1e-6; Dr.GRPO (arXiv 2503.20783) does not divide: `none`. A constant group, and a group of
-    one, gets exactly 0.
+    one, gets exactly 0; rewards that differ by at most 4 roundings of their type (5e-7 of their size in float32) are
+    constant.
     """
     return _row_advantage(
         "group_advantage", "reward", lambda r, group: ops.group_norm(r, group, std, eps), compares=True
@@ -71,10 +72,16 @@ def outcome_advantage(*, correct: FiniteFloat = 1.0, wrong: FiniteFloat = -1.0) 
 
 
 def sign_filter(*, sign: Literal["negative", "positive"]) -> Transform:
-    """Keep advantages of one sign, set the others to 0: GRPO-N keeps the negative (arXiv 2510.04028; reconstructed)."""
+    """Keep tokens whose advantage has one sign: GRPO-N keeps the negative (arXiv 2510.04028; reconstructed).
+
+    The others are taken out, with an advantage of 0: a loss whose denominator is `selected` does not count them, one
+    whose denominator is `full` does.
+    """
 
     def apply(batch: Batch) -> Batch:
         advantage = batch.need("advantage", "sign_filter")
-        return replace(batch, advantage=advantage.clamp(max=0) if sign == "negative" else advantage.clamp(min=0))
+        keep = advantage < 0 if sign == "negative" else advantage > 0
+        advantage = advantage.clamp(max=0) if sign == "negative" else advantage.clamp(min=0)
+        return replace(batch, advantage=advantage, selected=batch.selected & keep)
 
     return Transform("sign_filter", apply, stage=Stage.SIGN, needs=("advantage",))

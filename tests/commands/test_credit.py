@@ -174,6 +174,12 @@ def test_the_kl_term(replay):
     }
 
 
+def test_the_kl_term_to_the_old_policy_needs_no_reference(replay):
+    _, expected = replay(a1(ref_logprob=OLD), "{name: grpo, add: [{kl_policy_ref: {coef: 0.5}}]}")
+    _, summary = replay(a1(), "{name: grpo, add: [{kl_policy_ref: {coef: 0.5, to: old_policy}}]}")
+    assert summary == expected and summary["terms"]["kl_policy_ref"]["loss"] > 0.01
+
+
 def test_entropy_bonus(replay):
     plain = replay(a1(), "{name: grpo}")[1]["loss"]
     rows = a1(entropy=[[1, 2, 3], [4, 5]])

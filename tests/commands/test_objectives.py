@@ -22,7 +22,7 @@ def test_every_objective_is_described(name):
 def test_types_ranges_and_defaults():
     arguments = {key.name: (key.kind, key.default) for key in entry("gfpo").arguments}
     assert arguments["clip_low"] == ("float >= 0 < 1", "0.2")
-    assert arguments["metric"] == ("shortest | token_efficiency", "shortest")
+    assert arguments["metric"] == ("shortest | token_efficiency | module:function", "shortest")
     guide = {key.name: key.kind for key in entry("rto").arguments}
     assert guide["delimiters"] == "list of str" and guide["value_lr"] == "float > 0 | null"
     assert arguments["k"][0].startswith("int >= 2 | {very_hard: int >= 2, ") and arguments["k"][1] == "needed"

@@ -90,6 +90,7 @@ def test_the_resolved_objective_has_every_default():
         "eps": 0.0,
         "clip_low": 0.2,
         "clip_high": 0.2,
+        "dual_clip": math.inf,
         "aggregation": "token-mean",
         "denominator": "full",
         "weight": 2,

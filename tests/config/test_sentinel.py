@@ -20,6 +20,7 @@ objective: {name: grpo}
 run: {steps: 2, out: runs/x}
 
 """
+NAN = float("nan")
 HEALTHY = sorted(TRACES.glob("*.json"))
 
 
@@ -53,6 +54,26 @@ def found(steps, **sections) -> dict[str, str]:
         ("ratio_blow_up", 3, {"gfpo/ratio_max": 400.0}, "gfpo/ratio_max is 400"),
         ("kl_blow_up", 3, {"kl_k3_old_policy": 1.5}, "kl_k3_old_policy is 1.5 nats"),
         ("kl_blow_up", 3, {"gfpo/kl_k1_policy_ref": 1.5}, "gfpo/kl_k1_policy_ref is 1.5 nats"),
+        ("ratio_blow_up", 3, {"ratio_max": NAN}, "ratio_max is nan"),
+        ("kl_blow_up", 3, {"kl_k3_old_policy": NAN}, "kl_k3_old_policy is nan nats"),
+        ("kl_blow_up", 3, {"kl_k1_policy_ref": -50.0}, "kl_k1_policy_ref is -50 nats"),
+        ("kl_blow_up", 3, {"kl_k3_policy_old": 1.5}, "kl_k3_policy_old is 1.5 nats"),
+        (
+            *("reward_takeover", 10),
+            {"rewards/right/share": 0.03, "rewards/polite/share": 0.5, "rewards/short/share": 0.47},
+            "rewards/polite and rewards/short together make 97% of the reward's variance, and rewards/right none to"
+            " speak of: lower their weights",
+        ),
+        (
+            *("reward_takeover", 10),
+            {"rewards/right/share": -0.1, "rewards/polite/share": 0.7, "rewards/short/share": 0.4},
+            "rewards/polite and rewards/short together make 110%",
+        ),
+        (
+            *("reward_takeover", 10),
+            {"rewards/right/share": 0.2, "rewards/polite/share": 0.96, "rewards/short/share": -0.16},
+            "rewards/polite makes 96% .* lower its weight",
+        ),
         (
             "non_finite",
             1,
@@ -155,3 +176,23 @@ def test_rolling_back_needs_checkpoints(tmp_path):
     with pytest.raises(ConfigError, match=r"yaml:7: sentinel.no_signal.action: rollback needs .*run.save_every"):
         load_experiment(path)
     assert load_experiment(path, ["run.save_every=5"]).recipe.sentinel.no_signal.action == "rollback"
+
+
+def test_rewards_that_take_over_by_turns_do_so_together():
+    turns = [
+        {"rewards/polite/share": a, "rewards/short/share": 1 - a, "rewards/right/share": 0.0} for a in (0.99, 0.01)
+    ]
+    steps = [{"step": i, **FINE, **turns[i % 2]} for i in range(10)]
+    assert list(found(steps)) == ["reward_takeover"]
+    shared = {"rewards/polite/share": 0.6, "rewards/short/share": 0.3, "rewards/right/share": 0.1}
+    assert found(run((10, shared))) == {}
+
+
+def test_numbers_that_are_not_there_raise_no_other_alarm():
+    """NaN is no collapse; a step of NaN among healthy ones is no run of them."""
+    assert found(run((12, {"response/entropy": NAN}))) == {}
+    assert (
+        found(run((12, {}), (2, {"ratio_max": NAN, "kl_k1_policy_ref": -50.0}), (1, {"kl_k1_policy_ref": 0.1}))) == {}
+    )
+    steps = run((12, {}), (1, {"ratio_max": NAN}), (1, {"ratio_max": 900.0}), (1, {"ratio_max": NAN}))
+    assert list(found(steps)) == ["ratio_blow_up"]

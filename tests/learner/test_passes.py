@@ -96,3 +96,13 @@ def test_what_a_head_gives_is_not_asked_of_the_reference():
     learner, objective = CountingLearner(), replace(sparsepo(), chain=(best_and_worst(), *sparsepo().chain))
     assign(objective, two_groups(), annotate(learner, "sampler", sorted(objective.reads)))
     assert learner.quantities == [("logprob",)]
+
+
+@pytest.mark.parametrize("rows, scored", [("kept", [[2, 3], [6, 7]]), ("all", [[2, 3], [0, 1, 4, 5, 6, 7]])])
+def test_the_kl_to_the_old_policy_needs_no_reference(rows, scored):
+    learner, base = CountingLearner(), gfpo(k=2)
+    kl = kl_policy_ref(coef=0.1, rows=rows, to="old_policy")
+    objective = replace(base, losses=(*base.losses, kl))
+    assert "ref_logprob" not in objective.needs
+    assign(objective, two_groups(), annotate(learner, "trainer"))
+    assert learner.asked == [("policy", part) for part in scored]

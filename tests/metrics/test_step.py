@@ -82,3 +82,11 @@ def test_shares_of_the_variance():
     assert sum(found.values()) == pytest.approx(1.0)
     assert variance_shares(rows, rewards[:1]) == {}
     assert variance_shares([sampled([-1.0], {"a": 1.0, "b": None}, 2.0)] * 3, rewards) == {}
+
+
+def test_a_sum_that_is_constant_up_to_rounding_has_no_shares():
+    """What is left of its variance is noise: shares of it would be of any size."""
+    rewards = [RewardFunction("a", None, 1.0), RewardFunction("b", None, 1.0)]
+    rows = [sampled([-1.0], {"a": a, "b": b}, a + b) for a, b in ((0.1, 0.2), (0.3, 0.0), (0.2, 0.1))]
+    assert len({row.reward for row in rows}) > 1
+    assert variance_shares(rows, rewards) == {}

@@ -6,8 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from scipy.stats import fisher_exact
-from support.batches import loss_of, random_batch
+from support.batches import loss_of, no_model, random_batch
+from support.compare import close
+from support.draws import few, seeds
 
 from align import objectives
 from align.batch import Batch
@@ -106,6 +109,51 @@ def test_empty_responses_have_no_key_and_still_count():
 def test_ktae_without_weight_is_grpo():
     batch, logprob = random_batch(2)
     batch = replace(batch, correct=batch.reward > 1)
-    base = grpo(std="sample", eps=1e-6)
+    base = grpo(std="sample", eps=1e-6, dual_clip=3.0)
     for a, b in zip(loss_of(objectives.ktae(weight=0), batch, logprob), loss_of(base, batch, logprob), strict=True):
         assert torch.equal(a, b)
+
+
+def official_loss(old, new, advantage, mask, low, high, c):
+    """The policy loss of the official code (`compute_policy_loss` of its verl), a mean over tokens."""
+    ratio = torch.exp(new - old)
+    plain, clipped = -advantage * ratio, -advantage * torch.clamp(ratio, 1 - low, 1 + high)
+    above = torch.maximum(plain, clipped)
+    loss = torch.where(advantage < 0, torch.min(-advantage * c, above), above)
+    return (loss * mask).sum() / mask.sum()
+
+
+SCRIPTS = {
+    "run_qwen2.5_math_1.5b": ({}, (0.2, 0.2, 3.0)),
+    "run_dapo_qwen2.5_1.5b": ({"clip_high": 0.28, "dual_clip": 10.0}, (0.2, 0.28, 10.0)),
+    "run_dapo_qwen2.5_7b": ({"clip_high": 0.24, "dual_clip": 10.0}, (0.2, 0.24, 10.0)),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@few
+@given(seed=seeds)
+def test_value_and_gradient_are_those_of_the_official_scripts(script, seed):
+    keys, (low, high, c) = SCRIPTS[script]
+    batch, logprob = random_batch(seed)
+    batch = replace(batch, correct=batch.reward > 1)
+    logprob = batch.old_logprob + 12 * (logprob - batch.old_logprob)  # ratios from 0.03 to 36
+    advantage = assign(objectives.ktae(**keys), batch, no_model).batch.advantage
+    new = logprob.clone().requires_grad_()
+    expected = official_loss(batch.old_logprob, new, advantage, batch.mask, low, high, c)
+    loss, gradient = loss_of(objectives.ktae(**keys), batch, logprob)
+    close(loss, expected.detach())
+    close(gradient, torch.autograd.grad(expected, new)[0])
+
+
+def test_a_negative_advantage_is_bounded_at_3_by_default():
+    """The token 4 of a wrong response, at a ratio of 20."""
+    batch = replace(ktae_batch(), old_logprob=torch.zeros(6, 5, dtype=torch.float64))
+    logprob = torch.zeros_like(batch.old_logprob)
+    logprob[4, 1] = math.log(20)
+    advantage = assign(objectives.ktae(), batch, no_model).batch.advantage[4, 1]
+    losses = [loss_of(objectives.ktae(dual_clip=c), batch, logprob) for c in (3.0, math.inf)]
+    (bounded, gradient), (plain, whole) = losses
+    assert float(plain - bounded) == pytest.approx(float(17 * -advantage / batch.mask.sum()))
+    assert gradient[4, 1] == 0 and whole[4, 1] > 0
+    assert torch.equal(loss_of(objectives.ktae(), batch, logprob)[1], gradient)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 
 from align import objectives
-from align.losses import clipped_surrogate
+from align.losses import clipped_surrogate, kl_policy_ref
 from align.objectives import Objective
-from align.objectives.d3s import max_variance_rows, top_tokens
+from align.objectives.d3s import GroupThenBatch, max_variance_rows, top_tokens
 from align.objectives.gfpo import keep_top
 from align.objectives.ktae import key_tokens
 from align.transforms import group_advantage, mask_truncated
@@ -36,10 +36,21 @@ def gspo_of_tokens():
     return replace(base, chain=(*base.chain, max_variance_rows(rows=2), top_tokens(share=0.4)))
 
 
+def kl_to_old():
+    """GRPO with GFPO's KL as it is printed, on every response."""
+    base = objectives.grpo()
+    return replace(base, losses=(*base.losses, kl_policy_ref(coef=0.1, rows="all", to="old_policy")))
+
+
 FAMILY = {
     "ktae": objectives.ktae,
     "d3s": lambda: objectives.d3s(rows=2, share=0.5),
     "d3s_group_response": lambda: objectives.d3s(rows=2, share=0.5, row_scope="group", token_scope="response"),
+    "d3s_two_stages": lambda: objectives.d3s(
+        rows=3, share=0.5, row_scope=GroupThenBatch(group_then_batch=2), dual_clip=1.5
+    ),
+    "gfpo_own_metric": lambda: objectives.gfpo(k=2, metric=lambda batch: batch.reward.abs(), dual_clip=2.0),
+    "kl_to_old": lambda: kl_to_old(),
     "dapo": lambda: objectives.dapo(dual_clip=1.2),
     "dr_grpo": lambda: objectives.dr_grpo(tokens_per_row=6),
     "gspo": objectives.gspo,
@@ -52,6 +63,7 @@ FAMILY = {
     "psr": objectives.psr,
     "w_reinforce": objectives.w_reinforce,
     "grpo_n": objectives.grpo_n,
+    "grpo_n_selected": lambda: objectives.grpo_n(denominator="selected"),
     "composed": composed,
 }
 

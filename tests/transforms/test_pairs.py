@@ -37,6 +37,7 @@ def paired(rewards, lengths=None, groups=None, kept=None, **arguments):
         ([0.0, 1.0, 0.0, 1.0], (1, 0)),
         ([0.5, 0.0, 0.5, 1.0, 1.0, 0.0], (3, 1)),
         ([1e30, -1e30, 0.0], (0, 1)),
+        ([0.3, 0.1 + 0.2, 0.0], (1, 2)),
     ],
 )
 def test_the_best_and_the_worst_are_compared(rewards, pair):
@@ -151,3 +152,7 @@ def test_a_step_without_contrast_learns_nothing():
 def test_pairs_need_rewards():
     with pytest.raises(MissingQuantity, match="best_and_worst needs 'reward'"):
         best_and_worst().apply(batch_of([0, 0], [1, 1]))
+
+
+def test_rewards_one_rounding_apart_are_no_pair():
+    assert paired([0.3, 0.1 + 0.2]) == {} and paired([0.3, 0.3001]) == {0: (1, 0)}
