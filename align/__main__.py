@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from align.config.recipe_file import ConfigError
+from align.config.redact import scrub
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -101,6 +102,45 @@ def annotate(
         raise typer.Exit(1) from error
     for folder in folders:
         typer.echo(f"bank: {folder}")
+
+
+@app.command()
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_REPO", help="instead of the policy as the recipe starts it")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object: metrics, samples")] = False,
+) -> None:
+    """Evaluate on what the recipe holds out, without training: every reward by name, pass@k, length, greedy answers."""
+    from align.run.environment import note_launcher, set_environment
+
+    note_launcher()
+    set_environment()
+
+    from rich.console import Console
+
+    from align.commands import evaluate as alone
+    from align.run.terminal import is_main
+    from align.system.parent import say_last
+    from align.train import USER_ERRORS
+
+    experiment = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the stages, where --json is read
+            experiment = alone.read_recipe(recipe, adapter, overrides or ())
+            found = alone.evaluate(experiment)
+    except USER_ERRORS as error:
+        if is_main():
+            say_last(scrub(str(error), experiment.file.data if experiment else ()))
+        raise typer.Exit(1) from error
+    if not is_main():
+        return
+    if as_json:
+        typer.echo(json.dumps({"metrics": found.metrics, "samples": found.samples}))
+    else:
+        Console().print(alone.show(found))
 
 
 @app.command()

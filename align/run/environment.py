@@ -44,15 +44,29 @@ def prepare(words: Sequence[str]) -> None:
 
     Ends the process where the command line is wrong or asks for help: importing takes seconds.
     """
-    os.environ.pop(LAUNCHER, None)
-    if any(name in os.environ for name in (*LAUNCHED, BY_ACCELERATE)):
-        os.environ[LAUNCHER] = str(os.getppid())
+    note_launcher()
     asked = parse(words)
     if isinstance(asked, int):
         sys.exit(asked)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while libraries are imported
-    if wants_verbose(asked):
+    if set_environment(wants_verbose(asked)):
+        print(ALONE, flush=True)
+
+
+def note_launcher() -> None:
+    """Note which process started this one where that was a launcher."""
+    os.environ.pop(LAUNCHER, None)
+    if any(name in os.environ for name in (*LAUNCHED, BY_ACCELERATE)):
+        os.environ[LAUNCHER] = str(os.getppid())
+
+
+def set_environment(loud: bool = False) -> bool:
+    """Set what torch, DeepSpeed and vLLM read when they are imported; whether this is one process without a launcher.
+
+    `loud`: libraries may print what they like, as where the environment says so.
+    """
+    if loud:
         os.environ[VERBOSE] = "1"
     if verbose():
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # where nothing is said its engine would be quiet
@@ -61,10 +75,11 @@ def prepare(words: Sequence[str]) -> None:
             os.environ.setdefault(name, value)
         for name in EXPECTED:
             logging.getLogger(name).addFilter(unexpected)
-    if alone := one_process(os.environ):
+    alone = one_process(os.environ)
+    if alone:
         os.environ.update(alone)
         sys.path.insert(1, os.getcwd())  # as a launcher does: rewards of the recipe may stand there
-        print(ALONE, flush=True)
+    return bool(alone)
 
 
 def verbose() -> bool:

@@ -51,7 +51,7 @@ class RunLog:
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
         """Write an evaluation after so many steps: its greedy responses, then its metrics."""
-        rows = [{"step": step, "prompt": _question(r), "response": r.text, "reward": r.reward} for r in greedy]
+        rows = [{"step": step, "prompt": question(r), "response": r.text, "reward": r.reward} for r in greedy]
         self._append(self._greedy, rows)
         self._append(self._metrics, [{"step": step, **metrics}])
         self.accelerator.log(metrics, step=step)
@@ -132,7 +132,7 @@ def _is_evaluation(row: dict) -> bool:
     return any(name.startswith("eval/") for name in row)
 
 
-def _question(rollout: Rollout) -> str:
+def question(rollout: Rollout) -> str:
     """The prompt as a person reads it: the last message of a conversation, without the template around it."""
     prompt = rollout.prompt.prompt
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
