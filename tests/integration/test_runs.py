@@ -128,6 +128,24 @@ def test_four_steps_are_two_and_two_resumed_bit_for_bit(whole, folder, tmp_path)
     assert_same(whole, parts)
 
 
+def test_an_adapter_evaluated_alone_has_what_its_run_measured(whole, folder, tmp_path):
+    words = [f"model.policy={folder}", f"run.out={tmp_path / 'out'}", *SMALL.split(), REWARDS, ADAPTIVE, "run.steps=4"]
+    words += ["--adapter", str(whole / "adapter"), "--json"]
+    command = [sys.executable, "-m", "align", "evaluate", str(ROOT / "recipes/gfpo_chain_sum.yaml"), *words]
+    known = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    known["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    last = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()][-1]
+    measured = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
+    assert {name: found["metrics"][name] for name in measured} == pytest.approx(measured, abs=1e-6)
+    greedy = [json.loads(line) for line in (whole / "greedy.jsonl").read_text().splitlines()]
+    assert [sample["response"] for sample in found["samples"]] == [row["response"] for row in greedy if row["step"] == 4]
+    assert set(found["samples"][0]["rewards"]) == {"correct", "length_penalty"}
+    assert not (tmp_path / "out").exists()
+
+
 START = r"""one process, as with launch/cpu.yaml; for several: accelerate launch .*
 libraries \d+\.\d s
 DeepSpeed \d+\.\d s  \(compiles at the first start\)
