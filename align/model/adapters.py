@@ -42,7 +42,7 @@ PLAIN = {
 }
 
 # first weights of an adapter that leave the base as it is; those of pissa, olora, corda, loftq and others do not
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "mica")
+PLAIN_INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
 
 
 def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.Module:
@@ -95,6 +95,7 @@ def guide_adapter(name: str, base_name: str) -> str:
     try:
         folder = locate(name)
         trained_on = adapter_config(folder).get("base_model_name_or_path")
+        check_only_lora(folder)
     except ModelError as error:
         raise ModelError(f"model.guide: {error}") from error
     if trained_on != base_name:
@@ -123,18 +124,21 @@ def adapter_config(folder: str | Path) -> dict:
     defaults = LoraConfig().to_dict()
     unset = (None, False, [])
     strange = [k for k, v in config.items() if k not in PLAIN and v not in unset and v != defaults.get(k, v)]
-    if not any(
-        config.get("init_lora_weights", True) is one or config["init_lora_weights"] == one for one in PLAIN_INITS
-    ):
+    if str(config.get("init_lora_weights")).lower() not in PLAIN_INITS:
         strange.append("init_lora_weights")
     if strange:
         what = f"{strange[0]}: {config[strange[0]]!r} in adapter_config.json can change the base that it is put over"
         fix = "save it as a plain LoRA adapter (PEFT: path_initial_model_for_weight_conversion), or name a whole model"
         raise ModelError(f"{folder}: {what}, which policy and reference share; {fix}")
+    return config
+
+
+def check_only_lora(folder: str | Path) -> None:
+    """Raise `ModelError` where an adapter's file holds weights of the base too, which loading would put into it."""
+    weights = Path(folder) / "adapter_model.safetensors"
     if own := sorted(name for name in shapes(weights) if not any(part.startswith("lora_") for part in name.split("."))):
         what = f"{weights} holds {own[0]}, a weight of the base, which policy and reference share"
         raise ModelError(f"{what}; save the adapter with save_embedding_layers=False, or name a whole model")
-    return config
 
 
 def add_guide(model: PeftModel, path: str, base_name: str) -> None:
