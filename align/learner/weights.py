@@ -26,9 +26,10 @@ def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if isinstance(module, LoraLayer):
             inside |= {id(p) for p in module.parameters()}
             with _gathered(list(module.parameters())):
-                layer = module.get_base_layer()
-                weight = layer.weight + module.get_delta_weight("default").to(layer.weight.dtype)
-                yield f"{name}.weight", weight
+                layer, weight = module.get_base_layer(), module.get_base_layer().weight
+                ours = "default" in module.scaling  # else only the guide adapts this layer
+                more = module.get_delta_weight("default").to(weight.dtype) if ours else torch.zeros_like(weight)
+                yield f"{name}.weight", weight + more
                 if layer.bias is not None:
                     yield f"{name}.bias", layer.bias.clone()
     for name, parameter in base.named_parameters(remove_duplicate=False):

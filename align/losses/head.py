@@ -40,7 +40,7 @@ class Head(Protocol):
 
     @property
     def weight_decay(self) -> float | None:
-        """Weight decay; None: the policy's."""
+        """Weight decay of its weights; None: the policy's. Its biases and norms have none."""
         ...
 
     def build(self, config: PretrainedConfig) -> nn.Module:

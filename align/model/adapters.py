@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
+import torch
 from huggingface_hub import file_exists
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,10 +18,31 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.config.recipe import Adapter, Model
-from align.model.load import check_same_tokens, load_model, load_tokenizer
+from align.model.load import UNREADABLE, check_same_tokens, load_model, load_tokenizer, shapes
 from align.model.locate import ModelError, locate
 
 ModelRole = Literal["policy", "reference", "guide"]
+
+# Keys of a LoRA configuration that say which layers have an adapter and how much it adds: the base stays as it is. All
+# others must be as PEFT has them by default, since they change the base, or answers in ways that `acting_as` does not
+# switch: initialisations that take a part out of the weights, biases, whole modules, tokens, layers that are repeated.
+PLAIN = {
+    *("r", "lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "use_dora", "use_qalora", "qalora_group_size"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("fan_in_fan_out", "init_lora_weights", "ensure_weight_tying"),
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+    ),
+}
+
+# first weights of an adapter that leave the base as it is; those of pissa, olora, corda, loftq and others do not
+PLAIN_INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
 
 
 def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.Module:
@@ -72,6 +95,7 @@ def guide_adapter(name: str, base_name: str) -> str:
     try:
         folder = locate(name)
         trained_on = adapter_config(folder).get("base_model_name_or_path")
+        check_only_lora(folder)
     except ModelError as error:
         raise ModelError(f"model.guide: {error}") from error
     if trained_on != base_name:
@@ -80,33 +104,73 @@ def guide_adapter(name: str, base_name: str) -> str:
 
 
 def adapter_config(folder: str | Path) -> dict:
-    """Read the configuration of a LoRA adapter in safetensors.
+    """Read the configuration of a LoRA adapter in safetensors that leaves its base as it is.
 
-    Raises `ModelError` for any other: PEFT would unpickle weights, or import a module that the configuration names.
+    Raises `ModelError` for any other: PEFT would unpickle weights, import a module that the configuration names, or
+    change the base, which the policy and the reference share with a guide.
     """
     try:
         config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: no adapter configuration could be read: {error}") from error
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
+    weights = Path(folder) / "adapter_model.safetensors"
+    if not weights.is_file():
         raise ModelError(
             f"{folder}: has no adapter_model.safetensors; an adapter is never read from pickle (.bin, .pt):"
             " save it with save_pretrained"
         )
-    if config.get("peft_type") != "LORA" or config.get("megatron_config"):
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: adapter_config.json describes no plain LoRA adapter, and others are not loaded")
+    defaults = LoraConfig().to_dict()
+    unset = (None, False, [])
+    strange = [k for k, v in config.items() if k not in PLAIN and v not in unset and v != defaults.get(k, v)]
+    if str(config.get("init_lora_weights")).lower() not in PLAIN_INITS:
+        strange.append("init_lora_weights")
+    if strange:
+        what = f"{strange[0]}: {config[strange[0]]!r} in adapter_config.json can change the base that it is put over"
+        fix = "save it as a plain LoRA adapter (PEFT: path_initial_model_for_weight_conversion), or name a whole model"
+        raise ModelError(f"{folder}: {what}, which policy and reference share; {fix}")
     return config
 
 
+def check_only_lora(folder: str | Path) -> None:
+    """Raise `ModelError` where an adapter's file holds weights of the base too, which loading would put into it."""
+    weights = Path(folder) / "adapter_model.safetensors"
+    if own := sorted(name for name in shapes(weights) if not any(part.startswith("lora_") for part in name.split("."))):
+        what = f"{weights} holds {own[0]}, a weight of the base, which policy and reference share"
+        raise ModelError(f"{what}; save the adapter with save_embedding_layers=False, or name a whole model")
+
+
 def add_guide(model: PeftModel, path: str, base_name: str) -> None:
-    """Load the guide's adapter beside the policy's, frozen. Raises `ModelError` where it does not fit the base."""
-    folder = guide_adapter(path, base_name)
+    """Load the guide's adapter beside the policy's, frozen, and prove that the base is what it was.
+
+    Raises `ModelError` where the adapter does not fit the base, or changes it.
+    """
+    folder, before = guide_adapter(path, base_name), _checksums(model)
     try:
-        model.load_adapter(folder, "guide", is_trainable=False, autocast_adapter_dtype=False)
-    except (ValueError, OSError, RuntimeError) as error:
+        found = model.load_adapter(folder, "guide", is_trainable=False, autocast_adapter_dtype=False)
+    except UNREADABLE as error:
         raise ModelError(
             f"model.guide: {path}: this adapter cannot be loaded over the policy's base: {error}"
         ) from error
+    if wrong := [*found.unexpected_keys, *(key for key in found.missing_keys if ".guide" in key)]:
+        raise ModelError(f"model.guide: {path}: {wrong[0]} of this adapter and of the policy's base do not fit")
+    after = _checksums(model)
+    if changed := sorted(name for name in {*before, *after} if before.get(name) != after.get(name)):
+        what = f"loading this adapter changed {changed[0]} of the policy's base"
+        raise ModelError(
+            f"model.guide: {path}: {what}; name a whole model, or an adapter that leaves its base as it is"
+        )
+
+
+def _checksums(model: nn.Module) -> dict[str, int]:
+    """{name of a weight or buffer without its adapters: checksum}; under ZeRO-3 of this process's part of it."""
+    out = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not any(part.startswith("lora_") for part in name.split(".")):
+            here = getattr(tensor, "ds_tensor", tensor).detach().cpu().contiguous()
+            out[name.replace(".base_layer", "")] = crc32(here.view(-1).view(torch.uint8).numpy())
+    return out
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from align.objectives.objective import Objective
 from align.objectives.ppo import ppo
 from align.objectives.reinforce import reinforce
 from align.objectives.rloo import rloo
-from align.objectives.rto import rto
+from align.objectives.rto import rto, rto_reinforce
 from align.objectives.sft import sft
 from align.objectives.simpo import simpo
 from align.objectives.sparsepo import sparsepo

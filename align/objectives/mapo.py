@@ -19,7 +19,9 @@ def mapo(*, beta: Beta = 0.1) -> Objective:
     """SparsePO with masks from the reference's activations instead of learned ones.
 
     Each activation's mean over features, spread over [0, 1] within a response, averaged over the model: no
-    parameters and no gradient through the mask.
+    parameters and no gradient through the mask. Which activations is the official code's choice for each architecture
+    (`align/model/activations.py`), less queries and keys behind the rotary embedding; architectures whose layers have
+    other names or parts are refused.
 
     Paper: MaPO in SparsePO, arXiv 2410.05102.
     Limit: a mask of 1 everywhere is TDPO1.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # reading a recipe loads no engine
 
 MASKS = ("reward_mask", "kl_mask")
 
-Kind = Literal["common", "independent"]  # one mask for reward and KL, or a network each
+Kind = Literal["common", "independent", "reward", "kl"]  # see `sparsepo`
 
 Init = Literal["one", "official"]  # see MaskNetwork
 
@@ -62,18 +62,23 @@ class MaskNetwork(nn.Module):
 
 
 class MaskNetworks(nn.Module):
-    """The reward mask and the KL mask."""
+    """The reward mask and the KL mask; the one that is not learned is 1."""
 
     def __init__(self, layers: int, width: int, kind: Kind, init: Init):
         super().__init__()
-        count = {"common": 1, "independent": 2}[kind]
+        self.kind = kind
+        count = 2 if kind == "independent" else 1
         self.networks = nn.ModuleList(MaskNetwork(layers, width, init) for _ in range(count))
 
     def forward(self, hidden: Sequence[Tensor]) -> dict[str, Tensor]:
         """{reward_mask, kl_mask: [R,N] float32}, from one [R,N,D] a layer of the reference."""
         hidden = [h.detach().to(self.networks[0].norm.weight.dtype) for h in hidden]
         masks = [network(hidden).float() for network in self.networks]
-        return {"reward_mask": masks[0], "kl_mask": masks[-1]}
+        one = torch.ones_like(masks[0])
+        return {
+            "reward_mask": one if self.kind == "kl" else masks[0],
+            "kl_mask": one if self.kind == "reward" else masks[-1],
+        }
 
 
 @dataclass(frozen=True)
@@ -122,15 +127,16 @@ def warn_dead(metrics: Mapping[str, float]) -> str | None:
 def pair_logistic_masked(
     *,
     beta: Beta = 0.1,
-    masks: Literal["common", "independent", "activations"] = "common",
+    masks: Kind | Literal["activations"] = "common",
     init: Init = "one",
     mask_weight_decay: Coef = 0.01,
 ) -> Loss:
     """TDPO1's loss with a mask on each token's log-ratio and on its KL: SparsePO and MaPO (arXiv 2410.05102).
 
-    `masks`: `common` learns one mask for both, `independent` one each, `activations` takes MaPO's from the
-    reference's activations, without parameters. `init` and `mask_weight_decay` are of learned masks, see
-    `MaskNetwork`. A mask that is 0 on every token stops all learning of its pair: the log counts those as `mask_dead`.
+    `masks`: `common` learns one mask for both, `independent` one each, `reward` and `kl` one for that alone, where the
+    other is 1; `activations` takes MaPO's from the reference's activations, without parameters. `init` and
+    `mask_weight_decay` are of learned masks, see `MaskNetwork`; the decay spares biases and norms. A mask that is 0 on
+    every token stops all learning of its pair: the log counts those as `mask_dead`.
     """
     learned = masks != "activations"
 
@@ -188,13 +194,17 @@ def sparsepo(
     """TDPO1 with a learned weight for each token's log-ratio and for its KL: which tokens may move, and how far.
 
     The masks read the reference's hidden states and are trained with the policy. `common` is one mask for both,
-    whose two L1 coefficients are halved as in the official code. `init: official` starts at a small mask, which
-    may be dead; `one` near TDPO1. A mask of c everywhere is beta times c: compare runs at equal mean(mask) beta.
-    The official `mask_dropout` has no effect in its code and is not here.
+    whose two L1 coefficients are halved as in the official code; `independent` is one each; `reward` and `kl` mask
+    that alone and leave the other as in TDPO1. `mask_weight_decay` spares biases and norms. `init: official` starts
+    at a small mask, which may be dead; `one` near TDPO1. A common mask of c everywhere is beta times c: compare runs
+    at equal mean(mask) beta. The official `mask_dropout` has no effect in its code and is not here.
 
     Paper: SparsePO, arXiv 2410.05102.
     Limit: masks (1, 0) are DPO and (1, 1) TDPO1.
     """
+    for other, name, value in (("kl", "l1_reward", l1_reward), ("reward", "l1_kl", l1_kl)):
+        if masks == other and value:
+            raise ValueError(f"{name}: there is no such mask where masks is {masks}; leave {name} out")
     part = 0.5 if masks == "common" else 1.0
     loss = pair_logistic_masked(beta=beta, masks=masks, init=init, mask_weight_decay=mask_weight_decay)
     return Objective("sparsepo", (), (loss, mask_l1(reward=part * l1_reward, kl=part * l1_kl)))

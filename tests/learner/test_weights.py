@@ -1,10 +1,11 @@
 """Weights on their way to the sampler."""
 
 import torch
+from support import guides
 
 from align.config.recipe import Adapter
 from align.learner import weights
-from align.model.adapters import add_adapter
+from align.model.adapters import add_adapter, add_guide
 from align.model.load import load_model
 
 
@@ -22,3 +23,12 @@ def test_merged_weights_are_those_of_a_merged_model_and_leave_the_trainer_alone(
     assert set(got) == set(right) and "lm_head.weight" in got  # a tied head is given too
     for name, value in right.items():
         torch.testing.assert_close(got[name], value)
+
+
+def test_layers_that_only_the_guide_adapts_are_the_base_s(folder, tmp_path):
+    model = add_adapter(load_model(folder, "float32"), Adapter(rank=2, targets="mlp"), folder)
+    before = {name: value.clone() for name, value in weights.merged(model)}
+    add_guide(model, guides.save(folder, tmp_path / "guide"), folder)
+    after = dict(weights.merged(model))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

@@ -30,7 +30,7 @@ from align.batch import Batch
 from align.credit import assign
 from align.losses import Current
 from align.losses.loss import Constant
-from align.objectives import ppo, rto
+from align.objectives import ppo, rto, rto_reinforce
 from align.objectives.rto import guide_reward
 from align.transforms import gae
 
@@ -210,3 +210,43 @@ def test_the_bandit_without_a_guide_stays_at_the_reference_or_tilts_it():
     shaped = optimum(bandit(variant="rs_ppo", kl_coef=0.01), (0.01, 0.0, 0.0))
     expected = np.array([0.5 * math.e, 0.3, 0.2])
     allclose(shaped, expected / expected.sum())  # in one step, shaping takes away all that it gives
+
+
+# ---- on REINFORCE++
+
+
+def test_golden_reinforce_without_a_critic():
+    """Sums of the token rewards [0.023, -0.049, 1.217] from each token on; no value is read."""
+    objective, batch = rto_reinforce(whitening="none"), golden(value=None)
+    credited = assign(objective, batch, no_model)
+    allclose(credited.batch.advantage, [[1.191, 1.168, 1.217, 0]])
+    assert credited.batch.value is None and "value" not in objective.needs
+    assert len(objective.losses) == 1 and not objective.losses[0].heads
+    allclose(assign(rto_reinforce(), batch, no_model).batch.advantage.sum(), 0.0)  # whitened
+
+
+@few
+@given(seed=seeds, variant=st.sampled_from(VARIANTS), gamma=st.sampled_from([1.0, 0.9]))
+def test_reinforce_is_rto_with_lam_1_and_a_value_of_0(seed, variant, gamma):
+    batch, logprob, _ = drawn(seed)
+    same_keys = {"variant": variant, "gamma": gamma, "guide_clip": 0.1, "kl_coef": 0.05}
+    nothing = replace(batch, value=torch.zeros_like(batch.value))
+    one, two = rto_reinforce(**same_keys), rto(lam=1.0, **same_keys)
+    same(assign(one, batch, no_model).batch.advantage, assign(two, nothing, no_model).batch.advantage)
+    actor = replace(two, losses=two.losses[:1])
+    found = result_of(one, batch, logprob=logprob)
+    expected = result_of(actor, nothing, logprob=logprob)
+    same(found[0], expected[0])
+    same(found[1]["logprob"], expected[1]["logprob"])
+
+
+@few
+@given(seed=seeds, gamma=st.sampled_from([1.0, 0.7]))
+def test_the_credit_of_a_token_is_what_follows_it(seed, gamma):
+    batch, _, _ = drawn(seed)
+    objective = rto_reinforce(gamma=gamma, whitening="none")
+    credited = assign(objective, batch, no_model).batch
+    for rewards, advantages in token_lists(credited, "token_reward", "advantage"):
+        for t, advantage in enumerate(advantages):
+            expected = sum(gamma**n * reward for n, reward in enumerate(rewards[t:]))
+            assert advantage == pytest.approx(expected, rel=1e-9, abs=1e-12)

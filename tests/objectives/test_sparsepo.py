@@ -254,3 +254,43 @@ def test_at_the_reference_only_the_l1_term_moves_masks():
     for l1, moves in ((0.0, False), (0.1, True)):
         parameters, _ = trained("common", l1, **still)
         assert any(gradient.any() for gradient in parameters.values()) == moves
+
+
+# ---- a mask on one of the two
+
+
+@pytest.mark.parametrize(
+    "kind, learned, other", [("reward", "reward_mask", "kl_mask"), ("kl", "kl_mask", "reward_mask")]
+)
+def test_a_mask_on_one_alone_leaves_the_other_at_1(kind, learned, other):
+    torch.manual_seed(0)
+    alone, common = MaskNetworks(4, 64, kind, "official"), MaskNetworks(4, 64, "common", "official")
+    alone.load_state_dict(common.state_dict())
+    found = alone(states())
+    assert torch.equal(found[learned], common(states())[learned]) and (found[other] == 1).all()
+    assert found[other].dtype == torch.float32 and not found[other].requires_grad
+    assert Masks(kind, "one", 0.01).build(config()).kind == kind
+
+
+@pytest.mark.parametrize("kind, learned", [("reward", "reward_mask"), ("kl", "kl_mask")])
+def test_a_mask_on_one_alone_has_the_loss_and_the_l1_of_that_one(kind, learned):
+    """The official code halves the coefficients of a common mask only."""
+    masks = {name: MASKS[name] if name == learned else ONES for name in MASKS}
+    name = {"reward": "l1_reward", "kl": "l1_kl"}[kind]
+    plain = on_b(sparsepo(masks="independent", beta=0.8), **masks)
+    found = on_b(sparsepo(masks=kind, beta=0.8), **masks)
+    assert float(found[0]) == float(plain[0])
+    norm = float(MASKS[learned][torch.tensor([[True, True, False]] * 2)].sum())
+    assert float(on_b(sparsepo(masks=kind, beta=0.8, **{name: 0.1}), **masks)[0] - found[0]) == exactly(0.1 * norm)
+
+
+@pytest.mark.parametrize("kind, name", [("reward", "l1_kl"), ("kl", "l1_reward")])
+def test_an_l1_without_its_mask_is_refused(kind, name):
+    with pytest.raises(ValueError, match=f"{name}: there is no such mask where masks is {kind}; leave {name} out"):
+        sparsepo(masks=kind, **{name: 0.1})
+
+
+def test_the_gradient_reaches_the_one_network_there_is():
+    for kind in ("reward", "kl"):
+        parameters, _ = trained(kind)
+        assert all(gradient is not None and gradient.any() for gradient in parameters.values())

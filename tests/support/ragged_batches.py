@@ -19,6 +19,7 @@ from align.objectives import (
     nsr,
     ppo,
     rto,
+    rto_reinforce,
     sft,
     simpo,
     sparsepo,
@@ -76,7 +77,7 @@ def policy_side() -> list[Objective]:
         "d3s": {"rows": CountSchedule(start=2, end=4), "share": FractionSchedule(start=0.2, end=1.0)},
         "dr_grpo": {"tokens_per_row": 20.0},
     }
-    plain = [make(**given.get(make.__name__, {})) for make in POLICY if make not in (ppo, rto)]
+    plain = [make(**given.get(make.__name__, {})) for make in POLICY if make not in (ppo, rto, rto_reinforce)]
     composed = ktae()
     transform, advantage, key = keep_top(k=3), *composed.chain
     rows, tokens = d3s(rows=2, share=0.5).chain[1:]
