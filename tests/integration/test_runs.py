@@ -141,7 +141,9 @@ def test_an_adapter_evaluated_alone_has_what_its_run_measured(whole, folder, tmp
     measured = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
     assert {name: found["metrics"][name] for name in measured} == pytest.approx(measured, abs=1e-6)
     greedy = [json.loads(line) for line in (whole / "greedy.jsonl").read_text().splitlines()]
-    assert [sample["response"] for sample in found["samples"]] == [row["response"] for row in greedy if row["step"] == 4]
+    assert [sample["response"] for sample in found["samples"]] == [
+        row["response"] for row in greedy if row["step"] == 4
+    ]
     assert set(found["samples"][0]["rewards"]) == {"correct", "length_penalty"}
     assert not (tmp_path / "out").exists()
 
