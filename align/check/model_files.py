@@ -33,6 +33,9 @@ def check_folder(name: str) -> None:
         if Path(name).is_absolute() or name.startswith(("./", "../")) or name.count("/") > 1:
             raise ModelError(f"{name}: no such folder; write a folder, a hub name user/model, or pypi:PACKAGE")
         return
+    if not file.is_file() and (Path(name) / "adapter_config.json").is_file():
+        what = f"is an adapter; write its base here, and model.adapter: {{from: {name}}} to go on from it"
+        raise ModelError(f"{name}: {what}")
     if not file.is_file():
         raise ModelError(f"{name}: has no config.json; name the folder that save_pretrained wrote")
     try:

@@ -36,12 +36,14 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "save", save)
     monkeypatch.setattr(record, "score", lambda *_: [])
     monkeypatch.setattr(record, "save", lambda folder, *_: kept.update(described=record.described(folder)))
-    monkeypatch.setattr(report, "plot", lambda *_: None)
+    monkeypatch.setattr(report, "plot", lambda _, png: png.write_bytes(b"a curve"))
 
     def finish(summary: RunSummary):
         monkeypatch.setattr(end, "summary", lambda *_: summary)
         recipe = SimpleNamespace(
-            model=SimpleNamespace(adapter=summary.adapter or None), run=SimpleNamespace(steps=40), target=lambda: None
+            model=SimpleNamespace(adapter=summary.adapter or None, policy="org/base"),
+            run=SimpleNamespace(steps=40),
+            target=lambda: None,
         )
         accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, end_training=lambda: None)
         run = SimpleNamespace(
@@ -68,3 +70,4 @@ def test_every_result_has_the_card_of_its_run(tmp_path, finished, adapter, kind)
     assert "/srv" not in text and "someone" not in text and str(tmp_path) not in text
     assert RunSummary(**json.loads((tmp_path / SUMMARY_FILE).read_text())) == summary  # what a later push has
     assert record.described(tmp_path / kind) == described  # the record was written before, and is still right
+    assert set(described) == {"curve.png"} and (tmp_path / "curve.png").is_file()
