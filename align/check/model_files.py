@@ -103,6 +103,7 @@ def check_adapter(folder: str, config: PretrainedConfig) -> None:
         ) from error
     if not isinstance(lora, LoraConfig):
         raise ModelError(f"{folder}: is an adapter of type {lora.peft_type.value}; only LoRA can be a guide")
+    lora.base_model_name_or_path = None  # PEFT would warn that the skeleton has another name
     have = stored(folder)
     if not have:
         raise ModelError(f"{folder}: its file of weights is empty; save the adapter again")
