@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 
 from align.config.hub_name import base_problem
 from align.config.recipe import Gate
+from align.model.load import UNREADABLE
 from align.result import hub, record
 from align.result.card import RunSummary, card
 from align.result.record import RecordError
@@ -91,7 +92,7 @@ def push_run(run: Path, repo: str, *, private: bool) -> str:
     with tempfile.TemporaryDirectory() as work:
         try:
             hub.stage(folder, Path(work), summary.base_model)
-        except (RecordError, OSError, ValueError) as error:
+        except (RecordError, *UNREADABLE) as error:
             raise NotPushed(f"not pushed: record: {error}; the result is in {folder}") from error
         checks = verified(Path(work))
         if failed := [f"{check['name']}: {check['found']}" for check in checks if not check["passed"]]:

@@ -13,11 +13,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from support.hub_server import client_environment, hub_stub
 from support.paths import PYTHONPATH
+from support.results import recorded, retell
 from support.run_summary import SUMMARY
 
 from align.config.hub_name import check_repo_name
 from align.result.card import RunSummary
-from align.result.hub import push
+from align.result.hub import push, stage
 
 ROUND_TRIP = """
 import json, sys
@@ -134,6 +135,24 @@ def test_push_to_an_existing_public_repository(tmp_path, asked):
         assert done.returncode == 0, done.stderr
         assert files["adapter_model.safetensors"] == b"weights"
         assert files["config.json"] == b'{"hidden_size": 32}'  # nothing to shorten: byte for byte
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_of_an_older_record_its_files_and_the_weights_are_pushed(folder, tmp_path, kind):
+    """Such records list no weights, and other files than theirs stay here."""
+    result = recorded(folder, tmp_path / "result", kind)
+    (result / "tokenizer.json").write_text("{}")
+    name = {"adapter": "adapter_config.json", "model": "config.json"}[kind]
+    files = {name: "0" * 64, "tokenizer.json": "0" * 64, "../secret_config.json": "0" * 64, "gone.json": "0" * 64}
+    retell(result, lambda said: (said.update(files=files), said.pop("complete")))
+    for stray in ("secrets_config.json", "vocab.json", "optimizer.safetensors"):
+        (result / stray).write_text("{}")
+    (tmp_path / "secret_config.json").write_text("{}")
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    stage(result, staged, "org/base")
+    weights = "adapter_model.safetensors" if kind == "adapter" else "model.safetensors"
+    assert {file.name for file in staged.iterdir()} == {name, "tokenizer.json", weights, "align.json"}
 
 
 WRONG_NAMES = ["name", "", "a/b/c", "user/", "/name", "user/na me", "user/a--b", "user/x.git", "/srv/x"]
