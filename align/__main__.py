@@ -145,7 +145,7 @@ def evaluate(
 
 @app.command()
 def verify(
-    result: Annotated[str, typer.Argument(metavar="DIR_OR_REPO")],
+    result: Annotated[str, typer.Argument(metavar="RUN_OR_DIR_OR_REPO")],
     base: Annotated[str | None, typer.Option(help="Folder or name of the base, if not the one in the record.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:

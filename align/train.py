@@ -113,11 +113,13 @@ def start(run: Run, origin: Origin) -> None:
         if origin.in_place or origin.checkpoint:
             then = resume.versions_then(origin, run.out)
             print(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions()))
+    adapter = run.experiment.recipe.model.adapter
     if origin.checkpoint:
         checkpoint.load(origin.checkpoint, run.learner, run.experiment.objectives)
     if run.sampler:
         with stage("sampler check"):
-            _ = run.sampler.sync(run.learner, Clock()) if origin.checkpoint else run.sampler.check(run.learner, Clock())
+            moved = origin.checkpoint or (adapter and adapter.start)  # from the base, which is what the sampler loaded
+            _ = run.sampler.sync(run.learner, Clock()) if moved else run.sampler.check(run.learner, Clock())
 
 
 def first_evaluation(run: Run, log: RunLog, step: int) -> None:

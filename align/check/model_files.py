@@ -32,6 +32,9 @@ def check_folder(name: str) -> None:
         if Path(name).is_absolute() or name.startswith(("./", "../")) or name.count("/") > 1:
             raise ModelError(f"{name}: no such folder; write a folder, a hub name user/model, or pypi:PACKAGE")
         return
+    if not file.is_file() and (Path(name) / "adapter_config.json").is_file():
+        what = f"is an adapter; write its base here, and model.adapter: {{from: {name}}} to go on from it"
+        raise ModelError(f"{name}: {what}")
     if not file.is_file():
         raise ModelError(f"{name}: has no config.json; name the folder that save_pretrained wrote")
     read_config(name)
@@ -103,6 +106,7 @@ def check_adapter(folder: str, config: PretrainedConfig) -> None:
         ) from error
     if not isinstance(lora, LoraConfig):
         raise ModelError(f"{folder}: is an adapter of type {lora.peft_type.value}; only LoRA can be a guide")
+    lora.base_model_name_or_path = None  # PEFT would warn that the skeleton has another name
     have = stored(folder)
     if not have:
         raise ModelError(f"{folder}: its file of weights is empty; save the adapter again")

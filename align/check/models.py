@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -9,11 +10,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from align.check import model_files
 from align.check.requirements import fill_defaults
 from align.check.survey import Survey
-from align.config.recipe import FromRecipe
+from align.config.recipe import Adapter, FromRecipe
 from align.config.recipe_file import read
-from align.model.adapters import add_adapter, guide_adapter, is_adapter
+from align.model.adapter_files import check_base_name, filled, guide_adapter, is_adapter, start_folder
+from align.model.adapters import add_adapter, check_layers
 from align.model.load import check_same_tokens, end_tokens, load_config, load_tokenizer
-from align.model.locate import describe
+from align.model.locate import ModelError, describe
+from align.result import record
+from align.result.record import RecordError
 
 
 def survey_policy(found: Survey) -> None:
@@ -42,9 +46,8 @@ def survey_policy(found: Survey) -> None:
     if found.tokenizer and found.config and found.ends:
         checked = (found.tokenizer, found.config, found.ends, found.path)
         found.attempt(model_files.check_tokenizer, *checked, key=key)
-    if found.skeleton is not None and recipe.model.adapter:
-        adapted = (found.skeleton, recipe.model.adapter, recipe.model.policy)
-        found.skeleton = found.attempt(add_adapter, *adapted, key=("model", "adapter", "targets"))
+    if recipe.model.adapter:
+        _survey_adapter(found, recipe.model.adapter, here)
     if found.config and recipe.sampling and recipe.optim and recipe.run and recipe.eval:
         filled = found.attempt(fill_defaults, found.experiment, found.config, found.launch)
         found.experiment = filled or found.experiment
@@ -65,6 +68,56 @@ def survey_guide(found: Survey) -> None:
             found.attempt(model_files.check_adapter, folder, found.config, key=key)
     elif found.guide_is_adapter is False:
         found.attempt(_guide_model, guide, found.tokenizer, key=key)
+
+
+def _survey_adapter(found: Survey, adapter: Adapter, here: bool) -> None:
+    """Check the policy's adapter, and the one that it goes on from, and put it over the skeleton.
+
+    `here` says whether the weights of the policy are, so that the base of the start can be compared with them.
+    """
+    recipe, start, folder = found.experiment.recipe, adapter.start, None
+    key = ("model", "adapter", "from")
+    if start in found.experiment.stage_recipes and not Path(start).exists():
+        found.missing_stages.append(f"{start}: not there yet; first run {found.experiment.stage_recipes[start]}")
+        adapter = found.attempt(_planned, adapter, found.experiment.stage_recipes[start], key=key) or adapter
+    elif start:
+        folder = found.attempt(start_folder, start, key=key)
+        if folder and found.attempt(_over_this_base, folder, found, here, key=key):
+            adapter = found.attempt(filled, adapter, folder, key=key) or adapter
+    if start and recipe.run and Path(start).resolve().is_relative_to(Path(recipe.run.out).resolve()):
+        what = f"{start}, from which the run goes on, stands in it; name another folder"
+        found.problems.append(found.experiment.file.problem(("run", "out"), what))
+    if found.skeleton is not None:
+        adapted = (found.skeleton, adapter, recipe.model.policy)
+        found.skeleton = found.attempt(add_adapter, *adapted, key=("model", "adapter", "targets"))
+    if found.skeleton is not None and folder:
+        found.attempt(check_layers, found.skeleton, folder, start, key=("model", "adapter", "targets"))
+        found.attempt(model_files.check_adapter, folder, found.config, key=key)
+    model = recipe.model.model_copy(update={"adapter": adapter})
+    found.experiment = replace(found.experiment, recipe=recipe.model_copy(update={"model": model}))
+
+
+def _over_this_base(folder: str, found: Survey, here: bool) -> bool:
+    """Check that the adapter that a run goes on from was trained over the policy: by the hash of the weights where its
+    record has one and the policy's are here, else by name. Raises `ModelError`; returns True."""
+    model = found.experiment.recipe.model
+    try:
+        base = record.read(Path(folder)).base
+    except RecordError:  # not trained by align
+        base = None
+    if base is None or not here:
+        check_base_name(folder, model.adapter.start, model.policy)
+    elif base.sha256 != record.digest(record.stored(Path(found.path))):
+        what = f"{model.adapter.start} was trained over other weights than those of {model.policy}"
+        raise ModelError(f"{what}: over {base.name}; name that as model.policy")
+    return True
+
+
+def _planned(adapter: Adapter, stage: str) -> Adapter:
+    """The section with rank, alpha and targets that the recipe `stage` will give to the adapter it trains."""
+    theirs = Adapter.model_validate(read(stage).data["model"]["adapter"])
+    keys = {"rank", "alpha", "targets"} - adapter.model_fields_set
+    return adapter.model_copy(update={key: getattr(theirs, key) for key in keys})
 
 
 def first_model(found: Survey, name: str) -> str | None:

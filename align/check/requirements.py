@@ -20,7 +20,7 @@ from align.data.prompts import DataError, Prompts, pairs_in
 from align.losses.head import Head
 from align.model import layouts
 from align.model.activations import recorded
-from align.model.adapters import is_adapter
+from align.model.adapter_files import is_adapter
 from align.model.locate import ModelError, fingerprint
 from align.objectives.objective import Objective
 from align.rollout.sync_check import TOLERANCE
@@ -135,6 +135,8 @@ def bank_identity(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) ->
     """Everything but the data that the numbers of this recipe's banks depend on; see `bank.identity`."""
     model = experiment.recipe.model
     models = {"policy's base": fingerprint(model.policy), "dtype": model.dtype}
+    if model.adapter and model.adapter.start:  # the reference
+        models["policy's base"] += f", adapter {fingerprint(model.adapter.start)}"
     if model.guide:
         models["guide"] = fingerprint(model.guide)
     return bank.identity(tokenizer, models, experiment.recipe.sampling.temperature)

@@ -108,9 +108,13 @@ def per_prompt(found: Survey, name: str) -> int:
 def loaded(found: Survey) -> dict[str, str]:
     """{model: where its weights come from} of all that the objectives make a run load, the sampler among them."""
     recipe, needed = found.experiment.recipe, needs(found.experiment, found.banks)
-    out = {"policy": recipe.model.policy}
+    out, start = {"policy": recipe.model.policy}, recipe.model.adapter and recipe.model.adapter.start
+    if start:
+        out["adapter"] = f"goes on from {start}"
     if needed & REFERENCE:
         out["reference"] = "the policy's base, its adapter off" if recipe.model.adapter else "a copy of the policy"
+        if start:
+            out["reference"] = f"{start}, frozen, over the policy's base"
     if "guide_logprob" in needed:
         out["guide"] = recipe.model.guide
     if found.context is not None:

@@ -18,6 +18,7 @@ import psutil
 from align.config.compose import with_defaults
 from align.config.experiment import Experiment
 from align.config.redact import redact
+from align.model.locate import fingerprint
 
 PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_][\w.]*")  # module:function
 
@@ -36,7 +37,11 @@ def decided(experiment: Experiment) -> dict:
     """
     whole = _whole(experiment)
     files = {name: file for name in sorted(set(_modules(whole))) if (file := _file(name))}
-    return {**whole, "files": {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()}}
+    hashes = {"files": {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()}}
+    adapter = experiment.recipe.model.adapter
+    if adapter and adapter.start:
+        hashes["start"] = fingerprint(adapter.start)
+    return {**whole, **hashes}
 
 
 def versions() -> dict[str, str]:
@@ -84,7 +89,7 @@ def _file(module: str) -> Path | None:
 
 def _whole(experiment: Experiment) -> dict:
     """The recipe with every default filled in."""
-    plain = experiment.recipe.model_dump(mode="json", exclude_none=True)
+    plain = experiment.recipe.model_dump(mode="json", exclude_none=True, by_alias=True)
     if "objective" in plain:
         return plain | {"objective": with_defaults(plain["objective"])}
     return plain | {"objectives": [with_defaults(spec) for spec in plain["objectives"]]}

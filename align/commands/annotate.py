@@ -20,7 +20,8 @@ from align.data.read import load_prompts
 from align.learner.micro_batches import UNTRACKED, divide
 from align.learner.support import packs
 from align.model import layouts
-from align.model.adapters import guide_adapter, guide_model, is_adapter
+from align.model.adapter_files import guide_adapter, is_adapter, start_adapter
+from align.model.adapters import guide_model
 from align.model.load import end_tokens, load_config, load_model, load_tokenizer
 from align.model.locate import locate
 from align.model.policy import Policy, read_tokens
@@ -74,7 +75,12 @@ def _models(experiment: Experiment, path: str, tokenizer: PreTrainedTokenizerBas
     model, temperature = experiment.recipe.model, experiment.recipe.sampling.temperature
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = load_model(path, model.dtype).to(device)
-    yield "ref_logprob", Policy(base, temperature)
+    if start := model.adapter and model.adapter.start:
+        reference = PeftModel.from_pretrained(base, start_adapter(start, model.policy), autocast_adapter_dtype=False)
+        yield "ref_logprob", Policy(reference.eval(), temperature)
+        base = reference.unload()
+    else:
+        yield "ref_logprob", Policy(base, temperature)
     if model.guide and is_adapter(model.guide):
         folder = guide_adapter(model.guide, model.policy)
         yield "guide_logprob", Policy(PeftModel.from_pretrained(base, folder).eval(), temperature)

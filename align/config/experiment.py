@@ -73,6 +73,8 @@ def examine(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rul
     stage_recipes = attempt(lambda: _stages(recipe, file)) or {} if recipe.model else {}
     if stage_recipes:
         folders = {name: folder for name, (folder, _) in stage_recipes.items()}
+        if "adapter" in folders:
+            folders["adapter"] = recipe.model.adapter.model_copy(update={"start": folders["adapter"]})
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=folders)})
     return Experiment(recipe, objectives, rewards, correct, file, dict(stage_recipes.values()), tuple(problems))
 
@@ -122,22 +124,27 @@ def _rewards(recipe: Recipe, file: RecipeFile) -> tuple[tuple[RewardFunction, ..
 
 def _stages(recipe: Recipe, file: RecipeFile) -> dict[str, tuple[str, str]]:
     """{key of the section model: (folder, recipe)} where another recipe makes it; it need not have run yet."""
-    out = {}
-    for name in ("policy", "guide"):
-        stage, key = getattr(recipe.model, name), ("model", name, "from")
-        if isinstance(stage, FromRecipe):
-            if not Path(stage.recipe).is_file():
-                raise ConfigError([file.problem(key, f"{stage.recipe}: no such recipe")])
-            data = read(stage.recipe).data
-            run, model = data.get("run"), data.get("model")
-            if not isinstance(run, Mapping) or not isinstance(run.get("out"), str):
-                raise ConfigError([file.problem(key, f"{stage.recipe} has no run.out, so it writes nothing")])
-            kind = "adapter" if isinstance(model, Mapping) and model.get("adapter") is not None else "model"
-            if name == "policy" and kind == "adapter":
-                raise ConfigError(
-                    [file.problem(key, f"{stage.recipe} trains an adapter, and a policy is a whole model")]
-                )
-            out[name] = (f"{run['out']}/{kind}", stage.recipe)
+    model, out = recipe.model, {}
+    stages = {name: getattr(model, name) for name in ("policy", "guide")}
+    stages = {name: stage.recipe for name, stage in stages.items() if isinstance(stage, FromRecipe)}
+    if model.adapter and str(model.adapter.start).endswith((".yaml", ".yml")):
+        stages["adapter"] = model.adapter.start
+    for name, stage in stages.items():
+        key = ("model", name, "from")
+        if not Path(stage).is_file():
+            raise ConfigError([file.problem(key, f"{stage}: no such recipe")])
+        data = read(stage).data
+        run, model = data.get("run"), data.get("model")
+        if not isinstance(run, Mapping) or not isinstance(run.get("out"), str):
+            raise ConfigError([file.problem(key, f"{stage} has no run.out, so it writes nothing")])
+        kind = "adapter" if isinstance(model, Mapping) and model.get("adapter") is not None else "model"
+        if name == "policy" and kind == "adapter":
+            what = f"{stage} trains an adapter, and a policy is a whole model; to go on from it name its base here"
+            raise ConfigError([file.problem(key, f"{what} and write model.adapter: {{from: {stage}}}")])
+        if name == "adapter" and kind == "model":
+            what = f"{stage} trains a whole model; name it as model.policy: {{from: {stage}}}"
+            raise ConfigError([file.problem(key, what)])
+        out[name] = (f"{run['out']}/{kind}", stage)
     return out
 
 

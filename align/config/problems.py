@@ -65,7 +65,8 @@ def names_at(hint: Any, path: KeyPath) -> list[str]:
 
 def paths_in(hint: Any, prefix: str = "") -> list[str]:
     """`section.key` of every key below a type."""
-    fields = [(prefix + name, field) for model in models_in(hint) for name, field in model.model_fields.items()]
+    named = [(info.alias or name, info) for model in models_in(hint) for name, info in model.model_fields.items()]
+    fields = [(prefix + name, info) for name, info in named]
     return [path for name, field in fields for path in (name, *paths_in(field.annotation, f"{name}."))]
 
 

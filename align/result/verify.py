@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from align.model.adapters import adapter_config
+from align.model.adapter_files import adapter_config
 from align.model.load import UNREADABLE, load_config, load_model
 from align.model.locate import ModelError, locate
 from align.result import record
+from align.result.push import SUMMARY, SummaryError, read_summary
 from align.result.record import Record, RecordError, Stored
 
 # Largest gap, in nats at temperature 1, between two computations of a log-probability: other kernels sum in another
@@ -45,14 +46,17 @@ class VerifyError(ValueError):
 def verify(name: str, base: str | None = None) -> list[Check]:
     """Check a folder or repository up to the first check that does not pass; all pass where the last one does.
 
-    `base` is the folder or name of the base, if not the one in the record. It is loaded on the CPU, in the dtype of the
-    training.
+    `name` may also be the folder of a run. `base` is the folder or name of the base, if not the one in the record. It
+    is loaded on the CPU, in the dtype of the training.
     Raises `ModelError` where there is no such folder or repository.
     """
-    checks, folder = [], Path(locate(name))
+    checks, there = [], Path(locate(name))
+    folder = record.result_in(there)
     try:
         for check, found in _checks(folder, base):
             checks.append(Check(check, True, found))
+        if folder != there and (there / SUMMARY).is_file():
+            checks.append(Check("figures", True, _same_figures(there)))
     except VerifyError as error:
         checks.append(Check(error.check, False, str(error)))
     except UNREADABLE as error:
@@ -84,10 +88,7 @@ def _checks(folder: Path, base: str | None) -> Iterator[tuple[str, str]]:
     yield "record", f"{len(recorded.tensors)} tensors, {len(recorded.probes)} reference sequences, {recorded.dtype}"
     yield "values", _values(folder, adapter)
     yield "tensors", _as_recorded(record.stored(folder), recorded.tensors)
-    changed = sorted(set(recorded.files.items()) - set(record.described(folder).items()))
-    if changed:
-        raise VerifyError("description", f"{changed[0][0]} is not what was recorded")
-    yield "description", f"{len(recorded.files)} files of configuration and tokenizer as recorded"
+    yield "description", _description(folder, recorded)
     if adapter:
         path = _find_base(folder, recorded, base)
         yield "base", _same_base(path, recorded)
@@ -98,6 +99,8 @@ def _checks(folder: Path, base: str | None) -> Iterator[tuple[str, str]]:
 
 def _files(folder: Path, adapter: bool) -> str:
     """Check that there are weights in safetensors, and a configuration that is supported."""
+    if (folder / "checkpoints").is_dir() and not adapter:
+        raise VerifyError("files", f"{folder}: is the folder of a run that has no result yet; end it with --resume")
     try:
         if adapter:
             adapter_config(folder)
@@ -131,6 +134,26 @@ def _changes(zero: dict[str, bool]) -> bool:
     return any(not zero[a] and not zero.get(b, True) for a, b in pairs)
 
 
+def _description(folder: Path, recorded: Record) -> str:
+    """Check that all other files are those in the record, and that there are no more."""
+    changed = sorted(set(recorded.files.items()) - set(record.described(folder).items()))
+    if changed:
+        raise VerifyError("description", f"{changed[0][0]} is not what was recorded")
+    if more := record.unrecorded(folder, recorded):
+        raise VerifyError("description", f"{more[0]} is not in the record; take it out of {folder}")
+    kind = "all" if recorded.complete else "of configuration and tokenizer"
+    return f"{len(recorded.files)} files as recorded: {kind}"
+
+
+def _same_figures(run: Path) -> str:
+    """Check that the figures of a run's card and gate are of this result."""
+    try:
+        summary = read_summary(run)
+    except SummaryError as error:
+        raise VerifyError("figures", str(error)) from error
+    return f"{SUMMARY} is of this result" if summary.record else f"{SUMMARY} of an older version: it names no result"
+
+
 def _as_recorded(found: dict[str, Stored], recorded: dict[str, Stored]) -> str:
     """Check that the tensors are those in the record."""
     for name in sorted(found.keys() ^ recorded.keys()):
@@ -152,11 +175,13 @@ def _find_base(folder: Path, recorded: Record, base: str | None) -> Path:
     """The folder of the base, fetched where it must be."""
     if recorded.base is None:
         raise VerifyError("base", "the record is that of a whole model, and the folder holds an adapter")
-    named = adapter_config(folder).get("base_model_name_or_path")
-    if named != recorded.base.name:
-        raise VerifyError("base", f"adapter_config.json names {named}, and the record says {recorded.base.name}")
+    named, own = str(adapter_config(folder).get("base_model_name_or_path")), recorded.base
+    if named not in (own.name, own.hub) and not Path(named).is_absolute():
+        raise VerifyError("base", f"adapter_config.json names {named}, and the record says {own.name}")
     try:
-        return Path(locate(base) if base else locate(recorded.base.name, recorded.base.commit))
+        if base is None and Path(named).is_absolute() and Path(named).is_dir():
+            return Path(named)  # what PEFT would load; its tensors are compared with the record
+        return Path(locate(base) if base else locate(own.name, own.commit))
     except ModelError as error:
         raise VerifyError("base", f"{error}; name the base's place by --base") from error
 

@@ -111,12 +111,13 @@ class SyncCheck:
 
     def _candidates(self, learner: Learner) -> Iterator[Candidate]:
         """Weights that the sampler may have, the likeliest first. Collective."""
+        adapted = isinstance(learner.model, PeftModel)
         if learner.has_reference:
-            base = trainer_logprobs(learner, self.ids, "reference").prompt
+            base = trainer_logprobs(learner, self.ids, "base" if adapted else "reference").prompt
             before = next((one.sampler for one in self.earlier if torch.equal(one.prompt, base)), None)
             yield Candidate("base only", "it has the base model without what was trained", base, before)
         yield from reversed(self.earlier)
-        if isinstance(learner.model, PeftModel) and "guide" in learner.model.peft_config:
+        if adapted and "guide" in learner.model.peft_config:
             yield Candidate("wrong adapter", "it has the guide's", trainer_logprobs(learner, self.ids, "guide").prompt)
 
     def _error(self, found: Finding, gaps: Gaps) -> SyncError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +15,7 @@ from align.data.prompts import fingerprint
 from align.learner import weights
 from align.metrics.evaluation import comparison
 from align.result import record, report
-from align.result.card import RunSummary, card
+from align.result.card import RunSummary, card, license_of
 from align.result.push import GateShut, NotPushed, push_run, reached, store_summary
 from align.run.log import RunLog
 from align.run.setup import Run
@@ -28,11 +30,12 @@ def finish(run: Run, log: RunLog) -> None:
     sequences, refused = record.score(run.learner, run.tokenizer), None
     if accelerator.is_main_process:
         run.tokenizer.save_pretrained(out / kind)
-        record.save(out / kind, run.learner.engine.module, sequences, versions())
+        report.plot(out / "metrics.jsonl", out / "curve.png")
+        shutil.copyfile(out / "curve.png", out / kind / record.CURVE)
+        record.save(out / kind, run.learner.engine.module, recipe.model.policy, sequences, versions())
         console = Console()
         found = log.evaluations()
         rows = comparison(found[0], found[-1]) if found else []
-        report.plot(out / "metrics.jsonl", out / "curve.png")
         if rows:
             console.print(report.table(rows))
         if rows and run.evaluation.responses:
@@ -66,6 +69,8 @@ def summary(run: Run, rows: list[dict], log: RunLog) -> RunSummary:
     """The facts of the run for its card; `rows` compares the first evaluation with the last."""
     recipe = run.experiment.recipe
     plain, goal, responses = resolved(run.experiment), recipe.target(), run.evaluation.responses
+    licensed = goal.license if goal else None
+    shown = goal.samples if goal else Hub.model_fields["samples"].default
     return RunSummary(
         base_model=recipe.model.policy,
         adapter=recipe.model.adapter is not None,
@@ -86,4 +91,28 @@ def summary(run: Run, rows: list[dict], log: RunLog) -> RunSummary:
         ],
         syncs=log.syncs(),
         gate=reached(goal.gate, log.evaluations()[-1]) if goal and goal.gate else None,
+        record=record.fingerprint(run.out / ("adapter" if recipe.model.adapter else "model")),
+        license=licensed or license_of(recipe.model.policy, run.learner.engine.module.causal.name_or_path),
+        example=example(run, shown),
+        samples=samples(log, shown) if responses and rows else [],
+        curve=record.CURVE,
     )
+
+
+def example(run: Run, shown: int) -> str | list[dict]:
+    """A prompt in the form of the data, for the card: held out, or a made-up one where none may be shown."""
+    responses = run.evaluation.responses
+    if responses and shown:
+        return responses.prompts[0].prompt
+    first = next(prompt for source in run.prompts.values() for prompt in source.train)
+    question = "What is 7 + 5?"
+    return [{"role": "user", "content": question}] if first.conversational else question
+
+
+def samples(log: RunLog, shown: int) -> list[dict]:
+    """The first greedy answers to held-out prompts, for the card: rows of prompt, before and after."""
+    pairs = zip(*log.greedy_samples(), strict=True)
+    return [
+        {"prompt": old["prompt"], "before": old["response"], "after": new["response"]}
+        for old, new in itertools.islice(pairs, shown)
+    ]

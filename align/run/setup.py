@@ -25,8 +25,10 @@ from align.learner.learner import Learner
 from align.learner.support import check_head, packs
 from align.loop import Loop
 from align.model import layouts
-from align.model.adapters import ModelRole, add_adapter, add_guide, guide_model, is_adapter
+from align.model.adapter_files import is_adapter, start_folder
+from align.model.adapters import ModelRole, add_adapter, add_guide, guide_model, start_from
 from align.model.load import load_model
+from align.model.locate import loading_name
 from align.model.policy import Policy
 from align.rollout.generator import Generator
 from align.rollout.journal import Journal
@@ -115,7 +117,9 @@ def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
     model = load_model(checked.path, recipe.model.dtype)
     torch.manual_seed(recipe.run.seed)  # the first weights of adapter and heads
     if recipe.model.adapter:
-        model = add_adapter(model, recipe.model.adapter, recipe.model.policy)
+        model = add_adapter(model, recipe.model.adapter, loading_name(recipe.model.policy))
+        if start := recipe.model.adapter.start:
+            start_from(model, start_folder(start))
     policy = Policy(model, recipe.sampling.temperature, head_specs(experiment.objectives))
     frozen = load_frozen(experiment, needs(experiment, checked.banks), checked.path, model, checked.tokenizer)
     learner = Learner(accelerator, policy, layouts.LAYOUTS[recipe.optim.layout], recipe.optim, frozen)
@@ -161,8 +165,8 @@ def load_frozen(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[ModelRole, Policy]:
-    """Reference and guide, if needed: of a policy with an adapter the reference is its base, and a guide that is an
-    adapter sits beside it; else each is a model of its own."""
+    """Reference and guide, if needed: of a policy with an adapter the reference is its base or the adapter that it
+    starts from, and a guide that is an adapter sits beside it; else each is a model of its own."""
     recipe, out = experiment.recipe, {}
 
     def frozen(model: torch.nn.Module) -> Policy:

@@ -152,8 +152,37 @@ def test_a_stage_is_its_recipe_s_adapter_or_model(tmp_path, adapter):
     assert experiment.stage_recipes == {"runs/first/adapter": str(first)}
     model = {**PAIRS["model"], "policy": {"from": str(first)}}
     second.write_text(yaml.safe_dump({**PAIRS, "model": model, "objective": {"name": "dpo"}}))
-    with pytest.raises(ConfigError, match="trains an adapter, and a policy is a whole model"):
+    with pytest.raises(ConfigError, match="a policy is a whole model; .* write model.adapter: {from: .*first.yaml}"):
         load_experiment(second)
+    model = {**PAIRS["model"], "adapter": {"from": str(first)}}
+    second.write_text(yaml.safe_dump({**PAIRS, "model": model, "objective": {"name": "dpo"}}))
+    experiment = load_experiment(second)
+    assert experiment.recipe.model.adapter.start == "runs/first/adapter"
+    assert experiment.stage_recipes == {"runs/first/adapter": str(first)}
+    data["model"].pop("adapter")
+    first.write_text(yaml.safe_dump(data))
+    with pytest.raises(
+        ConfigError, match="model.adapter.from: .* trains a whole model; name it as model.policy: {from"
+    ):
+        load_experiment(second)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        ("runs/x/adapter", "model.adapter: .*to go on from an adapter write adapter: {from: ...}"),
+        ({"start": "runs/x/adapter"}, "model.adapter.start: unknown key; did you mean"),  # the name is `from` alone
+        ({"frm": "runs/x/adapter"}, "model.adapter.frm: unknown key; did you mean 'from'"),
+        ({"from": "gone.yaml"}, "model.adapter.from: gone.yaml: no such recipe"),
+        ({"from": 3}, "model.adapter.from: .*valid string"),
+    ],
+)
+def test_an_adapter_to_go_on_from_is_named_by_from(tmp_path, adapter, expected):
+    recipe = tmp_path / "recipe.yaml"
+    model = {**PAIRS["model"], "adapter": adapter}
+    recipe.write_text(yaml.safe_dump({**PAIRS, "model": model, "objective": {"name": "dpo"}}))
+    with pytest.raises(ConfigError, match=expected):
+        load_experiment(recipe)
 
 
 def test_importance_weights_that_would_count_twice(recipe, tmp_path):

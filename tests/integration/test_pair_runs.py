@@ -90,6 +90,31 @@ def test_sft_then_dpo_then_tgdpo_with_and_without_a_bank(folder, tmp_path):
         forked("cpu", ROOT / "recipes/train.py", tmp_path / "other.yaml")
 
 
+def test_a_run_goes_on_from_the_adapter_of_another(folder, tmp_path):
+    """Another objective, learning rate and steps; policy and reference start as that adapter, and so does vLLM."""
+    sft, _ = train("cpu", offline(tmp_path, "sft", f'"{folder}"', "{name: sft}", steps=6), tmp_path, "sft")
+    reward = '\nrewards: {"support.tiny_task:digits": 1.0}\nobjective: {name: dpo, beta: 1.0}\n'
+    text = offline(tmp_path, "dpo", f'"{folder}"', "{name: dpo}", f', adapter: {{from: "{sft}"}}', steps=3, lr=0.001)
+    text = text.replace("sampling: {", "sampling: {max_response_tokens: 8, compile: false, ")
+    text = text.replace("\nobjective: {name: dpo}\n", reward)
+    _, rows = train("cpu", text, tmp_path, "dpo")
+    first = rows[0]
+    assert first["step"] == 0 and first["eval/pairs/loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
+    assert rows[-1]["eval/pairs/margin"] > 0 and first["sync/gap"] < 1e-3
+    verified = subprocess.run(
+        [sys.executable, "-m", "align", "verify", str(tmp_path / "dpo"), "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+    )
+    assert json.loads(verified.stdout)["passed"], verified.stdout
+    config = (tmp_path / "dpo/config.yaml").read_text()
+    assert f"from: {tmp_path}/sft/adapter" in config and "rank: 4" in config
+    card = (tmp_path / "dpo/adapter/README.md").read_text()
+    assert "It goes on from the adapter" in card and "![Curve of the run](curve.png)" in card
+    assert "## Sample answers" in card and "rewards/digits" in card
+
+
 def test_every_preference_objective_learns_from_rollouts(folder, guide, tmp_path):
     """Twelve steps of one run: each is a term of its own over pairs of the same rollouts."""
     specs = "dpo: {}|ipo: {}|simpo: {}|tdpo1: {}|tdpo2: {}|tgdpo: {}|sparsepo: {}|mapo: {}|bonbon: {n: 4}|sft: {}"

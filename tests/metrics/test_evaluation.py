@@ -38,6 +38,9 @@ def test_summary_is_over_prompts_and_its_interval_holds_the_mean():
     assert found["eval/rewards/r"] == 0.5
     assert {*found, *drift([0], [0.1])} == {*names(["r"], [1, 2])}
     assert found["eval/reward_low"] <= found["eval/reward"] <= found["eval/reward_high"]
+    rows = {row["name"]: row for row in comparison(found, found | {"eval/rewards/r": 0.7})}
+    low, high = found["eval/rewards/r_low"], found["eval/rewards/r_high"]
+    assert (rows["rewards/r"]["after"], rows["rewards/r"]["before_interval"]) == (0.7, [low, high])  # each by name
     (row,) = [row for row in comparison(found, found | {"eval/reward": 0.6}) if row["name"] == "reward"]
     assert (row["before"], row["after"], row["before_interval"]) == (
         0.5,

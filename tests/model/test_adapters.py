@@ -1,13 +1,19 @@
 """Adapters of the policy and of a guide, on a tiny model."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from peft import PeftModel
 from support import guides, tiny_model
 from support.pickles import Bomb
 
 from align.config.recipe import Adapter, Model
+from align.learner import weights
 from align.model import adapters
-from align.model.adapters import acting_as, add_adapter, add_guide, guide_model, is_adapter
+from align.model.adapter_files import filled, guide_adapter, is_adapter, start_adapter
+from align.model.adapters import acting_as, add_adapter, add_guide, guide_model, start_from
 from align.model.load import load_model
 from align.model.locate import ModelError
 
@@ -38,6 +44,115 @@ def test_adapter_targets(folder, targets, layers):
 def test_targets_that_cannot_be(folder, targets, message):
     with pytest.raises(ModelError, match=f"^model.adapter.targets: .*{message}"):
         adapted(folder, targets)
+
+
+@pytest.fixture
+def saved(folder, tmp_path):
+    """An adapter that was trained over the tiny model."""
+    return str(tiny_model.save_guide(folder, tmp_path / "saved"))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.arange(3, 12)[None]).logits
+
+
+def started(folder, saved, adapter=None):
+    """(the model that goes on from the adapter, the logits of its base, those of the adapter as PEFT loads it)."""
+    base = load_model(folder, "float32")
+    plain = logits(base)
+    trained = logits(PeftModel.from_pretrained(load_model(folder, "float32"), saved).eval())
+    section = filled(adapter or Adapter.model_validate({"from": saved}), saved)
+    model = add_adapter(base, section, folder)
+    start_from(model, start_adapter(saved, folder))
+    return model, plain, trained
+
+
+def test_a_run_goes_on_from_an_adapter(folder, saved, tmp_path):
+    """The policy and the reference start as that adapter; what is trained moves the policy alone."""
+    model, plain, trained = started(folder, saved)
+    assert not torch.allclose(plain, trained, atol=0.1)
+    assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {"default"}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * parameter.requires_grad
+    add_guide(model, str(tiny_model.save_guide(folder, tmp_path / "guide")), folder)
+    moved = logits(model)
+    for who, expected in {"reference": trained, "guide": trained, "base": plain}.items():
+        with acting_as(model, who):
+            assert torch.equal(logits(model), expected), who
+    assert torch.equal(logits(model), moved) and not torch.allclose(moved, trained, atol=0.1)
+    weights.save(model, tmp_path / "out", write=True)  # what is saved is the policy's adapter alone
+    again = PeftModel.from_pretrained(load_model(folder, "float32"), str(tmp_path / "out")).eval()
+    assert torch.allclose(logits(again), moved, atol=1e-5)
+
+
+def test_a_fresh_adapter_has_the_base_as_its_reference(folder):
+    model = adapted(folder, "all-linear")
+    plain = logits(load_model(folder, "float32"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * parameter.requires_grad
+    for who in ("reference", "base"):
+        with acting_as(model, who):
+            assert torch.equal(logits(model), plain)
+    assert not torch.allclose(logits(model), plain, atol=0.1)
+
+
+def test_rank_alpha_and_targets_are_those_of_the_start(saved):
+    section = filled(Adapter.model_validate({"from": saved}), saved)
+    assert (section.rank, section.alpha) == (2, 8.0) and {"q_proj", "down_proj"} < set(section.targets)
+    same = Adapter.model_validate({"from": saved, "rank": 2, "alpha": 8, "targets": "all-linear"})
+    assert filled(same, saved) == same  # said again is no error
+    for key, value in {"rank": 4, "alpha": 16.0}.items():
+        with pytest.raises(
+            ModelError, match=f"^model.adapter.{key}: the recipe says {value:g}, and .* leave {key} out"
+        ):
+            filled(Adapter.model_validate({"from": saved, key: value}), saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"use_dora": True}, {"use_rslora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}),
+        *({"rank_pattern": {"q_proj": 1}}, {"alpha_pattern": {"q_proj": 1}}, {"lora_bias": True}),
+        *({"init_lora_weights": kind} for kind in ("pissa", "olora", "pissa_niter_4", "corda", "loftq")),
+        *({"layers_to_transform": [0]}, {"target_parameters": ["x"]}, {"a_later_kind": {"of": "LoRA"}}),
+        *({"trainable_token_indices": [3]}, {"layer_replication": [[0, 1]]}, {"init_lora_weights": {"pissa": 1}}),
+    ],
+    ids=str,
+)
+def test_only_plain_lora_is_gone_on_from(folder, saved, change):
+    file = Path(saved) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    why = f"its {min(change)} is .* only plain LoRA|{min(change)}: .* can change the base"
+    with pytest.raises(ModelError, match=f"^model.adapter.from: .*({why})"):
+        start_adapter(saved, folder)
+
+
+@pytest.mark.parametrize("change", [{"lora_dropout": 0.1}, {"inference_mode": False}, {"init_lora_weights": False}])
+def test_what_changes_no_value_is_no_error(folder, saved, change):
+    """An adapter of another trainer: its dropout is not for this run, and the first weights are long gone."""
+    file = Path(saved) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    model, _, trained = started(folder, saved)
+    assert torch.equal(logits(model), trained)
+    assert model.peft_config["default"].lora_dropout == 0
+
+
+def test_the_base_has_one_model_and_several_names(folder, saved, monkeypatch):
+    """A folder by its path from here and by its whole path; what align.json says counts as well."""
+    monkeypatch.chdir(Path(folder).parent)
+    assert start_adapter(saved, Path(folder).name) == saved
+    with pytest.raises(ModelError, match="^model.adapter.from: .* was trained on .*, and model.policy is org/other"):
+        start_adapter(saved, "org/other")
+    with pytest.raises(ModelError, match="^model.guide: .* was trained on .*, and the policy's base is org/other"):
+        guide_adapter(saved, "org/other")
+    (Path(saved) / "align.json").write_text('{"base": {"name": "org/other"}}')
+    assert start_adapter(saved, "org/other") == saved and guide_adapter(saved, "org/other") == saved
+    for text in ("[]", "{", '{"base": null}', '{"base": {"name": null}}'):
+        (Path(saved) / "align.json").write_text(text)
+        assert start_adapter(saved, folder) == saved
 
 
 @pytest.mark.parametrize("name", ["runs/dpo_x/adapter", "/nowhere/at/all"])

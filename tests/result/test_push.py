@@ -21,16 +21,26 @@ CLIENT = """
 import json, shutil, sys
 from dataclasses import replace
 from pathlib import Path
-from align.result import push, verify
+from align.result import push, record, verify
 from align.result.card import RunSummary
 from support.results import recorded, rewrite, zero_b
 
 work = Path(sys.argv[1])
 summary = replace(RunSummary(**json.load(sys.stdin)), base_model="user/base", adapter=True)
 recorded("user/base", work / "good/adapter", "adapter")
+recorded("user/base", work / "newer/adapter", "adapter", temperature=0.9)
+summary = replace(summary, record=record.fingerprint(work / "good/adapter"))
+gate = {"measure": "reward", "at_least": 0.5, "value": 0.6}
+newer = lambda folder: shutil.copytree(work / "newer/adapter", folder, dirs_exist_ok=True)
+strays = ("secrets_config.json", "chat_template.jinja", "tokenizer_config.json", "generation_config.json", "vocab.json")
 cases = {
-    "good": (summary, lambda folder: None),
-    "shut": (replace(summary, gate={"measure": "reward", "at_least": 0.5, "value": 0.4}), lambda folder: None),
+    "good": (replace(summary, gate=gate), lambda folder: [(folder / name).write_text("{}") for name in strays]),
+    "shut": (replace(summary, gate={**gate, "value": 0.4}), lambda folder: None),
+    "replaced": (replace(summary, gate=gate), newer),
+    "ungated": (summary, newer),
+    "older": (replace(summary, gate=gate, record=None), lambda folder: None),
+    "changed": (summary, lambda folder: (folder / "adapter_config.json").write_text(
+        (folder / "adapter_config.json").read_text().replace('"lora_alpha": 32', '"lora_alpha": 64'))),
     "zero": (summary, lambda folder: rewrite(folder, zero_b)),
     "local": (replace(summary, base_model="runs/sft/model"), lambda folder: None),
     "unrecorded": (summary, lambda folder: (folder / "align.json").unlink()),
@@ -71,15 +81,25 @@ def test_what_is_pushed_and_what_is_not(tmp_path):
         assert set(hub.private) == {"user/base", "user/good"}  # nothing else was even created
         commit = hub.commit_id("user/base")
     assert said["good"] == f"{hub.url}/user/good" and said["verified"] == [True] * 7
+    assert set(pushed) == {"README.md", "align.json", "adapter_config.json", "adapter_model.safetensors"}
     assert json.loads(pushed["align.json"])["base"]["commit"] == commit
     card = pushed["README.md"].decode()
     assert "## Verification" in card and "the base alone is off by" in card and str(tmp_path) not in card
     assert said["shut"].startswith("GateShut: not pushed: eval/reward is 0.4, and hub.gate asks for at least 0.5")
+    for name in ("replaced", "ungated"):  # a newer adapter beside an older run's figures
+        assert said[name].startswith("NotPushed: not pushed: the figures in ") and "--resume" in said[name]
+    assert "does not say of which result the gate's measure is; end the run with --resume" in said["older"]
+    assert said["changed"].startswith(
+        "NotPushed: not pushed: description: adapter_config.json is not what was recorded"
+    )
     assert said["zero"].startswith("NotPushed: not pushed: values: all zero")
     assert said["local"].startswith("NotPushed: not pushed: the adapter's base is the local path runs/sft/model")
     assert said["unrecorded"].startswith("NotPushed: not pushed: record: ")
     later = f"push it later by: python -m align push {tmp_path}/runs/refused stranger/refused"
     assert said["refused"].startswith("NotPushed: ") and later in said["refused"]
+    assert "/runs/" in said["changed"] and not any(
+        "staged" in text or "/tmp/tmp" in text for text in map(str, said.values())
+    )
     for name in ("shut", "zero", "local", "unrecorded", "refused"):
         assert f"the result is in {tmp_path}/runs/{name}/adapter" in said[name]
         assert (tmp_path / f"runs/{name}/adapter/adapter_model.safetensors").is_file()

@@ -1,5 +1,6 @@
 """A result passes in a fresh load, and nothing that was changed since does."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from support import tiny_model
 from support.pickles import Bomb
 from support.results import WEIGHTS, recorded, retell, rewrite, zero_b
+from support.run_summary import SUMMARY
 from typer.testing import CliRunner
 
 from align.__main__ import app
 from align.result import record
-from align.result.verify import verify
+from align.result.push import store_summary
+from align.result.verify import Check, verify
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,91 @@ def test_what_says_how_to_read_it_is_part_of_a_result(made, tmp_path, file, spoi
     (folder / file).write_bytes(content[:200] if spoil(str(content)) is None else spoil(content.decode()).encode())
     last = verify(str(folder))[-1]
     assert (last.name, last.passed) == (check, False), last
+
+
+STRAYS = (
+    "chat_template.jinja",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "secrets_config.json",
+    "x.safetensors",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [*STRAYS, "added_tokens.json", "tokenizer.model", "vocab.json", "modeling.py", "notes"]
+)
+def test_what_nobody_recorded_does_not_pass(adapter, name):
+    (adapter / name).write_text("{}")
+    assert failed(adapter) == ("description", f"{name} is not in the record; take it out of {adapter}")
+    (adapter / name).unlink()
+    (adapter / "README.md").write_text("# Another card, as the hub's page may edit it")
+    (adapter / ".gitattributes").write_text("*.safetensors filter=lfs")
+    assert verify(str(adapter))[-1].passed
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "curve.png", "merges.txt"])
+def test_what_was_recorded_and_is_gone_does_not_pass(made, adapter, name):
+    (adapter / name).write_text("{}")
+    retell(adapter, lambda said: said.update(files=record.described(adapter)))
+    assert verify(str(adapter))[-1].passed
+    (adapter / name).unlink()
+    assert failed(adapter) == ("description", f"{name} is not what was recorded")
+
+
+def before_it_was_complete(said):
+    """Make a record as versions wrote it that hashed configurations, template and tokenizer only."""
+    said["files"] = {name: said["files"][name] for name in said["files"] if name == "adapter_config.json"}
+    said.pop("complete")
+    said["base"].pop("hub", None)
+
+
+def test_an_older_record_passes_and_tells_what_it_should_have_had(adapter):
+    retell(adapter, before_it_was_complete)
+    (adapter / "vocab.json").write_text("{}")  # such versions did not record it
+    assert verify(str(adapter))[-1].passed
+    (adapter / "chat_template.jinja").write_text("{}")  # and this they did
+    assert failed(adapter)[1].startswith("chat_template.jinja is not in the record")
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_the_base_may_be_named_in_several_ways(made, adapter, old, tmp_path):
+    """By the recipe's name, by the folder here, by the hub's name; a folder that is another model is refused."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+
+    def named(base):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        return verify(str(adapter))[-1]
+
+    if old:
+        retell(adapter, before_it_was_complete)
+        retell(adapter, lambda said: said["base"].update(name=str(made[0])))
+    else:
+        retell(adapter, lambda said: said["base"].update(hub="org/name"))
+        assert named("org/name").passed
+    assert named(str(made[0])).passed
+    assert named("/not/here").passed  # it was trained on another machine: the record's name leads to the base
+    assert not named("org/other").passed and not named("relative/folder").passed
+    other = tiny_model.save_model(tmp_path / "wide", hidden_size=192)
+    assert named(str(other)).found.startswith(f"{other} is another base")
+
+
+def test_a_run_s_folder(made, tmp_path):
+    """As `push RUN`: its adapter or model, and whether its figures are of that."""
+    run = tmp_path / "run"
+    shutil.copytree(made[1], run / "adapter")
+    assert [check.name for check in verify(str(run))] == [check.name for check in verify(str(made[1]))]
+    store_summary(run, dataclasses.replace(SUMMARY, record=record.fingerprint(run / "adapter")))
+    assert verify(str(run))[-1] == Check("figures", True, "summary.json is of this result")
+    retell(run / "adapter", lambda said: said["versions"].update(torch="3"))
+    check, found = failed(run)
+    assert check == "figures" and "are not of this result" in found and "--resume" in found
+    shutil.rmtree(run / "adapter")
+    (run / "checkpoints").mkdir()
+    assert failed(run) == ("files", f"{run}: is the folder of a run that has no result yet; end it with --resume")
+    shutil.copytree(made[2], run / "model")
+    store_summary(run, dataclasses.replace(SUMMARY, adapter=False, record=None))
+    assert verify(str(run))[-1].passed
 
 
 def test_the_record_names_the_base_and_shows_nothing_of_the_data(made):

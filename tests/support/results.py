@@ -14,7 +14,7 @@ from align.learner import weights
 from align.model.adapters import add_adapter
 from align.model.layouts import padded
 from align.model.load import load_model, load_tokenizer
-from align.model.locate import locate
+from align.model.locate import loading_name, locate
 from align.model.policy import Policy
 from align.result import record
 from align.result.record import ReferenceSequence
@@ -27,7 +27,7 @@ def recorded(base: str, out: Path, kind: Literal["adapter", "model"], temperatur
     path = locate(base)
     model = load_model(path, "float32")
     if kind == "adapter":
-        model = add_adapter(model, Adapter(rank=2), base)
+        model = add_adapter(model, Adapter(rank=2), loading_name(base))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -36,7 +36,7 @@ def recorded(base: str, out: Path, kind: Literal["adapter", "model"], temperatur
     policy = Policy(model, temperature)
     probes = [said(policy, ids) for ids in record.tokens(load_tokenizer(path))]
     weights.save(model, out, write=True)
-    record.save(out, policy, probes, {"align": "0"})
+    record.save(out, policy, base, probes, {"align": "0"})
     return out
 
 
