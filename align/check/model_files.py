@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -121,12 +122,16 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
         raise ModelError(f"{name}: {what}; take the tokenizer that belongs to the model, or resize the embedding")
 
 
-def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> bool:
-    """Whether the chat template writes an end token behind a response, so that a model trained on it stops."""
+def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: list[int], **variables: Any) -> bool:
+    """Whether the chat template writes an end token behind a response, so that a model trained on it stops.
+
+    `variables` are the template's.
+    """
     question = [{"role": "user", "content": "?"}]
-    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True, **variables)
     try:
-        whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "!"}], tokenize=False)
+        answered = [*question, {"role": "assistant", "content": "!"}]
+        whole = tokenizer.apply_chat_template(answered, tokenize=False, **variables)
     except TemplateError:  # it refuses responses, so it writes none
         return True
     tail = whole[len(asked) :] if whole.startswith(asked) else whole
