@@ -11,7 +11,7 @@ from align.learner.learner import Learner
 from align.rollout import rollouts
 from align.rollout.generator import Generator, asked
 from align.rollout.rollouts import Process, Sampled
-from align.rollout.sync_check import SETTINGS, SyncCheck, SyncError, other_settings
+from align.rollout.sync_check import SyncCheck, SyncError, other_settings
 from align.system.clock import Clock
 from align.system.deadline import deadline
 
@@ -36,7 +36,7 @@ class Sampler:
                 *(prompts, self.generator, self.process), n=n, temperature=temperature, max_tokens=most, seed=seed
             )
         if sampled and (found := other_settings(self.generator.settings, asked(self.sampling, temperature, most))):
-            raise SyncError(SETTINGS, f"the sampler does not sample as the recipe says ({SETTINGS}): {found}")
+            raise SyncError(found.kind, f"the sampler does not sample as the recipe says: {found.what}. {found.mend}")
         return sampled
 
     def sync(self, learner: Learner, clock: Clock) -> dict[str, float]:

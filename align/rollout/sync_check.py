@@ -36,7 +36,9 @@ ROUNDING = 0.5  # mean nats a token up to which weights count as the policy's, b
 
 ROW = 0.03  # of the length of a row, by which it may differ: rounding to bfloat16 changes it by a tenth of that
 
-SETTINGS = "sampling settings"  # a kind of error
+SUPPORT, SETTINGS = "temperature or top-p support", "sampling settings"  # kinds of errors
+
+BESIDE = "Look for what sets this beside the recipe."
 
 TOKENS = range(5, 9)  # that are compared: fewer than a block of the sampler's prefix cache, so that none stays behind
 
@@ -109,17 +111,17 @@ class SyncCheck:
         trainer = cut_alike(whole, sampler, Cut.of(self.sampling), tolerance)
         gaps = compare(sampler, trainer)
         failed = gaps.mean > tolerance or left_behind(sampler, trainer, self.earlier, tolerance)
-        settings = other_settings(generator.settings, asked(self.sampling, temperature, 1))
-        rows = other_rows(generator.vocabulary(), weights.vocabulary(learner.model))
-        gathered = gather_object([(gaps, failed or settings or rows)])
+        asked_for = other_settings(generator.settings, asked(self.sampling, temperature, 1)) or other_rows(
+            generator.vocabulary(), weights.vocabulary(learner.model)
+        )
+        gathered = gather_object([(gaps, failed or asked_for is not None)])
         if any(failed for _, failed in gathered):
             candidates = list(self._candidates(learner))
-            if failed:
-                mine = diagnose(sampler, trainer, candidates, temperature=temperature, tolerance=tolerance)
-            elif settings:
-                mine = Finding(SETTINGS, settings, "Look for what sets this beside the recipe.")
-            else:
-                mine = Finding("unknown weights", rows) if rows else None
+            mine = (
+                diagnose(sampler, trainer, candidates, temperature=temperature, tolerance=tolerance) if failed else None
+            )
+            if mine is None or mine.kind == SUPPORT:  # the weights that the tokens ran through are right
+                mine = asked_for or mine
             raise self._error(*next(found for found in gather_object([(mine, gaps)]) if found[0]))
         kind = "stale adapter" if isinstance(learner.model, PeftModel) else "stale weights"
         what = f"it still has the policy of sync {len(self.earlier)}"
@@ -146,15 +148,16 @@ class SyncCheck:
         )
 
 
-def other_settings(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str | None:
-    """Say which settings of an engine's call are not those that the recipe asks for; None where all are."""
+def other_settings(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Finding | None:
+    """The settings of an engine's call that are not those that the recipe asks for; None where all are."""
     names = [name for name in sorted({*found, *asked}) if found.get(name) != asked.get(name)]
     told = [f"{name} is {found.get(name, 'neutral')} instead of {asked.get(name, 'neutral')}" for name in names]
-    return f"by its own settings {', '.join(told)}" if told else None
+    kind = SUPPORT if {"temperature", "top_p", "top_k", "min_p"} & set(names) else SETTINGS
+    return Finding(kind, f"by its own settings {', '.join(told)}", BESIDE) if told else None
 
 
-def other_rows(found: Mapping[str, Tensor], trainer: Mapping[str, Tensor]) -> str | None:
-    """Say which row of the sampler's tables is not the trainer's, both along a few directions; None where all are."""
+def other_rows(found: Mapping[str, Tensor], trainer: Mapping[str, Tensor]) -> Finding | None:
+    """The rows of the sampler's tables that are not the trainer's, both along a few directions; None where all are."""
     for name, rows in found.items():
         own = trainer[name][: len(rows)]
         gap, size = (rows[: len(own)] - own).norm(dim=1), own.norm(dim=1)
@@ -162,7 +165,7 @@ def other_rows(found: Mapping[str, Tensor], trainer: Mapping[str, Tensor]) -> st
         if wrong:
             length, right = float(rows[wrong[0]].norm()), float(size[wrong[0]])
             what = f"{len(wrong)} of {len(own)} rows of its {name} are not the policy's, first that of token {wrong[0]}"
-            return f"{what}, {length / right:.3g} times as long" if right else what
+            return Finding("unknown weights", f"{what}, {length / right:.3g} times as long" if right else what)
     return None
 
 
@@ -216,8 +219,7 @@ def diagnose(
     if behind:
         return Finding(behind[0].kind, behind[0].what)
     if gap_to(trainer.prompt) <= tolerance:
-        what, mend = _sampling(sampler, trainer, temperature, tolerance), "Look for what sets this beside the recipe."
-        return Finding("temperature or top-p support", what, mend)
+        return Finding(SUPPORT, _sampling(sampler, trainer, temperature, tolerance), BESIDE)
     nearest = min(candidates, key=lambda candidate: gap_to(candidate.prompt), default=None)
     if nearest and gap_to(nearest.prompt) <= tolerance:
         return Finding(nearest.kind, nearest.what)

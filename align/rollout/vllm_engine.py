@@ -89,8 +89,9 @@ class VLLM:
         return outputs
 
     def _settings(self, params) -> dict:
-        """The settings of a request, as `generator.asked` has them."""
-        neutral, always = self._params(), ("temperature", "max_tokens")
+        """The settings of a request, as `generator.asked` has them: those that a neutral one with its reports lacks."""
+        neutral = self._params(**{name: getattr(params, name) for name in REPORTING})
+        always = ("temperature", "max_tokens")
         names = [name for name in params.__struct_fields__ if not name.startswith("_") and name not in REPORTING]
         found = {name: getattr(params, name) for name in names}
         return {name: value for name, value in found.items() if name in always or value != getattr(neutral, name)}

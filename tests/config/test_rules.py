@@ -85,9 +85,7 @@ CUT = {"group_size": 4, "top_p": 0.9}
         (
             ROLLOUTS,
             dict(objective={"name": "d3s", "rows": 2, "share": 0.5}, sampling={**CUT, "min_p": 0.1}),
-            [
-                "objective: top_tokens needs the entropy of the whole vocabulary; leave out sampling.top_p and sampling.m"
-            ],
+            ["objective: top_tokens needs the entropy of the whole vocabulary; leave out sampling.top_p and sampl"],
         ),
         (ROLLOUTS, dict(objective={"name": "ppo"}, sampling=CUT), ["objective: token_reward needs log-probabilities"]),
         (

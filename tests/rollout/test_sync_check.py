@@ -186,7 +186,10 @@ def test_rounding_at_the_edge_of_the_support_is_no_gap():
 def test_a_setting_that_was_not_asked_for_is_told(found, expected):
     wanted = asked(Sampling(top_p=0.9, stop=["x"]), 0.7, 1)
     said = other_settings({**wanted, **found}, wanted)
-    assert said is None if expected is None else expected in said
+    assert said is None if expected is None else expected in said.what
+    if said:
+        cut = {"temperature", "top_p", "top_k", "min_p"} & set(found)
+        assert said.kind == ("temperature or top-p support" if cut else "sampling settings")
 
 
 def test_nothing_is_asked_for_by_default_but_the_temperature():
@@ -206,4 +209,5 @@ def test_one_row_of_a_table_that_differs_is_told():
         other = padded.clone()
         other[i] *= change
         said = other_rows({"embedding": padded, "head": other}, tables)
-        assert f"1 of 40 rows of its head are not the policy's, first that of token {i}{told}" in said
+        assert said.kind == "unknown weights"
+        assert f"1 of 40 rows of its head are not the policy's, first that of token {i}{told}" in said.what
