@@ -144,7 +144,7 @@ def test_a_prompt_that_chosen_and_rejected_share_is_as_if_it_were_written(file, 
         ),
         (
             dict(chosen=conversation(ASKED, ("assistant", "a")), rejected=conversation(ASKED, ("assistant", "a"))),
-            "row 0: chosen and rejected are the same response",
+            "chosen and rejected are the same response",
         ),
         (
             dict(chosen=conversation(("assistant", "a")), rejected=conversation(("assistant", "b"))),
