@@ -104,8 +104,13 @@ def with_prompt(row: Any) -> Any:
 
 
 def variables(row: dict, data: Data) -> dict[str, Any]:
-    """Variables of the chat template: the recipe's, and those of a column `chat_template_kwargs`, as in TRL."""
+    """Variables of the chat template: the recipe's, and those of a column `chat_template_kwargs`, as in TRL.
+
+    Raises `TypeError` where the column holds anything else.
+    """
     own = row.get("chat_template_kwargs") or {}
+    if not isinstance(own, dict):
+        raise TypeError(f"'chat_template_kwargs' must be {{name: value}}, but it is {own!r}")
     return data.chat_template_kwargs | {name: value for name, value in own.items() if value is not None}
 
 

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from align.config.recipe import Sampling
 
+FEW = 1024  # tokens that are sorted at first: sorting all of a large vocabulary takes longer than the head
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -57,11 +59,8 @@ class Cut:
         if 0 < self.top_k < logits.shape[-1]:
             out = out & (logits >= logits.topk(self.top_k).values[..., -1:])
         if self.top_p < 1:
-            ordered, index = logits.masked_fill(~out, -math.inf).sort(-1, descending=True)
-            probs = ordered.softmax(-1)
-            before = probs.cumsum(-1) - probs  # mass of the likelier ones
-            before[..., 0] = 0.0
-            out = out & torch.zeros_like(out).scatter(-1, index, before < self.top_p)
+            probs = logits.masked_fill(~out, -math.inf).softmax(-1)
+            out = out & _nucleus(probs.view(-1, probs.shape[-1]), self.top_p).view(probs.shape)
         return out
 
     def logits(self, logits: Tensor, sampled: Tensor) -> Tensor:
@@ -73,3 +72,14 @@ class Cut:
             return logits
         inside = self.inside(logits).scatter(-1, sampled[:, None], True)
         return logits.masked_fill(~inside, -math.inf)
+
+
+def _nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """[K,V] bool: the likeliest tokens, each with less than top_p on the likelier ones; exact, whatever `FEW` is."""
+    ordered, index = probs.topk(min(FEW, probs.shape[-1]))
+    out = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, index, ordered.cumsum(-1) - ordered < top_p)
+    more = ordered.sum(-1) < top_p
+    if more.any() and probs.shape[-1] > FEW:
+        ordered, index = probs[more].sort(descending=True)
+        out[more] = torch.zeros_like(out[more]).scatter(-1, index, ordered.cumsum(-1) - ordered < top_p)
+    return out

@@ -68,6 +68,11 @@ def test_variables_of_the_chat_template_reach_prompts_and_answers(file, given, e
     assert load_prompts(Data(prompts=own, chat_template_kwargs=given), tokens, 0).train[0].text.endswith("assistant\n")
 
 
+def test_variables_of_a_row_are_named_values(file):
+    with pytest.raises(DataError, match="'chat_template_kwargs' must be {name: value}, but it is 'x'"):
+        read(file([{"prompt": [chat("hi")], "chat_template_kwargs": "x"}]))
+
+
 @pytest.mark.parametrize(
     "name, message",
     [

@@ -34,11 +34,15 @@ def naive(row, cut):
     return {t for t, mass in zip(left, before, strict=True) if mass < cut.top_p}
 
 
+@pytest.mark.parametrize("few", [5, 1024])
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_the_support_is_the_naive_one(cut):
+def test_the_support_is_the_naive_one(cut, few, monkeypatch):
+    monkeypatch.setattr("align.model.cut.FEW", few)
     inside = cut.inside(LOGITS)
     for row, found in zip(LOGITS.double().tolist(), inside, strict=True):
         assert set(found.nonzero()[:, 0].tolist()) == naive(row, cut)
+    assert torch.equal(cut.inside(LOGITS[7]), inside[7]) and torch.equal(cut.inside(LOGITS[None]), inside[None])
+    assert cut.inside(LOGITS[:0]).shape == (0, 40)
     assert inside.any(-1).all() and inside.gather(-1, LOGITS.argmax(-1)[:, None]).all()
 
 

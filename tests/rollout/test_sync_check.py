@@ -202,12 +202,13 @@ def test_one_row_of_a_table_that_differs_is_told():
     rows = torch.randn(40, 8)
     rows[7] = 0.0  # such as a pad token's
     tables = {"embedding": rows, "head": rows}
-    assert other_rows(tables, tables) is None and other_rows({}, tables) is None
+    assert other_rows(tables, tables, IDS) is None and other_rows({}, tables, IDS) is None
     padded = torch.cat([rows, torch.ones(24, 8)])  # as vLLM pads
-    assert other_rows({"embedding": padded, "head": padded.bfloat16().float()}, tables) is None
+    assert other_rows({"embedding": padded, "head": padded.bfloat16().float()}, tables, IDS) is None
+    assert other_rows({"embedding": 2 * padded}, tables, IDS) is None  # scaled there, and not when it is read
     for i, change, told in ((3, 1.5, ", 1.5 times as long"), (39, -1.0, ", 1 times as long"), (0, math.nan, "")):
         other = padded.clone()
         other[i] *= change
-        said = other_rows({"embedding": padded, "head": other}, tables)
+        said = other_rows({"embedding": padded, "head": other}, tables, IDS)
         assert said.kind == "unknown weights"
         assert f"1 of 40 rows of its head are not the policy's, first that of token {i}{told}" in said.what
