@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from transformers import (
 )
 
 from align.model.locate import ModelError
+
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})  # of a chat template
 
 Shapes = Mapping[str, tuple[int, ...]]  # {name of a weight: its shape}
 
@@ -122,7 +125,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
         raise ModelError(f"{name}: {what}; take the tokenizer that belongs to the model, or resize the embedding")
 
 
-def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: list[int], **variables: Any) -> bool:
+def ends_answers(
+    tokenizer: PreTrainedTokenizerBase, ends: list[int], variables: Mapping[str, Any] = NO_VARIABLES
+) -> bool:
     """Whether the chat template writes an end token behind a response, so that a model trained on it stops.
 
     `variables` are the template's.

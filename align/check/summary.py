@@ -174,7 +174,7 @@ def _end_notes(found: Survey) -> list[str]:
     sources, out = found.experiment.recipe.sources(), []
     talking = [name for name, rows in found.rows.items() if any(prompt.conversational for prompt in rows)]
     variables = [sources[name].chat_template_kwargs for name in talking]
-    if not all(model_files.ends_answers(tokenizer, found.ends, **given) for given in variables):
+    if not all(model_files.ends_answers(tokenizer, found.ends, given) for given in variables):
         what = f"its chat template ends no answer with {' or '.join(names)}: a response may never stop"
         out.append(f"{found.path}: {what}; set the end token to what the template writes")
     if tokenizer.eos_token_id not in found.ends:

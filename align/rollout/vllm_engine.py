@@ -90,7 +90,7 @@ class VLLM:
 
     def _settings(self, params) -> dict:
         """The settings of a request, as `generator.asked` has them: those that a neutral one with its reports lacks."""
-        neutral = self._params(**{name: getattr(params, name) for name in REPORTING})
+        neutral = type(params)(**{name: getattr(params, name) for name in REPORTING})
         always = ("temperature", "max_tokens")
         names = [name for name in params.__struct_fields__ if not name.startswith("_") and name not in REPORTING]
         found = {name: getattr(params, name) for name in names}

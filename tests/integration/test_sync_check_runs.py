@@ -13,7 +13,7 @@ ADAPTER, MERGED = "sampling.sync=adapter", "sampling.sync=merged"
 SUPPORT = "temperature or top-p support"
 SAMPLING = dict.fromkeys(["temperature forgotten", "another temperature", "top-p", "top-k", "min-p"], SUPPORT)
 # what no token that is compared shows, or hardly
-ASKED = dict.fromkeys(["frequency penalty", "presence penalty", "no end"], "sampling settings")
+ASKED = dict.fromkeys(["frequency penalty", "presence penalty", "a default", "no end"], "sampling settings")
 ASKED |= dict.fromkeys(["top-k of 80", "top-p of 0.999"], SUPPORT)
 ROW, BASE_ROW = {"one row": "unknown weights"}, {"one row of the base": "unknown weights"}
 IN_MERGED = {"sync skipped": "stale adapter", "no adapter merged": "base only", "guide merged": "wrong adapter"}

@@ -4,6 +4,7 @@ sync and {failure: kind and message of the proof}, as JSON. Behind each failure 
 import json
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -123,6 +124,7 @@ PLANTED = {
     "min-p": lambda: samples_with(min_p=0.02),
     "frequency penalty": lambda: samples_with(frequency_penalty=0.5),
     "presence penalty": lambda: samples_with(presence_penalty=0.5),
+    "a default": lambda: patch.object(generator, "_params", partial(generator._params, frequency_penalty=0.1)),
     "no end": lambda: samples_with(ignore_eos=True),
     "top-k of 80": lambda: samples_with(top_k=80),
     "top-p of 0.999": lambda: samples_with(top_p=0.999),
