@@ -58,6 +58,8 @@ LoraRank = Annotated[int, Ge(1), Le(512)]  # of the adapter's two factors
 Seed = Annotated[int, Ge(0), Le(2**31)]  # of the run's random numbers
 Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: seconds, GiB, nats, a learning rate, a temperature
 Fraction = Annotated[FiniteFloat, Ge(0), Le(1)]  # part of a whole
+Probability = Annotated[FiniteFloat, Gt(0), Le(1)]  # of the tokens that can be sampled, together
+RelativeProbability = Annotated[FiniteFloat, Ge(0), Lt(1)]  # of a token, in terms of the likeliest one's
 TokenFraction = Annotated[float, Gt(0), Le(1)]  # of tokens that are kept; never none
 
 # Choices that several files offer

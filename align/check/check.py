@@ -138,7 +138,8 @@ def _source(found: Survey, name: str, source: Data) -> None:
     tokenizer, readable = found.tokenizer, source
     if tokenizer is None:
         tokenizer = bytewise()
-        readable = source.model_copy(update={"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED})
+        anything = {"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED, "chat_template_kwargs": {}}
+        readable = source.model_copy(update=anything)
     rows = read_rows(readable, tokenizer, found.ends)
     found.problems += rows.problems
     found.rows[name] = [*rows.own, *rows.evaluation]

@@ -6,6 +6,8 @@ import copy
 import json
 import re
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -21,6 +23,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from align.model.load import UNREADABLE, Shapes, read_config, shapes
 from align.model.locate import ModelError
+
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})  # of a chat template
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -130,12 +134,18 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
         raise ModelError(f"{name}: {what}; take the tokenizer that belongs to the model, or resize the embedding")
 
 
-def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> bool:
-    """Whether the chat template writes an end token behind a response, so that a model trained on it stops."""
+def ends_answers(
+    tokenizer: PreTrainedTokenizerBase, ends: list[int], variables: Mapping[str, Any] = NO_VARIABLES
+) -> bool:
+    """Whether the chat template writes an end token behind a response, so that a model trained on it stops.
+
+    `variables` are the template's.
+    """
     question = [{"role": "user", "content": "?"}]
-    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True, **variables)
     try:
-        whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "!"}], tokenize=False)
+        answered = [*question, {"role": "assistant", "content": "!"}]
+        whole = tokenizer.apply_chat_template(answered, tokenize=False, **variables)
     except TemplateError:  # it refuses responses, so it writes none
         return True
     tail = whole[len(asked) :] if whole.startswith(asked) else whole

@@ -13,7 +13,7 @@ from align.check.requirements import REFERENCE, needs
 from align.check.rewards import Trial
 from align.check.survey import Survey
 from align.config.recipe import Data
-from align.data.prompts import Pair, Prompt
+from align.data.prompts import Pair
 from align.learner.passes import PROVIDED_BY
 from align.model.load import context_length
 
@@ -67,7 +67,7 @@ def lengths(source: Any, data: Data) -> dict[str, Any]:
         "train": len(source.train),
         "held_out": len(source.held_out),
         "prompt_tokens": quantiles([len(prompt.ids) for prompt in prompts]),
-        "over max_prompt_tokens": 0,  # one would have been a problem
+        "over max_prompt_tokens": source.dropped,  # else one would have been a problem
     }
     if answers:
         cut = sum(answer.truncated for answer in answers)
@@ -158,6 +158,9 @@ def notes(found: Survey) -> list[str]:
         if data.prompts and data.prompts_per_step % processes:
             what = f"{data.prompts_per_step} prompts a step over {processes} processes leave some waiting"
             out.append(f"{name}: {what}; take a multiple")
+        if dropped := found.sources[name].dropped:
+            count = dropped + len(everything)
+            out.append(f"{name}: {dropped} of {count} prompts are longer than max_prompt_tokens and left out")
         answers = [answer for pair in everything if isinstance(pair, Pair) for answer in pair.answers]
         cut = sum(answer.truncated for answer in answers)
         if cut:
@@ -166,15 +169,16 @@ def notes(found: Survey) -> list[str]:
         out.append(f"optim.warmup_steps: {recipe.optim.warmup_steps} never reaches optim.lr; lower it")
     if recipe.run.eval_every and not any(source.held_out for source in found.sources.values()):
         out.append("run.eval_every: nothing is held out to evaluate on; give data.holdout or data.eval_prompts")
-    conversations = [prompt for rows in found.rows.values() for prompt in rows if prompt.conversational]
-    return out + _end_notes(found, conversations)
+    return out + _end_notes(found)
 
 
-def _end_notes(found: Survey, conversations: Sequence[Prompt]) -> list[str]:
+def _end_notes(found: Survey) -> list[str]:
     """Notes on end tokens with which responses may never stop."""
     tokenizer, names = found.tokenizer, found.tokenizer.convert_ids_to_tokens(found.ends)
-    out = []
-    if conversations and not model_files.ends_answers(tokenizer, found.ends):
+    sources, out = found.experiment.recipe.sources(), []
+    talking = [name for name, rows in found.rows.items() if any(prompt.conversational for prompt in rows)]
+    variables = [sources[name].chat_template_kwargs for name in talking]
+    if not all(model_files.ends_answers(tokenizer, found.ends, given) for given in variables):
         what = f"its chat template ends no answer with {' or '.join(names)}: a response may never stop"
         out.append(f"{found.path}: {what}; set the end token to what the template writes")
     if tokenizer.eos_token_id not in found.ends:

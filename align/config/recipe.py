@@ -18,6 +18,8 @@ from align.ranges import (
     LoraRank,
     Momentum,
     Positive,
+    Probability,
+    RelativeProbability,
     Section,
     Seed,
     Several,
@@ -94,8 +96,12 @@ class Data(Section):
     )
     eval_args: dict[str, Any] = {}
     system: str | None = Field(None, description="system message for conversational prompts that have none")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="variables of the chat template, such as enable_thinking: false"
+    )
     prompts_per_step: Count = Field(8, description="of pairs: pairs")
     max_prompt_tokens: Count = 512
+    long_prompts: Literal["error", "drop"] = Field("error", description="drop leaves such rows out, and counts them")
     max_response_tokens: Count = Field(512, description="longer responses of pairs are cut")
 
     @model_validator(mode="after")
@@ -118,6 +124,16 @@ class Sampling(Section):
 
     group_size: Count = 8
     temperature: Positive = Field(1.0, description="also that at which all log-probabilities are read, pairs' too")
+    top_p: Probability = Field(
+        1.0, description="sample from the likeliest tokens that together have this probability; the policy is cut alike"
+    )
+    top_k: CountOrZero = Field(0, description="sample from so many of the likeliest tokens; 0: from all")
+    min_p: RelativeProbability = Field(
+        0.0, description="sample from tokens at least this many times as likely as the likeliest"
+    )
+    stop: list[Annotated[str, MinLen(1)]] = Field(
+        [], description="texts that end a response, which keeps them and does not count as truncated"
+    )
     max_response_tokens: Count = 256
     engine: Literal["vllm", "transformers"] = "vllm"
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from align.config.hub_name import base_problem, check_repo_name
 from align.config.problems import nearest
-from align.config.recipe import Data, FromRecipe, Gate, Recipe
+from align.config.recipe import Data, FromRecipe, Gate, Recipe, Sampling
 from align.config.recipe_file import KeyPath, RecipeFile
 from align.objectives.objective import Objective
 from align.transforms.transform import Stage
@@ -131,7 +131,40 @@ def head_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFi
     return problems
 
 
-TRAINING: tuple[Rule, ...] = (cross_rules, length_rules, source_rules, group_rules, head_rules)
+# quantities that a policy with a cut support cannot have: `align.model.cut` says why
+BEYOND_SUPPORT = {
+    "entropy": "the entropy of the whole vocabulary",
+    "ref_kl": "the KL of the whole vocabulary",
+    "ref_logprob": "log-probabilities of the reference, whose own support is another one",
+    "guide_logprob": "log-probabilities of the guide, whose own support is another one",
+    "reward_mask": "the reference, whose own support is another one",
+    "kl_mask": "the reference, whose own support is another one",
+}
+
+
+def support_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find what needs the whole distribution where top_p, top_k or min_p cut it."""
+    sampling, whole, problems = recipe.sampling, Sampling(), []
+    names = [n for n in ("top_p", "top_k", "min_p") if sampling and getattr(sampling, n) != getattr(whole, n)]
+    if not names:
+        return []
+    fix = f"leave out sampling.{' and sampling.'.join(names)}"
+    for i, objective in enumerate(objectives):
+        for piece in (*objective.chain, *objective.losses):
+            reads = [name for name in BEYOND_SUPPORT if name in (*piece.needs, *getattr(piece, "reads_current", ()))]
+            if reads:
+                what = f"{piece.name} needs {BEYOND_SUPPORT[reads[0]]}; {fix}"
+                problems.append(file.problem(_objective_key(i, file), what))
+    if any(data.pairs for data in (recipe.sources().values() if recipe.data else ())):
+        what = "answers of data.pairs may lie outside of the support, where their probability is 0; leave it out"
+        problems.append(file.problem(("sampling", names[0]), what))
+    if recipe.optim and recipe.optim.updates_per_step > 1:
+        what = f"after the first update the support is another one than was sampled from; write 1, or {fix}"
+        problems.append(file.problem(("optim", "updates_per_step"), what))
+    return problems
+
+
+TRAINING: tuple[Rule, ...] = (cross_rules, length_rules, source_rules, group_rules, head_rules, support_rules)
 
 REPLAY: tuple[Rule, ...] = (cross_rules,)  # recorded rollouts bring along what sources and models would give
 

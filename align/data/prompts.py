@@ -73,6 +73,7 @@ class Prompts:
 
     train: list[Prompt]
     held_out: list[Prompt]
+    dropped: int = 0  # rows left out for the length of their prompt
 
     def step(self, step: int, count: int, seed: int) -> list[Prompt]:
         """The `count` training prompts of a step, a pure function of the step: a resumed run goes on where it was.

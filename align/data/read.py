@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from align.config.factories import load_object
 from align.config.recipe import Data
 from align.data.prompts import DataError, Prompt, Prompts
-from align.data.tokenise import Ends, make_pair, make_prompt
+from align.data.tokenise import Ends, LongPrompt, check_variables, make_pair, make_prompt, with_prompt
 from align.system import files
 
 SHOWN = 10  # problems of a source, and rows of a problem, that are listed one by one
@@ -29,6 +29,7 @@ class Rows:
     own: list[Prompt]  # of the source itself
     evaluation: list[Prompt]
     problems: list[str]
+    dropped: int = 0  # rows with a prompt longer than data.max_prompt_tokens, where data.long_prompts is drop
 
 
 def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, ends: Ends | None = None) -> Prompts:
@@ -46,16 +47,23 @@ def read_rows(data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends | None 
     wanted = [(name, getattr(data, name), data.args, make)]
     if data.eval_prompts:
         wanted.append(("eval_prompts", data.eval_prompts, data.eval_args, make_prompt))
-    found, problems = [[], []], []
+    try:
+        check_variables(data, tokenizer)
+    except DataError as error:
+        return Rows([], [], error.problems)
+    found, problems, dropped = [[], []], [], 0
     for i, (name, source, args, make) in enumerate(wanted):
         try:
             rows = _rows(f"data.{name}", source, args)
         except DataError as error:
             problems += error.problems
             continue
-        found[i], wrong = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
+        found[i], wrong, long = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
         problems += wrong
-    return Rows(*found, problems)
+        dropped += long
+        if long == len(rows):
+            problems.append(f"data.{name}: {source}: every prompt has more than {data.max_prompt_tokens} tokens")
+    return Rows(*found, problems, dropped)
 
 
 def split_rows(data: Data, rows: Rows, seed: int) -> Prompts:
@@ -76,7 +84,7 @@ def split_rows(data: Data, rows: Rows, seed: int) -> Prompts:
     if not train:
         raise DataError(f"data.{name}: {source}: all {len(prompts)} stand in data.eval_prompts too")
     assert texts.isdisjoint(prompt.text for prompt in train)
-    return Prompts(train, held_out)
+    return Prompts(train, held_out, rows.dropped)
 
 
 def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> list[Prompt]:
@@ -136,18 +144,24 @@ def _json_lines(path: Path) -> list[Any]:
 
 def _prompts(
     rows: list[Any], source: str, data: Data, tokenizer: PreTrainedTokenizerBase, make: Callable[..., Prompt]
-) -> tuple[list[Prompt], list[str]]:
-    """(rows that can be used, problems of the others)."""
-    out, wrong = [], {}
+) -> tuple[list[Prompt], list[str], int]:
+    """(rows that can be used, problems of the others, number of those dropped for the length of their prompt)."""
+    out, wrong, dropped = [], {}, 0
     for i, row in enumerate(rows):
         try:
+            row = with_prompt(row) if data.pairs else row
             _check_row(row, f"{source}: row {i}")
             out.append(make(row, i, source, data, tokenizer))
+        except LongPrompt as error:
+            if data.long_prompts == "drop":
+                dropped += 1
+            else:
+                wrong[i] = str(error)
         except DataError as error:
             wrong[i] = str(error)
         except (TypeError, ValueError) as error:  # of the tokenizer or its template
             wrong[i] = f"{source}: row {i}: cannot be tokenised: {error}; mend the text or the messages"
-    return out, _listed(wrong, source)
+    return out, _listed(wrong, source), dropped
 
 
 def _listed(wrong: dict[int, str], source: str) -> list[str]:
@@ -171,4 +185,6 @@ def _check_row(row: Any, where: str) -> None:
     if not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
         there = ", ".join(map(str, row))
         what = f"'prompt' must be text or a list of messages; there are: {there}; it is {row.get('prompt')!r}"
+        if "prompt" not in row and {"chosen", "rejected"} <= row.keys():
+            what += "; without it, chosen and rejected must be conversations that begin with the same messages"
         raise DataError(f"{where}: {what}")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Collection
+from difflib import get_close_matches
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import is_conversational, maybe_apply_chat_template
+from trl.data_utils import is_conversational, maybe_apply_chat_template, maybe_extract_prompt
 
+from align.config.problems import nearest
 from align.config.recipe import Data
 from align.data.prompts import Answer, DataError, Pair, Prompt
 
 Ends = Collection[int]  # ids of the tokens that end a response
+
+# arguments of a chat template that are no variables of it, or set here
+OWN = {"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"tools", "documents"}
+
+
+class LongPrompt(DataError):
+    """A prompt has more tokens than `data.max_prompt_tokens`."""
 
 
 def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Prompt:
@@ -23,7 +35,7 @@ def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTraine
         _check_messages(prompt, f"{source}: row {i}: 'prompt'")
         if data.system and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": data.system}, *prompt]
-        text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}")["prompt"]
+        text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}", variables(row, data))["prompt"]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, str):
         text = prompt
@@ -31,9 +43,9 @@ def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTraine
     else:
         raise DataError(f"{source}: row {i}: a conversation is a list of {{role: ..., content: ...}}")
     if len(ids) > data.max_prompt_tokens:
-        raise DataError(
+        raise LongPrompt(
             f"{source}: row {i}: the prompt has {len(ids)} tokens and data.max_prompt_tokens is"
-            f" {data.max_prompt_tokens}; raise it or drop the row: {text[:80]!r}..."
+            f" {data.max_prompt_tokens}; raise it or drop the row (data.long_prompts: drop): {text[:80]!r}..."
         )
     if not ids:
         raise DataError(f"{source}: row {i}: the prompt has no tokens")
@@ -72,7 +84,8 @@ def _answer(
             what = f"{side!r} holds the answer alone, in assistant messages; leave out the prompt that it repeats"
             raise DataError(f"{source}: row {i}: {what}")
         messages = {"prompt": row["prompt"], "completion": given}
-        text = _templated(messages, tokenizer, f"{source}: row {i}: {side!r}")["completion"]
+        where = f"{source}: row {i}: {side!r}"
+        text = _templated(messages, tokenizer, where, variables(row, data))["completion"]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = next((t for t, token in enumerate(ids) if token in ends), None)
     ids = [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
@@ -80,10 +93,55 @@ def _answer(
     return Answer(ids[: data.max_response_tokens], tokenizer.decode(ids, skip_special_tokens=True), cut)
 
 
-def _templated(messages: dict[str, list], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, str]:
-    """Apply the chat template. Raises `DataError`."""
+def with_prompt(row: Any) -> Any:
+    """A row whose chosen and rejected conversations begin alike, which is their prompt (TRL's implicit-prompt form), as
+    one with a `prompt`; any other row as it is."""
+    if not isinstance(row, dict) or not all(_conversation(row.get(side)) for side in ("chosen", "rejected")):
+        return row
+    found = maybe_extract_prompt(row)
+    prompts = found is not row and any(message["role"] != "assistant" for message in found["prompt"])
+    return {**row, **found} if prompts else row
+
+
+def variables(row: dict, data: Data) -> dict[str, Any]:
+    """Variables of the chat template: the recipe's, and those of a column `chat_template_kwargs`, as in TRL.
+
+    Raises `TypeError` where the column holds anything else.
+    """
+    own = row.get("chat_template_kwargs") or {}
+    if not isinstance(own, dict):
+        raise TypeError(f"'chat_template_kwargs' must be {{name: value}}, but it is {own!r}")
+    return data.chat_template_kwargs | {name: value for name, value in own.items() if value is not None}
+
+
+def check_variables(data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `DataError` for a variable in `data.chat_template_kwargs` that the tokenizer's template does not read."""
+    words = set(re.findall(r"[A-Za-z_]\w*", str(tokenizer.chat_template or "")))
+    for name in data.chat_template_kwargs:
+        if name in OWN:
+            raise DataError(f"data.chat_template_kwargs: {name} is no variable of a template; leave it out")
+        if not words:
+            raise DataError("data.chat_template_kwargs: the tokenizer has no chat template; leave it out")
+        if name not in words:
+            close = nearest(name, words) if get_close_matches(name, words) else "leave it out"
+            raise DataError(f"data.chat_template_kwargs: the tokenizer's chat template does not read {name!r}; {close}")
+
+
+def _conversation(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
+    )
+
+
+def _templated(
+    messages: dict[str, list], tokenizer: PreTrainedTokenizerBase, where: str, variables: dict[str, Any]
+) -> dict[str, str]:
+    """Apply the chat template with its variables. Raises `DataError`."""
     try:
-        return maybe_apply_chat_template(messages, tokenizer)
+        return maybe_apply_chat_template(messages, tokenizer, **variables)
     except TemplateError as error:  # templates refuse what they do not foresee, such as a system message
         what = f"the tokenizer's chat template refuses it: {error}; change the messages, or data.system"
         raise DataError(f"{where}: {what}") from error

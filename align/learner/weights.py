@@ -58,6 +58,26 @@ def save(model: nn.Module, folder: Path, write: bool) -> None:
         model.save_pretrained(folder, state_dict=state, **own)
 
 
+def directions(width: int) -> Tensor:
+    """[width,8] fixed random directions, along which the rows of a table are told apart."""
+    return torch.randn(width, 8, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def vocabulary(model: nn.Module) -> dict[str, Tensor]:
+    """{`embedding`, `head`: [V,8] float32 on the CPU}: the rows of the two tables along `directions`.
+
+    A few tokens run through every layer, but read few rows of these. Collective under ZeRO-3.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    out = {}
+    for name, module in (("embedding", base.get_input_embeddings()), ("head", base.get_output_embeddings())):
+        with _gathered([module.weight]):
+            weight = module.weight
+            out[name] = (weight @ directions(weight.shape[1]).to(weight)).float().cpu()
+    return out
+
+
 def _gathered(parameters: list[nn.Parameter]):
     """Make parameters whole inside the block under ZeRO-3, where it is collective; elsewhere they are already."""
     partitioned = [p for p in parameters if hasattr(p, "ds_id")]

@@ -145,7 +145,7 @@ def adapter_config(folder: str | Path) -> dict:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: adapter_config.json describes no plain LoRA adapter, and others are not loaded")
     defaults = LoraConfig().to_dict()
-    unset = (None, False, [])
+    unset = (None, False, [], {})
     strange = [
         k for k, v in config.items() if k not in (*OWN, *IDLE, *HARMLESS) and v not in unset and v != defaults.get(k, v)
     ]

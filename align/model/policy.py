@@ -16,9 +16,14 @@ from align.batch import Batch
 from align.losses.head import Head
 from align.model.activations import activation_mask, recorded
 from align.model.attention import attending
+from align.model.cut import Cut
 from align.model.layouts import Inputs, Layout
 
 CHUNK = 256  # positions whose logits exist at once
+
+WHOLE = Cut()  # nothing is cut off
+
+OF_LOGITS = ("logprob", "whole_logprob", "entropy", "ref_kl")  # quantities that logits give
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class Reference:
 
 
 class Policy(nn.Module):
-    """A causal language model read at one temperature, the sampler's, with heads beside it."""
+    """A causal language model read as it is sampled: at one temperature and over the support that `cut` leaves, with
+    heads beside it."""
 
-    def __init__(self, model: nn.Module, temperature: float, heads: Sequence[Head] = ()):
+    def __init__(self, model: nn.Module, temperature: float, heads: Sequence[Head] = (), cut: Cut = WHOLE):
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.cut = cut
         self.specs = {head.name: head for head in heads}
         self.heads = nn.ModuleDict({head.name: head.build(model.config) for head in heads})
         self.quadratic = _attention_cost(self.causal)
@@ -66,6 +73,7 @@ class Policy(nn.Module):
     ) -> dict[str, Tensor]:
         """{quantity: [R,N]}: logprob, entropy and ref_kl in nats, `activation_mask` (MaPO's), and those of the heads.
 
+        `logprob` is over the support that is sampled from; whole_logprob, entropy and ref_kl over the whole vocabulary.
         Four quantities are asked for alone: `layers` gives a list of [R,N,D], one a layer without the embeddings,
         `hidden` a list with the last one only, `logits` [R,N,V], and `head_gap` [] the largest difference between
         these logits and the model's own. Sums run in float32. The head runs `chunks` times: under ZeRO-3 each run is
@@ -139,11 +147,11 @@ class Policy(nn.Module):
     def _vocabulary(
         self, hidden: Tensor, targets: Tensor, quantities: Sequence[str], reference: Reference | None, chunks: int
     ) -> dict[str, Tensor]:
-        """{logprob, entropy, ref_kl: [R,N]}, those asked for, in chunks: logits never exist for all tokens at once.
+        """{quantity of `OF_LOGITS`: [R,N]}, those asked for, in chunks: logits never exist for all tokens at once.
 
         Where the head itself is trained, the backward pass computes them again.
         """
-        shape, wanted = hidden.shape[:2], [q for q in ("logprob", "entropy", "ref_kl") if q in quantities]
+        shape, wanted = hidden.shape[:2], [q for q in OF_LOGITS if q in quantities]
         if not wanted:
             return {}
         whole = [hidden.flatten(0, 1), targets.to(hidden.device).flatten()]
@@ -153,8 +161,13 @@ class Policy(nn.Module):
 
         def read(hidden: Tensor, targets: Tensor, ref_hidden: Tensor | None = None) -> tuple[Tensor, ...]:
             """The quantities wanted, each [K], of one chunk of K positions."""
-            logprobs = self.logits(hidden).log_softmax(-1)
-            values = {"logprob": logprobs.gather(-1, targets[:, None])[:, 0]}
+            logits = self.logits(hidden)
+            own = logprobs = self.cut.logits(logits, targets).log_softmax(-1)
+            values = {"logprob": own.gather(-1, targets[:, None])[:, 0]}
+            if self.cut.cuts and wanted != ["logprob"]:
+                logprobs = logits.log_softmax(-1)
+            if "whole_logprob" in wanted:
+                values["whole_logprob"] = logprobs.gather(-1, targets[:, None])[:, 0]
             if "entropy" in wanted:
                 values["entropy"] = -(logprobs.exp() * logprobs).sum(-1)
             if "ref_kl" in wanted:
@@ -174,12 +187,12 @@ class Policy(nn.Module):
 
 
 def read_tokens(module: nn.Module, layout: Layout, batch: Batch, wanted_BT: Tensor) -> Tensor:
-    """[B,T] log-probabilities in nats of the tokens marked, 0 elsewhere, in one pass.
+    """[B,T] log-probabilities in nats of the tokens marked, over the whole vocabulary, 0 elsewhere, in one pass.
 
     `module` is a `Policy`, or the engine around one.
     """
     inputs = layout.inputs(batch, wanted_BT)
-    return inputs.scatter(module(inputs)["logprob"], wanted_BT.shape)
+    return inputs.scatter(module(inputs, ("whole_logprob",))["whole_logprob"], wanted_BT.shape)
 
 
 class _WithSlopes(torch.autograd.Function):

@@ -138,10 +138,11 @@ def read(folder: Path) -> Record:
 
 
 def score(learner: Learner, tokenizer: PreTrainedTokenizerBase) -> list[ReferenceSequence]:
-    """The policy's log-probabilities of the reference sequences, at the sampling temperature. Collective."""
+    """The policy's log-probabilities of the reference sequences, at the sampling temperature and over the whole
+    vocabulary. Collective."""
     rows = tokens(tokenizer)
     batch = Batch.of(range(len(rows)), [row[1:] for row in rows], prompt_ids=[row[:1] for row in rows])
-    found = learner.score(batch, batch.kept)["logprob"]
+    found = learner.score(batch, batch.kept, ("whole_logprob",))["whole_logprob"]
     return [ReferenceSequence(ids=row, logprob=found[i, : len(row) - 1].tolist()) for i, row in enumerate(rows)]
 
 

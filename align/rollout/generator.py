@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
+from align.config.recipe import Sampling
 from align.data.prompts import Response
 
 LIKELIEST = 65  # next tokens that are compared: a support that is cut to 64 or fewer shows
@@ -18,11 +19,17 @@ class SamplerLogprobs:
     """A sampler's log-probabilities of a few tokens, in nats."""
 
     prompt: list[float]  # of each prompt token but the first, at temperature 1
-    following: dict[int, float]  # {next token: ...} of the likeliest and the one sampled, at the sampling temperature
+    following: dict[int, float]  # {next token: ...} of the likeliest and the one sampled, as it is sampled; -inf: never
 
 
 class Generator(Protocol):
-    """An engine on this rank. `sync` is collective; `generate` and `logprobs` are not."""
+    """An engine on this rank. `sync` is collective; the others are not.
+
+    It samples at a temperature from the support that the recipe's top_p, top_k and min_p leave (`model.cut`). A
+    response ends behind an end token, behind the token that completes one of `sampling.stop`, or at the limit.
+    """
+
+    settings: Mapping[str, Any]  # of its newest call, as the engine had them: see `asked`
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, n: int, temperature: float, max_tokens: int, seed: int
@@ -38,6 +45,22 @@ class Generator(Protocol):
         """Log-probabilities of a prompt's tokens and of the next token, which is sampled just as `generate` does."""
         ...
 
+    def vocabulary(self) -> dict[str, Tensor]:
+        """The rows of its embedding and its head, as `learner.weights.vocabulary` has the trainer's; {} where it shares
+        the trainer's weights."""
+        ...
+
     def close(self) -> None:
         """Release memory and process groups; call it before the trainer ends its own."""
         ...
+
+
+def asked(sampling: Sampling, temperature: float, max_tokens: int) -> dict[str, Any]:
+    """{setting: value} that a call should have: what decides which tokens are sampled, neutral values left out.
+
+    An engine names whatever it has besides, such as a penalty. Greedy sampling (temperature 0) needs no support.
+    """
+    names, neutral = ("top_p", "top_k", "min_p", "stop") if temperature else ("stop",), Sampling()
+    given = {name: getattr(sampling, name) for name in names}
+    shaping = {name: value for name, value in given.items() if value != getattr(neutral, name)}
+    return {"temperature": temperature, "max_tokens": max_tokens, **shaping}

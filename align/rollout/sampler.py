@@ -9,9 +9,9 @@ from align.config.recipe import Sampling
 from align.data.prompts import Prompt
 from align.learner.learner import Learner
 from align.rollout import rollouts
-from align.rollout.generator import Generator
+from align.rollout.generator import Generator, asked
 from align.rollout.rollouts import Process, Sampled
-from align.rollout.sync_check import SyncCheck
+from align.rollout.sync_check import SyncCheck, SyncError, other_settings
 from align.system.clock import Clock
 from align.system.deadline import deadline
 
@@ -26,15 +26,18 @@ class Sampler:
     sampling: Sampling
 
     def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, seed: int) -> Sampled:
-        """Sample n responses to each prompt of this rank's part; temperature 0 is greedy."""
+        """Sample n responses to each prompt of this rank's part; temperature 0 is greedy.
+
+        Raises `SyncError` where the engine had other settings than the recipe's.
+        """
+        most = self.sampling.max_response_tokens
         with deadline("generation", self.sampling.deadline_s):
-            return rollouts.sample(
-                *(prompts, self.generator, self.process),
-                n=n,
-                temperature=temperature,
-                max_tokens=self.sampling.max_response_tokens,
-                seed=seed,
+            sampled = rollouts.sample(
+                *(prompts, self.generator, self.process), n=n, temperature=temperature, max_tokens=most, seed=seed
             )
+        if sampled and (found := other_settings(self.generator.settings, asked(self.sampling, temperature, most))):
+            raise SyncError(found.kind, f"the sampler does not sample as the recipe says: {found.what}. {found.mend}")
+        return sampled
 
     def sync(self, learner: Learner, clock: Clock) -> dict[str, float]:
         """Hand over the policy and check that it arrived; the metrics of `check`. Collective. Raises `SyncError`."""

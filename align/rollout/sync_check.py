@@ -1,6 +1,10 @@
 """Check after each sync that the sampler has the policy: sampler and trainer compute log-probabilities of the same few
 tokens. Where these differ, find out what the sampler has instead.
 
+Two things these tokens do not show, so they are asked for: the settings that the engine sampled them with, since a
+penalty acts on later tokens only and a wide top-k cuts none of the likeliest; and each row of the embedding and the
+head, since a few tokens run through every layer, but read few of these rows.
+
 Engines round differently: in bfloat16 by more than an update moves a token. So a sampler whose log-probabilities are
 bit for bit those after an earlier sync, although the policy has moved on since, counts as stale too.
 """
@@ -8,8 +12,9 @@ bit for bit those after an earlier sync, although the policy has moved on since,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -17,9 +22,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from align.config.recipe import Sampling
+from align.learner import weights
 from align.learner.learner import Learner
 from align.model.adapters import ModelRole
-from align.rollout.generator import Generator, SamplerLogprobs
+from align.model.cut import Cut
+from align.rollout.generator import Generator, SamplerLogprobs, asked
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # mean nats a token that two engines may differ by
 
@@ -27,14 +34,20 @@ MOVED = 1 / 20  # of the tolerance: a policy that moved more cannot leave the sa
 
 ROUNDING = 0.5  # mean nats a token up to which weights count as the policy's, badly rounded
 
+ROW = 0.03  # of the length of a row, by which it may differ: rounding to bfloat16 changes it by a tenth of that
+
+SUPPORT, SETTINGS = "temperature or top-p support", "sampling settings"  # kinds of errors
+
+BESIDE = "Look for what sets this beside the recipe."
+
 TOKENS = range(5, 9)  # that are compared: fewer than a block of the sampler's prefix cache, so that none stays behind
 
 
 class SyncError(RuntimeError):
     """The sampler does not sample from the policy.
 
-    `kind` is stale adapter, stale weights, base only, wrong adapter, merge rounding, unknown weights, or temperature or
-    top-p support.
+    `kind` is stale adapter, stale weights, base only, wrong adapter, merge rounding, unknown weights, temperature or
+    top-p support, or sampling settings.
     """
 
     def __init__(self, kind: str, message: str):
@@ -47,7 +60,7 @@ class TrainerLogprobs:
     """The trainer's log-probabilities of P tokens, in nats."""
 
     prompt: Tensor  # [P-1] each token but the first, at temperature 1
-    following: Tensor  # [V] every token that may follow, at the sampling temperature
+    following: Tensor  # [V] every token that may follow, at the sampling temperature; -inf where it is cut off
 
 
 @dataclass(frozen=True)
@@ -94,15 +107,20 @@ class SyncCheck:
     def check(self, generator: Generator, learner: Learner) -> Gaps:
         """The gaps of the rank that is worst. Collective. Raises `SyncError` on all ranks alike."""
         temperature, tolerance = self.sampling.temperature, self.sampling.tolerance
-        sampler, trainer = generator.logprobs(self.ids, temperature=temperature), trainer_logprobs(learner, self.ids)
+        sampler, whole = generator.logprobs(self.ids, temperature=temperature), trainer_logprobs(learner, self.ids)
+        trainer = cut_alike(whole, sampler, Cut.of(self.sampling), tolerance)
         gaps = compare(sampler, trainer)
         failed = gaps.mean > tolerance or left_behind(sampler, trainer, self.earlier, tolerance)
-        gathered = gather_object([(gaps, failed)])
+        settings = other_settings(generator.settings, asked(self.sampling, temperature, 1))
+        asked_for = settings or other_rows(generator.vocabulary(), weights.vocabulary(learner.model), self.ids)
+        gathered = gather_object([(gaps, failed or asked_for is not None)])
         if any(failed for _, failed in gathered):
             candidates = list(self._candidates(learner))
             mine = (
                 diagnose(sampler, trainer, candidates, temperature=temperature, tolerance=tolerance) if failed else None
             )
+            if mine is None or mine.kind == SUPPORT:  # the weights that the tokens ran through are right
+                mine = asked_for or mine
             raise self._error(*next(found for found in gather_object([(mine, gaps)]) if found[0]))
         kind = "stale adapter" if isinstance(learner.model, PeftModel) else "stale weights"
         what = f"it still has the policy of sync {len(self.earlier)}"
@@ -130,10 +148,52 @@ class SyncCheck:
         )
 
 
+def other_settings(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Finding | None:
+    """The settings of an engine's call that are not those that the recipe asks for; None where all are."""
+    names = [name for name in sorted({*found, *asked}) if found.get(name) != asked.get(name)]
+    told = [f"{name} is {found.get(name, 'neutral')} instead of {asked.get(name, 'neutral')}" for name in names]
+    kind = SUPPORT if {"temperature", "top_p", "top_k", "min_p"} & set(names) else SETTINGS
+    return Finding(kind, f"by its own settings {', '.join(told)}", BESIDE) if told else None
+
+
+def other_rows(found: Mapping[str, Tensor], trainer: Mapping[str, Tensor], compared: Sequence[int]) -> Finding | None:
+    """The rows of the sampler's tables that are not the trainer's, both along a few directions; None where all are.
+
+    A table in which no row of the tokens compared is the trainer's is kept in another form: those tokens are right.
+    """
+    for name, rows in found.items():
+        own = trainer[name][: len(rows)]
+        gap, size = (rows[: len(own)] - own).norm(dim=1), own.norm(dim=1)
+        differs = ~(gap <= ROW * size)
+        wrong = differs.nonzero()[:, 0].tolist()
+        if wrong and not differs[list(compared)].all():
+            length, right = float(rows[wrong[0]].norm()), float(size[wrong[0]])
+            what = f"{len(wrong)} of {len(own)} rows of its {name} are not the policy's, first that of token {wrong[0]}"
+            return Finding("unknown weights", f"{what}, {length / right:.3g} times as long" if right else what)
+    return None
+
+
+def cut_alike(trainer: TrainerLogprobs, sampler: SamplerLogprobs, cut: Cut, tolerance: float) -> TrainerLogprobs:
+    """The trainer's log-probabilities with the next tokens cut as the recipe says.
+
+    Tokens so near the edge that rounding decides are in or out as the sampler has them.
+    """
+    if not cut.cuts:
+        return trainer
+    inside = cut.inside(trainer.following)
+    edge = trainer.following[inside].min()
+    told, has = torch.tensor(list(sampler.following)), _following(sampler).isfinite()
+    near = (trainer.following[told] - edge).abs() <= 2 * tolerance
+    inside[told[near]] = has[near]
+    return replace(trainer, following=trainer.following.masked_fill(~inside, -math.inf).log_softmax(-1))
+
+
 def compare(sampler: SamplerLogprobs, trainer: TrainerLogprobs) -> Gaps:
-    """The gaps between sampler and trainer. NaN counts as an infinite gap."""
+    """The gaps between sampler and trainer, over next tokens that either can sample. NaN counts as an infinite gap."""
     prompt = _distance(torch.tensor(sampler.prompt), trainer.prompt)
-    following = _distance(_following(sampler), trainer.following[list(sampler.following)])
+    found, right = _following(sampler), trainer.following[list(sampler.following)]
+    one_has_it = ~((found == -math.inf) & (right == -math.inf))
+    following = _distance(found[one_has_it], right[one_has_it])
     return Gaps(_mean(prompt), _mean(following), float(torch.cat([prompt, following]).max()))
 
 
@@ -163,8 +223,7 @@ def diagnose(
     if behind:
         return Finding(behind[0].kind, behind[0].what)
     if gap_to(trainer.prompt) <= tolerance:
-        what, mend = _sampling(sampler, trainer, temperature, tolerance), "Look for what sets this beside the recipe."
-        return Finding("temperature or top-p support", what, mend)
+        return Finding(SUPPORT, _sampling(sampler, trainer, temperature, tolerance), BESIDE)
     nearest = min(candidates, key=lambda candidate: gap_to(candidate.prompt), default=None)
     if nearest and gap_to(nearest.prompt) <= tolerance:
         return Finding(nearest.kind, nearest.what)
@@ -203,11 +262,12 @@ def _sampling(sampler: SamplerLogprobs, trainer: TrainerLogprobs, temperature: f
     trainer's, moved up by the mass that was cut off.
     """
     found, right = _following(sampler), trainer.following[list(sampler.following)]
-    inside = found.isfinite()
-    if not inside.all():
-        return (
-            f"{int((~inside).sum())} of the {len(inside)} likeliest tokens can never be sampled: top-k, top-p or min-p"
-        )
+    lost, gained = ~found.isfinite() & right.isfinite(), found.isfinite() & ~right.isfinite()
+    if lost.any():
+        return f"{int(lost.sum())} of the {len(lost)} likeliest tokens can never be sampled: top-k, top-p or min-p"
+    if gained.any():
+        return f"{int(gained.sum())} tokens can be sampled that the recipe cuts off: top-k, top-p or min-p"
+    found, right = found[right.isfinite()], right[right.isfinite()]
     if float((found - right).std()) <= tolerance:
         mass = math.exp(-float((found - right).mean()))
         return f"it samples from {mass:.1%} of the distribution: top-k, top-p or min-p"

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-from transformers import GenerationConfig
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from align.config.recipe import Sampling
 from align.data.prompts import Response
+from align.model.cut import Cut
 from align.rollout.generator import LIKELIEST, SamplerLogprobs
 
 
 class Transformers:
-    """A `Generator` that samples from the trainer's own module: slow, for platforms without vLLM."""
+    """A `Generator` that samples from the trainer's own module: slow, for platforms without vLLM.
 
-    def __init__(self, model: nn.Module, end_ids: Sequence[int], pad_id: int):
+    `sampling` gives the support and the texts that end a response, for which a tokenizer is needed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        end_ids: Sequence[int],
+        pad_id: int,
+        sampling: Sampling | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
         self._model, self._end_ids, self._pad_id = model, list(end_ids), pad_id
-        # the model's own settings (top_k, repetition_penalty, ...) would sample from another distribution
-        self._plain = GenerationConfig(eos_token_id=list(end_ids), pad_token_id=pad_id, top_k=0)
+        sampling = sampling or Sampling()
+        self._support, self._stop, self._tokenizer = Cut.of(sampling), sampling.stop, tokenizer
+        self.settings = {}
+        self._plain = self._neutral()  # the model's own settings (top_k, ...) would sample from another distribution
+
+    def _neutral(self) -> GenerationConfig:
+        """Settings that leave the distribution as it is."""
+        return GenerationConfig(eos_token_id=self._end_ids, pad_token_id=self._pad_id, top_k=0)
 
     @torch.no_grad()
     def generate(self, prompts, *, n, temperature, max_tokens, seed):
@@ -43,18 +62,41 @@ class Transformers:
             if temperature
             else dict(do_sample=False)
         )
+
+        def support(_: Tensor, scores: Tensor) -> Tensor:
+            """The scores, which are logits at temperature 1 still, -inf outside of the support."""
+            return scores.masked_fill(~self._support.inside(scores.float() / temperature), -math.inf)
+
+        def stopped(ids: Tensor, *_, **__) -> Tensor:
+            """[R] bool: rows that hold a text that ends a response."""
+            done = [self._stop_at(row) is not None for row in ids[:, width:].tolist()]
+            return torch.tensor(done, device=ids.device)
+
         own, self._model.generation_config = self._model.generation_config, self._plain
         try:
-            return self._model.generate(
+            out = self._model.generate(
                 input_ids=ids,
                 attention_mask=attention,
                 max_new_tokens=max_tokens,
                 return_dict_in_generate=True,
                 output_scores=True,
+                logits_processor=LogitsProcessorList([support] if self._support.cuts and temperature else []),
+                stopping_criteria=StoppingCriteriaList([stopped] if self._stop else []),
                 **choice,
             )
         finally:
             self._model.generation_config = own
+        self.settings = self._settings(temperature, max_tokens)
+        return out
+
+    def _settings(self, temperature: float, max_tokens: int) -> dict:
+        """The settings of a call, as `generator.asked` has them."""
+        neutral, used = self._neutral().to_dict(), self._plain.to_dict()
+        names = [name for name in used if not name.startswith("_") and name != "transformers_version"]
+        found = {name: used[name] for name in names if used[name] != neutral.get(name)}
+        support = {name: value for name, value in vars(self._support).items() if value != getattr(Cut, name)}
+        shaping = (support if temperature else {}) | ({"stop": self._stop} if self._stop else {})
+        return {**found, **shaping, "temperature": temperature, "max_tokens": max_tokens}
 
     @torch.no_grad()
     def logprobs(self, ids, *, temperature):
@@ -68,13 +110,28 @@ class Transformers:
         return SamplerLogprobs(prompt, {token: float(following[token]) for token in likeliest})
 
     def _cut(self, tokens: list[int], logprobs: list[float]) -> Response:
-        """Cut a response behind its first end token: by position, since the pad token may be the end token."""
+        """Cut a response behind its first end token or text: by position, since the pad token may be the end token."""
         end = next((i for i, token in enumerate(tokens) if token in self._end_ids), None)
         length = len(tokens) if end is None else end + 1
-        return Response(tokens[:length], logprobs[:length], truncated=end is None)
+        stop = self._stop_at(tokens[:length])
+        return Response(tokens[: stop or length], logprobs[: stop or length], truncated=end is None and stop is None)
+
+    def _stop_at(self, tokens: list[int]) -> int | None:
+        """Number of tokens up to the one that completes a text that ends a response; None where none does."""
+        if not self._stop or not self._has_stop(tokens):
+            return None
+        return next(length for length in range(1, len(tokens) + 1) if self._has_stop(tokens[:length]))
+
+    def _has_stop(self, tokens: list[int]) -> bool:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return any(stop in text for stop in self._stop)
 
     def sync(self, model):
         """Do nothing: it samples from the trainer's weights."""
+
+    def vocabulary(self):
+        """No rows: the tables are the trainer's."""
+        return {}
 
     def close(self):
         """Do nothing: it has no memory of its own."""

@@ -8,11 +8,19 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from align.config.recipe import Recipe
 from align.data.prompts import Response
 from align.learner import weights
 from align.rollout.generator import LIKELIEST, SamplerLogprobs
+
+# settings of a request that do not decide which tokens are sampled; the others must be as the recipe asks, or neutral
+REPORTING = {"n", "logprobs", "prompt_logprobs", "flat_logprobs", "output_kind", "skip_clone", "detokenize"}
+
+REPORTING |= {"skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"}
+
+REPORTING |= {"output_text_buffer_length"}
 
 
 class VLLM:
@@ -24,13 +32,16 @@ class VLLM:
     """
 
     def __init__(self, path: str, recipe: Recipe, context: int):
-        threads, sync = torch.get_num_threads(), recipe.sampling.sync
+        threads, sampling = torch.get_num_threads(), recipe.sampling
+        sync = sampling.sync
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that the torch seed decides
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
 
         self._params, self._lora_request = SamplingParams, LoRARequest
+        self._shaping = dict(top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p, stop=sampling.stop)
+        self.settings = {}
         self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
         self._lora, self._version = None, 0
         # prompts are shared by whole blocks, which by default have 128 tokens on a CPU
@@ -69,10 +80,21 @@ class VLLM:
         return [[_response(sample) for sample in output.outputs] for output in outputs]
 
     def _sample(self, prompts, **settings):
-        """The engine's outputs; everything is sampled here."""
-        params = self._params(**settings, detokenize=False)
+        """The engine's outputs; everything is sampled here. Texts that end a response may have special tokens."""
+        text = dict(detokenize=bool(self._shaping["stop"]), skip_special_tokens=False)
+        params = self._params(**{**self._shaping, **text, **settings})
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
+        outputs = self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
+        self.settings = self._settings(params)
+        return outputs
+
+    def _settings(self, params) -> dict:
+        """The settings of a request, as `generator.asked` has them: those that a neutral one with its reports lacks."""
+        neutral = type(params)(**{name: getattr(params, name) for name in REPORTING})
+        always = ("temperature", "max_tokens")
+        names = [name for name in params.__struct_fields__ if not name.startswith("_") and name not in REPORTING]
+        found = {name: getattr(params, name) for name in names}
+        return {name: value for name, value in found.items() if name in always or value != getattr(neutral, name)}
 
     def logprobs(self, ids, *, temperature):
         """Log-probabilities as `Generator.logprobs` says."""
@@ -93,6 +115,22 @@ class VLLM:
             weights.save(model, folder, write=True)
             self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))
             shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
+
+    def vocabulary(self):
+        """The rows of the tables as `Generator.vocabulary` says; the head's by a product, for it may have a copy."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+        @torch.inference_mode()
+        def read(model: nn.Module) -> dict[str, torch.Tensor]:
+            tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+            embedding = next(table for table in tables if not isinstance(table, ParallelLMHead))
+            head = next((table for table in tables if isinstance(table, ParallelLMHead)), embedding)
+            along = [weights.directions(table.weight.shape[1]).to(table.weight) for table in (embedding, head)]
+            rows = embedding.weight @ along[0], head.quant_method.apply(head, along[1].T.contiguous()).T
+            return {name: found.float().cpu() for name, found in zip(("embedding", "head"), rows, strict=True)}
+
+        [found] = self._llm.apply_model(read)
+        return found
 
     def close(self):
         """Shut the engine down and remove the adapter's files."""

@@ -27,6 +27,7 @@ from align.loop import Loop
 from align.model import layouts
 from align.model.adapter_files import is_adapter, start_folder
 from align.model.adapters import ModelRole, add_adapter, add_guide, guide_model, start_from
+from align.model.cut import Cut
 from align.model.load import load_model
 from align.model.locate import loading_name
 from align.model.policy import Policy
@@ -120,7 +121,8 @@ def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
         model = add_adapter(model, recipe.model.adapter, loading_name(recipe.model.policy))
         if start := recipe.model.adapter.start:
             start_from(model, start_folder(start))
-    policy = Policy(model, recipe.sampling.temperature, head_specs(experiment.objectives))
+    cut, heads = Cut.of(recipe.sampling), head_specs(experiment.objectives)
+    policy = Policy(model, recipe.sampling.temperature, heads, cut)
     frozen = load_frozen(experiment, needs(experiment, checked.banks), checked.path, model, checked.tokenizer)
     learner = Learner(accelerator, policy, layouts.LAYOUTS[recipe.optim.layout], recipe.optim, frozen)
     check_head(learner)
@@ -204,7 +206,8 @@ def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
     """This rank's engine."""
     recipe = checked.experiment.recipe
     if recipe.sampling.engine == "transformers":
-        return Transformers(learner.model, checked.ends, checked.tokenizer.pad_token_id or 0)
+        pad_id = checked.tokenizer.pad_token_id or 0
+        return Transformers(learner.model, checked.ends, pad_id, recipe.sampling, checked.tokenizer)
     return VLLM(checked.path, recipe, checked.context)
 
 

@@ -12,8 +12,10 @@ from align.model.load import load_config
 def test_a_template_that_ends_no_answer():
     tokenizer = tiny_model.tokenizer()
     assert model_files.ends_answers(tokenizer, [tokenizer.eos_token_id])
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "")
+    whole = tokenizer.chat_template
+    tokenizer.chat_template = whole.replace("<|im_end|>", "{% if ends %}<|im_end|>{% endif %}")
     assert not model_files.ends_answers(tokenizer, [tokenizer.eos_token_id])
+    assert model_files.ends_answers(tokenizer, [tokenizer.eos_token_id], {"ends": True})
 
 
 def test_the_skeleton_stays_whole_under_zero_3(tmp_path):

@@ -42,6 +42,16 @@ def test_cut_responses_are_counted(bench):
     assert any("8 of 16 responses are cut" in note for note in found["notes"])
 
 
+def test_prompts_left_out_for_their_length_are_counted(bench):
+    rows = corpus.prompts(6)
+    rows[2]["prompt"] = "x" * 200
+    bench.rows(rows)
+    bench.put("data.long_prompts", "drop")
+    found = bench.checked()
+    assert found["ok"] and found["facts"]["data"]["data"]["over max_prompt_tokens"] == 1
+    assert "data: 1 of 6 prompts are longer than max_prompt_tokens and left out" in found["notes"]
+
+
 def test_notes_of_what_may_not_be_meant(bench):
     bench.put("data.prompts_per_step", 7)
     bench.put("optim.warmup_steps", 5)

@@ -56,6 +56,64 @@ def test_what_goes_together(said, recipe, changes):
     assert said(recipe, **changes) == []
 
 
+CUT = {"group_size": 4, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    "recipe, changes, expected",
+    [
+        (ROLLOUTS, dict(objective={"name": "grpo"}, sampling=CUT), []),
+        (ROLLOUTS, dict(objective={"name": "grpo"}, sampling={**CUT, "top_k": 20, "min_p": 0.05}), []),
+        (
+            ROLLOUTS,
+            dict(
+                objective={"name": "gspo", "add": [{"importance_weight": {}}]},
+                sampling={**CUT, "old_logprob": "trainer"},
+            ),
+            [],
+        ),
+        (
+            ROLLOUTS,
+            dict(objective={"name": "grpo", "add": [{"kl_policy_ref": {"coef": 0.1}}]}, sampling=CUT),
+            ["objective: kl_policy_ref needs log-probabilities of the reference, whose own support is another one; le"],
+        ),
+        (
+            ROLLOUTS,
+            dict(objective={"name": "grpo", "add": [{"entropy_bonus": {"coef": 0.1}}]}, sampling={"top_k": 20}),
+            ["objective: entropy_bonus needs the entropy of the whole vocabulary; leave out sampling.top_k"],
+        ),
+        (
+            ROLLOUTS,
+            dict(objective={"name": "d3s", "rows": 2, "share": 0.5}, sampling={**CUT, "min_p": 0.1}),
+            ["objective: top_tokens needs the entropy of the whole vocabulary; leave out sampling.top_p and sampl"],
+        ),
+        (ROLLOUTS, dict(objective={"name": "ppo"}, sampling=CUT), ["objective: token_reward needs log-probabilities"]),
+        (
+            ROLLOUTS,
+            dict(objective={"name": "grpo"}, sampling=CUT, optim={"updates_per_step": 2}),
+            ["optim.updates_per_step: after the first update the support is another one"],
+        ),
+        (
+            PAIRS,
+            dict(objective={"name": "simpo"}, sampling=CUT),
+            ["sampling.top_p: answers of data.pairs may lie outside of the support"],
+        ),
+        (PAIRS, dict(objective={"name": "sft"}, sampling={"stop": ["\n"]}), []),
+    ],
+)
+def test_what_needs_the_whole_distribution_is_refused_where_it_is_cut(said, recipe, changes, expected):
+    problems = said(recipe, **changes)
+    assert len(problems) == len(expected), problems
+    assert all(text in line for text, line in zip(expected, problems, strict=True)), problems
+
+
+@pytest.mark.parametrize(
+    "sampling", [dict(top_p=0), dict(top_p=1.1), dict(top_k=-1), dict(min_p=1), dict(stop="x"), dict(stop=[""])]
+)
+def test_a_cut_out_of_range(said, sampling):
+    assert said(ROLLOUTS, objective={"name": "grpo"}, sampling=sampling)
+
+
 @pytest.mark.parametrize(
     "recipe, changes, expected",
     [

@@ -204,6 +204,21 @@ def test_a_prompt_at_the_limit_is_used(file):
     assert len(read(file([{"prompt": "x" * 100}]), max_prompt_tokens=100).train[0].ids) == 100
 
 
+def test_prompts_that_are_too_long_can_be_left_out_and_are_counted(file):
+    rows = [{"prompt": "x" * size, "n": size} for size in (100, 101, 99, 200)]
+    found = read(file(rows), max_prompt_tokens=100, long_prompts="drop")
+    assert [prompt.columns["n"] for prompt in found.train] == [100, 99] and found.dropped == 2
+    pairs = [{**row, "chosen": "a", "rejected": "b"} for row in rows]
+    data = Data(pairs=file(pairs, "pairs.jsonl"), max_prompt_tokens=100, long_prompts="drop")
+    found = load_prompts(data, TOKENIZER, 0)
+    first, second = (pair.row for pair in found.train)
+    assert second - first == 2 and found.dropped == 2
+    with pytest.raises(DataError, match="data.prompts: .*: every prompt has more than 10 tokens"):
+        read(file(rows), max_prompt_tokens=10, long_prompts="drop")
+    with pytest.raises(DataError, match="'prompt' must be text"):  # what is wrong otherwise stays an error
+        read(file([rows[0], {"prompt": None}, rows[1]]), max_prompt_tokens=100, long_prompts="drop")
+
+
 def test_all_prompts_held_out(file):
     source = file(numbered(3))
     with pytest.raises(DataError, match="data.holdout: 3 of 3 distinct prompts leaves none to train on"):

@@ -50,6 +50,127 @@ def test_a_tokenizer_that_adds_a_first_token_adds_it_once(file):
     assert plain.ids == [96, *TOKENIZER("hi")["input_ids"]]
 
 
+THINKS = tiny_model.CHAT_TEMPLATE.replace(
+    "assistant\n{% endif %}", "assistant\n{% if not thinks %}No.{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("given, ends", [({}, "No."), ({"thinks": True}, "assistant\n"), ({"thinks": False}, "No.")])
+def test_variables_of_the_chat_template_reach_prompts_and_answers(file, given, ends):
+    tokens = tiny_model.tokenizer()
+    tokens.chat_template = THINKS
+    prompts = file([{"prompt": [chat("hi")]}])
+    pairs = file([{"prompt": [chat("hi")], "chosen": [chat("a", "assistant")]}], "pairs.jsonl")
+    own = file([{"prompt": [chat("hi")], "chat_template_kwargs": {"thinks": True, "other": None}}], "own.jsonl")
+    for data in (Data(prompts=prompts, chat_template_kwargs=given), Data(pairs=pairs, chat_template_kwargs=given)):
+        (prompt,) = load_prompts(data, tokens, 0).train
+        assert prompt.text.endswith(ends)
+    assert load_prompts(Data(prompts=own, chat_template_kwargs=given), tokens, 0).train[0].text.endswith("assistant\n")
+
+
+def test_variables_of_a_row_are_named_values(file):
+    with pytest.raises(DataError, match="'chat_template_kwargs' must be {name: value}, but it is 'x'"):
+        read(file([{"prompt": [chat("hi")], "chat_template_kwargs": "x"}]))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "think",
+            "data.chat_template_kwargs: the tokenizer's chat template does not read 'think'; did you mean 'thinks'?",
+        ),
+        ("tokenize", "data.chat_template_kwargs: tokenize is no variable of a template; leave it out"),
+        ("add_generation_prompt", "data.chat_template_kwargs: add_generation_prompt is no variable of a template"),
+        ("xyz", "data.chat_template_kwargs: the tokenizer's chat template does not read 'xyz'; leave it out"),
+    ],
+)
+def test_a_variable_that_the_template_does_not_read_is_refused(file, name, message):
+    tokens = tiny_model.tokenizer()
+    tokens.chat_template = THINKS
+    with pytest.raises(DataError) as caught:
+        load_prompts(Data(prompts=file([{"prompt": "hi"}]), chat_template_kwargs={name: True}), tokens, 0)
+    assert str(caught.value).startswith(message)
+
+
+def conversation(*turns):
+    return [chat(text, role) for role, text in turns]
+
+
+ASKED = ("user", "hi")
+
+
+@pytest.mark.parametrize(
+    "chosen, rejected, prompt",
+    [
+        ([ASKED, ("assistant", "a")], [ASKED, ("assistant", "b")], [ASKED]),
+        (
+            [("system", "s"), ASKED, ("assistant", "a")],
+            [("system", "s"), ASKED, ("assistant", "b")],
+            [("system", "s"), ASKED],
+        ),
+        (
+            [ASKED, ("assistant", "x"), ("user", "y"), ("assistant", "a")],
+            [ASKED, ("assistant", "x"), ("user", "y"), ("assistant", "b")],
+            [ASKED, ("assistant", "x"), ("user", "y")],
+        ),
+    ],
+)
+@pytest.mark.parametrize("text", [{}, {"prompt": "hi"}])
+def test_a_prompt_that_chosen_and_rejected_share_is_as_if_it_were_written(file, chosen, rejected, prompt, text):
+    """TRL's implicit-prompt form; a prompt as text beside conversations counts for nothing there either."""
+    implicit = {"chosen": conversation(*chosen), "rejected": conversation(*rejected), "n": 1, **text}
+    explicit = {
+        "prompt": conversation(*prompt),
+        "chosen": conversation(*chosen[len(prompt) :]),
+        "rejected": conversation(*rejected[len(prompt) :]),
+        "n": 1,
+    }
+    (found,), (expected,) = (
+        load_prompts(Data(pairs=file([row], name)), TOKENIZER, 0).train
+        for row, name in ((implicit, "a.jsonl"), (explicit, "b.jsonl"))
+    )
+    assert found == expected and found.chosen.text == "a" and found.rejected.text == "b"
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (
+            dict(chosen="ab", rejected="ac"),
+            "without it, chosen and rejected must be conversations that begin with the same",
+        ),
+        (
+            dict(
+                chosen=conversation(ASKED, ("assistant", "a")),
+                rejected=conversation(("user", "ho"), ("assistant", "b")),
+            ),
+            "without it, chosen and rejected must be conversations that begin with the same",
+        ),
+        (
+            dict(chosen=conversation(ASKED, ("assistant", "a")), rejected=conversation(ASKED, ("assistant", "a"))),
+            "chosen and rejected are the same response",
+        ),
+        (
+            dict(chosen=conversation(("assistant", "a")), rejected=conversation(("assistant", "b"))),
+            "without it, chosen and rejected must be",
+        ),
+        (
+            dict(
+                chosen=conversation(ASKED, ("assistant", "a"), ASKED), rejected=conversation(ASKED, ("assistant", "b"))
+            ),
+            "'chosen' holds the answer alone, in assistant messages",
+        ),
+        (dict(chosen=[{"role": "user"}], rejected=[{"role": "user"}]), "'prompt' must be text or a list of messages"),
+        (dict(chosen=[], rejected=[]), "'prompt' must be text or a list of messages"),
+    ],
+)
+def test_conversations_that_share_no_prompt(file, row, message):
+    with pytest.raises(DataError) as caught:
+        load_prompts(Data(pairs=file([row])), TOKENIZER, 0)
+    assert message in str(caught.value)
+
+
 def test_a_conversation_without_a_chat_template(file):
     bare = tiny_model.tokenizer()
     bare.chat_template = None

@@ -10,8 +10,11 @@ from support.zygote import forked
 
 pytestmark = pytest.mark.engine
 ADAPTER = ", adapter: {rank: 4, alpha: 8}"
+TRAINER = "sampling.old_logprob=trainer"
+STOP = ["1", "ab", ". "]
+CUT = ["sampling.top_p=0.9", "sampling.top_k=40", "sampling.min_p=0.002", f"sampling.stop={json.dumps(STOP)}"]
 EVERY_PASS = [
-    "sampling.old_logprob=trainer",
+    TRAINER,
     "objective.add=[{importance_weight: {}}, {kl_policy_ref: {coef: 0.01}}, {entropy_bonus: {coef: 0.01}}]",
 ]
 
@@ -24,6 +27,8 @@ EVERY_PASS = [
         ("cpu", "", "sampling.sync=merged", EVERY_PASS),
         ("cpu_zero3", ADAPTER, "sampling.sync=merged", EVERY_PASS),
         ("cpu", ADAPTER, "sampling.engine=transformers", []),
+        ("cpu", ADAPTER, "sampling.sync=merged", CUT),
+        ("cpu", "", "sampling.engine=transformers", [*CUT, "objective.add=[{importance_weight: {}}]", TRAINER]),
     ],
 )
 def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path):
@@ -38,4 +43,14 @@ def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path)
         assert gaps["updated, not synced"] > 1e-3, gaps
     ranks = 1 if machine == "cpu" else 2
     assert found["threads"] == max(1, len(os.sched_getaffinity(0)) // ranks)
-    assert found["metrics"]["ratio"] == pytest.approx(1.0, abs=1e-4)
+    for metrics in (
+        found["first"],
+        found["metrics"],
+    ):  # one update a step: before it the policy is the one that sampled
+        assert metrics["ratio"] == pytest.approx(1.0, abs=1e-4) and metrics["ratio_max"] == pytest.approx(1.0, abs=1e-3)
+    if more and "sampling.top_p=0.9" in more:
+        stopped = [text for text, _ in found["responses"] if any(text.endswith(end) for end in STOP)]
+        assert stopped
+        for text, truncated in found["responses"]:
+            assert not any(end in text[:-1] for end in STOP)
+            assert truncated != (text in stopped or text.endswith("<|im_end|>"))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from support.rollouts import WORDS, failing, rollout
 
-from align.config.recipe import RewardFunction, RewardLimits
+from align.config.recipe import DynamicSampling, RewardFunction, RewardLimits, Sampling
 from align.data.prompts import Prompt, Prompts, Response
 from align.rollout import rollouts
 from align.rollout.journal import Journal
@@ -30,7 +30,7 @@ class Engine:
     """An engine whose responses to prompt [n] are right with the outcomes that `plan` gives to n."""
 
     def __init__(self, plan):
-        self.plan, self.asked = plan, []
+        self.plan, self.asked, self.settings = plan, [], {"temperature": 1.0, "max_tokens": 1}
 
     def generate(self, prompts, *, n, temperature, max_tokens, seed):
         self.asked.append([prompt[0] for prompt in prompts])
@@ -46,13 +46,8 @@ def source(tmp_path):
 
 
 def _source(right, worker, folder, plan, rounds):
-    sampling = SimpleNamespace(
-        group_size=2,
-        temperature=1.0,
-        max_response_tokens=1,
-        deadline_s=60.0,
-        dynamic_sampling=SimpleNamespace(rounds=rounds) if rounds else None,
-    )
+    dynamic = DynamicSampling(rounds=rounds) if rounds else None
+    sampling = Sampling(group_size=2, max_response_tokens=1, dynamic_sampling=dynamic)
     recipe = SimpleNamespace(
         sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
         run=SimpleNamespace(seed=0, steps=1),

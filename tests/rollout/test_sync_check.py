@@ -5,8 +5,21 @@ import math
 import pytest
 import torch
 
-from align.rollout.generator import SamplerLogprobs
-from align.rollout.sync_check import MOVED, ROUNDING, Candidate, TrainerLogprobs, compare, diagnose, left_behind
+from align.config.recipe import Sampling
+from align.model.cut import Cut
+from align.rollout.generator import SamplerLogprobs, asked
+from align.rollout.sync_check import (
+    MOVED,
+    ROUNDING,
+    Candidate,
+    TrainerLogprobs,
+    compare,
+    cut_alike,
+    diagnose,
+    left_behind,
+    other_rows,
+    other_settings,
+)
 
 TOLERANCE, HEAT = 1e-3, 0.7
 torch.manual_seed(0)
@@ -121,3 +134,81 @@ def top_k(k):
 def test_the_right_weights_sampled_in_another_way(temperature, cut, what):
     finding = found(sampler_of(LOGITS, temperature, cut))
     assert finding.kind == "temperature or top-p support" and what in finding.what
+
+
+CUT = Cut(top_k=5)
+
+
+def cut(sampler, tolerance=TOLERANCE, by=CUT):
+    return cut_alike(TRAINER, sampler, by, tolerance)
+
+
+def test_a_cut_that_the_recipe_asks_for_is_no_gap_and_another_is():
+    right = sampler_of(LOGITS, cut=top_k(5))
+    assert compare(right, cut(right)).largest < 1e-5
+    for other in (top_k(4), top_k(7), None):
+        sampler = sampler_of(LOGITS, cut=other)
+        trainer = cut(sampler)
+        assert compare(sampler, trainer).mean > TOLERANCE
+        finding = diagnose(sampler, trainer, [], temperature=HEAT, tolerance=TOLERANCE)
+        assert finding.kind == "temperature or top-p support" and "top-k, top-p or min-p" in finding.what
+    assert cut(right, by=Cut()) is TRAINER
+
+
+def test_rounding_at_the_edge_of_the_support_is_no_gap():
+    """The sampler has another token than the trainer there: as likely, but for rounding."""
+    order = TRAINER.following.argsort(descending=True)
+    whole = TRAINER.following.clone()
+    whole[order[5]] = whole[order[4]] - TOLERANCE / 2
+    has = [*order[:4].tolist(), int(order[5])]
+    following = whole[has].log_softmax(-1)
+    sampler = SamplerLogprobs(
+        TRAINER.prompt.tolist(), {**dict(zip(has, following.tolist(), strict=True)), int(order[4]): -math.inf}
+    )
+    trainer = TrainerLogprobs(TRAINER.prompt, whole)
+    assert compare(sampler, cut_alike(trainer, sampler, CUT, TOLERANCE)).largest < 1e-5
+    assert compare(sampler, cut_alike(trainer, sampler, CUT, TOLERANCE / 10)).mean == math.inf
+
+
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        ({}, None),
+        ({"frequency_penalty": 0.5}, "by its own settings frequency_penalty is 0.5 instead of neutral"),
+        ({"ignore_eos": True, "top_k": 80}, "ignore_eos is True instead of neutral, top_k is 80 instead of neutral"),
+        ({"top_p": 0.999}, "top_p is 0.999 instead of 0.9"),
+        ({"top_p": 1.0}, "top_p is 1.0 instead of 0.9"),
+        ({"temperature": 0.8}, "temperature is 0.8 instead of 0.7"),
+        ({"max_tokens": 3}, "max_tokens is 3 instead of 1"),
+        ({"stop": []}, "stop is [] instead of ['x']"),
+    ],
+)
+def test_a_setting_that_was_not_asked_for_is_told(found, expected):
+    wanted = asked(Sampling(top_p=0.9, stop=["x"]), 0.7, 1)
+    said = other_settings({**wanted, **found}, wanted)
+    assert said is None if expected is None else expected in said.what
+    if said:
+        cut = {"temperature", "top_p", "top_k", "min_p"} & set(found)
+        assert said.kind == ("temperature or top-p support" if cut else "sampling settings")
+
+
+def test_nothing_is_asked_for_by_default_but_the_temperature():
+    assert asked(Sampling(), 1.0, 4) == {"temperature": 1.0, "max_tokens": 4}
+    cut = Sampling(top_p=0.5, top_k=3, min_p=0.1, stop=["x"])
+    assert asked(cut, 0.0, 4) == {"temperature": 0.0, "max_tokens": 4, "stop": ["x"]}
+
+
+def test_one_row_of_a_table_that_differs_is_told():
+    rows = torch.randn(40, 8)
+    rows[7] = 0.0  # such as a pad token's
+    tables = {"embedding": rows, "head": rows}
+    assert other_rows(tables, tables, IDS) is None and other_rows({}, tables, IDS) is None
+    padded = torch.cat([rows, torch.ones(24, 8)])  # as vLLM pads
+    assert other_rows({"embedding": padded, "head": padded.bfloat16().float()}, tables, IDS) is None
+    assert other_rows({"embedding": 2 * padded}, tables, IDS) is None  # scaled there, and not when it is read
+    for i, change, told in ((3, 1.5, ", 1.5 times as long"), (39, -1.0, ", 1 times as long"), (0, math.nan, "")):
+        other = padded.clone()
+        other[i] *= change
+        said = other_rows({"embedding": padded, "head": other}, tables, IDS)
+        assert said.kind == "unknown weights"
+        assert f"1 of 40 rows of its head are not the policy's, first that of token {i}{told}" in said.what

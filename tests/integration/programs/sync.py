@@ -21,6 +21,9 @@ accelerator = make_accelerator(experiment)
 run = load(check_run(experiment, accelerator), Origin(), accelerator)
 
 
+responses = []  # (text, truncated) of all
+
+
 def gap(run: Run) -> float:
     """Largest difference in nats over freshly sampled responses to all prompts."""
     sampled = rollouts.sample(
@@ -34,12 +37,14 @@ def gap(run: Run) -> float:
     )
     scorer = Scorer(run.workers, run.experiment, run.tokenizer)
     batch = rollouts.to_batch(scorer.gather(scorer.score(sampled, len(sampled))), run.tokenizer)
+    responses.extend((run.tokenizer.decode(response.ids), response.truncated) for *_, response in sampled)
     trainer = run.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
     return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())
 
 
 gaps = {"start": gap(run)}
-for step in range(4):
+first = record = run.loop.step(0)
+for step in range(1, 4):
     record = run.loop.step(step)
 gaps["after four steps"] = gap(run)
 run.learner.update([batch.credited for batch in record.batches], 4)
@@ -48,7 +53,8 @@ run.sampler.generator.sync(run.learner.model)
 gaps["synced"] = gap(run)
 if accelerator.is_main_process:
     with open(out, "w") as file:
-        json.dump({"gaps": gaps, "metrics": record.metrics, "threads": torch.get_num_threads()}, file)
+        found = {"gaps": gaps, "metrics": record.metrics, "threads": torch.get_num_threads(), "responses": responses}
+        json.dump({**found, "first": first.metrics}, file)
 accelerator.wait_for_everyone()  # as a run does: a rank that leaves early breaks the gathers of the others
 run.close()
 accelerator.end_training()

@@ -4,6 +4,7 @@ sync and {failure: kind and message of the proof}, as JSON. Behind each failure 
 import json
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -74,9 +75,36 @@ def serves(request):
     return patch.object(generator, "sync", lambda model: setattr(generator, "_lora", request()))
 
 
+def row_scaled(stream):
+    """The embedding of a token that the check does not read, and the head's, which is tied to it."""
+    for name, weight in stream:
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            weight[TOKEN] *= 1.5
+        yield name, weight
+
+
+@contextmanager
+def base_row():
+    """The same in the engine's own model."""
+
+    def scale(by):
+        def change(model):
+            for module in model.modules():
+                if type(module).__name__ == "VocabParallelEmbedding":
+                    module.weight.data[TOKEN] *= by
+
+        generator._llm.apply_model(change)
+
+    scale(1.5)
+    yield
+    scale(1 / 1.5)
+
+
 def noisy(weight):
     return weight * (1 + 2e-3 * torch.randn(weight.shape, dtype=weight.dtype))
 
+
+TOKEN = next(token for token in range(5, 95) if token not in sampler.sync_check.ids)
 
 PLANTED = {
     "sync skipped": lambda: patch.object(generator, "sync", lambda model: None),
@@ -94,6 +122,14 @@ PLANTED = {
     "top-k": lambda: samples_with(top_k=50),
     "the model's own settings": lambda: patch.object(generator, "_plain", learner.model.generation_config),
     "min-p": lambda: samples_with(min_p=0.02),
+    "frequency penalty": lambda: samples_with(frequency_penalty=0.5),
+    "presence penalty": lambda: samples_with(presence_penalty=0.5),
+    "a default": lambda: patch.object(generator, "_params", partial(generator._params, frequency_penalty=0.1)),
+    "no end": lambda: samples_with(ignore_eos=True),
+    "top-k of 80": lambda: samples_with(top_k=80),
+    "top-p of 0.999": lambda: samples_with(top_p=0.999),
+    "one row": lambda: streams(row_scaled),
+    "one row of the base": lambda: base_row(),
 }
 
 measures = ("sync/gap", "sync/gap_max")
