@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from align.config.recipe_file import ConfigError, read
 from align.run.arguments import Asked, parse
+from align.system.parent import end_with_launcher
 
 VERBOSE = "ALIGN_VERBOSE"
 
@@ -42,6 +43,7 @@ def prepare(words: Sequence[str]) -> None:
 
     Ends the process where the command line is wrong or asks for help: importing takes seconds.
     """
+    end_with_launcher()
     asked = parse(words)
     if isinstance(asked, int):
         sys.exit(asked)
