@@ -34,6 +34,11 @@ def check_writable(out: Path) -> None:
     if not there.exists():
         link = f"{there} is a link to {there.readlink()}, which is not there"
         raise ConfigError([f"{link}; make that folder, or name another one"])
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in out.parts):
+        raise ConfigError(
+            [f"{str(out)!r} is no name of a folder: a part is longer than {longest}; name another folder"]
+        )
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError([f"{there} is {'not writable' if there.is_dir() else 'a file'}; name another folder"])
 

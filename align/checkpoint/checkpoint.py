@@ -85,11 +85,15 @@ def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> N
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{folder} was written with another objective; resume with the same recipe"
         raise CheckpointError(f"run.resume: {what}") from error
+    settings = _settings(learner)
     try:
         learner.load(folder / "engine")
     except (RuntimeError, ValueError, KeyError) as error:  # of a checkpoint that does not say what it has
-        reason = str(error).partition("\n")[0]
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"run.resume: {folder} does not fit the model or optimiser: {reason}") from error
+    if settings != _settings(learner):
+        what = "was written with another optimiser; resume with the recipe that wrote it"
+        raise CheckpointError(f"run.resume: {folder} {what}")
 
 
 def misfit(state: State, learner: Learner) -> str | None:
@@ -117,6 +121,11 @@ def trained(learner: Learner) -> dict[str, list[int]]:
 def zero_stage(learner: Learner) -> int:
     """The ZeRO stage that the launcher chose; 0 for none."""
     return learner.engine.zero_optimization_stage()
+
+
+def _settings(learner: Learner) -> list[set[str]]:
+    """The names of what the optimiser is set to, of each group; loading replaces them by those of the checkpoint."""
+    return [set(group) for group in learner.engine.optimizer.param_groups]
 
 
 def state_at(

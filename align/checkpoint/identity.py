@@ -50,7 +50,8 @@ def recorded(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"run.resume: {path} cannot be read: {error}; mend it, or start anew") from error
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"run.resume: {path} cannot be read: {why}; mend it, or start anew") from error
     if not isinstance(config, dict) or not isinstance(config.get("run"), dict):
         raise CheckpointError(f"run.resume: {path} is no recipe (it may be cut); mend it, or start anew")
     return config
@@ -71,7 +72,7 @@ def check_same(where: Path, changed: Iterable[Change]) -> None:
     others = [change for change in others if not _one_folder(change)]
     if others:
         what = "; ".join(map(str, others))
-        fix = "resume with the recipe that wrote it, or start anew without it"
+        fix = "resume with the recipe that wrote it, or start anew without --resume and run.resume"
         raise CheckpointError(f"run.resume: {where} holds another run: {what}; {fix}")
 
 
@@ -81,6 +82,8 @@ def history(folder: Path, step: int, changed: Sequence[Change]) -> list[str]:
     path = folder / "config.yaml"
     noted = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     found = [(int(entry[1]), entry[0]) for line in noted if (entry := ENTRY.fullmatch(line))]
+    if step == 0:  # nothing was done under the recipe before
+        return []
     return [line for first, line in found if first <= step] + [f"# from step {step + 1} on: {c}" for c in changed]
 
 
