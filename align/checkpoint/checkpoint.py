@@ -91,7 +91,7 @@ def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> N
     except (RuntimeError, ValueError, KeyError) as error:  # of a checkpoint that does not say what it has
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"run.resume: {folder} does not fit the model or optimiser: {reason}") from error
-    if settings != _settings(learner):
+    if any(before - now for before, now in zip(settings, _settings(learner), strict=True)):
         what = "was written with another optimiser; resume with the recipe that wrote it"
         raise CheckpointError(f"run.resume: {folder} {what}")
 

@@ -32,7 +32,7 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.key} was {_shown(self.was)}, is {_shown(self.now)}"
+        return f"{json.dumps(self.key)[1:-1]} was {_shown(self.was)}, is {_shown(self.now)}"
 
 
 def followed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,8 @@ def _one_folder(change: Change) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    """The value on one line, as plain ASCII: it stands in a comment, and on the terminal."""
+    return "not set" if value is None else json.dumps(value)
 
 
 def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -109,7 +109,7 @@ def explain(
     lines += [f"another recipe: {change}" for change in changed]
     other = [name for name in sorted({*then, *now}) if then and then.get(name) != now.get(name)]
     lines += [f"another version: {name} was {then.get(name)}, is {now.get(name)}" for name in other]
-    if not then:
+    if origin.checkpoint and not then:
         lines.append("versions.json of that run is missing or cannot be read: its versions are not known")
     return "\n".join([*lines, EXACT])
 

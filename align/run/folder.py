@@ -66,9 +66,9 @@ def used(out: Path) -> bool:
 
 def set_aside(out: Path) -> Path:
     """Rename the folder of an earlier run; its new name. Raises `CheckpointError` where that is not possible."""
-    out = out.resolve()
+    out = out.absolute()
     free = next(path for n in itertools.count(1) if not (path := out.with_name(f"{out.name}.{n}")).exists())
-    if Path.cwd().is_relative_to(out):
+    if Path.cwd().is_relative_to(out.resolve()):
         why = "this command runs inside it"
     else:
         try:

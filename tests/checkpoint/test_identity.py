@@ -98,7 +98,7 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
 
 def test_the_notes_are_those_that_had_an_effect(tmp_path):
     assert recorded(tmp_path) == {} and history(tmp_path, 2, []) == []
-    first, second = Change("optim.lr", 1.0, 2.0), Change("optim.lr", 2.0, "three\nlines")
+    first, second = Change("optim.lr", 1.0, 2.0), Change("optim.lr\n", 2.0, "thr\u00e9e\u2028lines")
     lines = history(tmp_path, 2, [first])
     assert lines == ["# from step 3 on: optim.lr was 1.0, is 2.0"]
     (tmp_path / "config.yaml").write_text("\n".join([*lines, "run: {out: x}"]))
@@ -106,7 +106,7 @@ def test_the_notes_are_those_that_had_an_effect(tmp_path):
     lines = history(tmp_path, 4, [second])
     assert lines == [
         "# from step 3 on: optim.lr was 1.0, is 2.0",
-        '# from step 5 on: optim.lr was 2.0, is "three\\nlines"',
+        r'# from step 5 on: optim.lr\n was 2.0, is "thr\u00e9e\u2028lines"',
     ]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     assert history(tmp_path, 4, []) == lines[:1]  # the second never had an effect

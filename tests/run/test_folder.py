@@ -128,6 +128,14 @@ def test_the_folder_that_the_command_runs_in_is_not_moved(tmp_path, monkeypatch)
         set_aside(tmp_path / "run")
 
 
+def test_of_a_link_the_link_is_renamed_and_what_it_leads_to_stays(recipe, tmp_path):
+    half_done(recipe, tmp_path / "disk/x")
+    (tmp_path / "run").symlink_to("disk/x")
+    assert taken(recipe()) == resume.Origin()
+    assert (tmp_path / "run.1").readlink().name == "x" and (tmp_path / "disk/x/checkpoints/step_2").is_dir()
+    assert (tmp_path / "run").is_dir() and not (tmp_path / "run").is_symlink()
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "greedy.jsonl"])
 @pytest.mark.parametrize("bad", ["{", "[]", '"text"', '{"loss": 1}', '{"step": "one"}', "\0\0"])
 def test_a_bad_line_is_named_before_anything_is_loaded(recipe, tmp_path, name, bad):
