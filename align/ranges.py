@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 class Section(BaseModel):
     """Keys that a recipe gives; an unknown one is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # .inf stays .inf when written
 
 
 class Recorded(Section):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from accelerate.utils import gather_object
 
@@ -17,6 +17,7 @@ from align.check.check import check_gate, check_run
 from align.check.survey import CheckError
 from align.checkpoint import checkpoint, resume
 from align.checkpoint.checkpoint import CheckpointError
+from align.checkpoint.identity import Change
 from align.checkpoint.provenance import resolved, versions
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment, examine
@@ -27,30 +28,23 @@ from align.losses.pairs import PairError
 from align.model.locate import ModelError
 from align.result.push import NotPushed
 from align.rollout.sync_check import SyncError
+from align.run import folder
 from align.run.arguments import parse
-from align.run.finish import finish
+from align.run.finish import NothingLearned, finish
 from align.run.log import RunLog
 from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
-from align.run.terminal import (
-    end_with_launcher,
-    evaluation_of,
-    is_main,
-    progress,
-    quiet,
-    say,
-    stage,
-    tell_imports,
-)
+from align.run.terminal import evaluation_of, is_main, progress, quiet, say, stage, tell_imports
 from align.scoring.worker import RewardError
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
 from align.system.files import DiskError
-from align.system.parent import say_last
+from align.system.lock import HeldError
+from align.system.parent import end_with_launcher, say_last
 
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
-    *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError),
+    *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError, HeldError, NothingLearned),
 )
 
 OWN_ERRORS = (RewardError, DeadlineError, DiskError)  # of one rank; the others fail on all alike
@@ -89,12 +83,18 @@ def run(experiment: Experiment) -> None:
         accelerator = make_accelerator(experiment)
     with stage("check"):
         checked = check_run(experiment, accelerator)
-    origin = resume.agree(checked.experiment.recipe.run, accelerator)
-    checked = replace(checked, experiment=resume.recorded(checked.experiment, origin))
-    loaded = load(checked, origin, accelerator)
-    start(loaded, origin)
-    log = RunLog(loaded.out, accelerator, origin.step)
-    log.describe(resolved(loaded.experiment), versions())
+    with ExitStack() as held:
+        origin = folder.take(checked.experiment, accelerator, held)
+        loaded = load(replace(checked, experiment=resume.starting_at(checked.experiment, origin)), origin, accelerator)
+        train(loaded, origin)
+
+
+def train(loaded: Run, origin: Origin) -> None:
+    """Take the run from its origin to its end."""
+    changes = resume.changed(loaded.experiment, origin)
+    start(loaded, origin, changes)
+    log = RunLog(loaded.out, loaded.accelerator, origin.step)
+    log.describe(resolved(loaded.experiment), versions(), folder.noted(origin, changes, loaded.out))
     first_evaluation(loaded, log, origin.step)
     steps(loaded, log, origin.step)
     last = loaded.experiment.recipe.run.steps
@@ -103,19 +103,17 @@ def run(experiment: Experiment) -> None:
     finish(loaded, log)
 
 
-def start(run: Run, origin: Origin) -> None:
-    """Make room for what the run writes, tell what it goes on from, and give the sampler the policy that it starts
-    with."""
-    if run.accelerator.is_main_process:
-        set_aside(run.out, origin)
-        if origin.in_place:
-            run.tidy(origin.step)  # it may have been killed just before
-        if origin.in_place or origin.checkpoint:
-            then = resume.versions_then(origin, run.out)
-            print(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions()))
+def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
+    """Tell what the run goes on from, with what it changes, and give the sampler the policy that it starts with."""
+    if run.accelerator.is_main_process and (origin.in_place or origin.checkpoint):
+        then = resume.versions_then(origin, run.out)
+        print(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions(), changes))
     adapter = run.experiment.recipe.model.adapter
     if origin.checkpoint:
         checkpoint.load(origin.checkpoint, run.learner, run.experiment.objectives)
+    if origin.in_place and run.accelerator.is_main_process:
+        checkpoint.set_later_aside(run.out / "checkpoints", origin.step)
+        run.tidy(origin.step)  # it may have been killed just before
     if run.sampler:
         with stage("sampler check"):
             moved = origin.checkpoint or (adapter and adapter.start)  # from the base, which is what the sampler loaded
@@ -141,15 +139,6 @@ def evaluate(run: Run, log: RunLog, step: int) -> None:
     metrics, greedy = run.evaluation.run()
     log.evaluation(step, metrics, greedy)
     say(f"evaluation at step {step}  {evaluation_of(metrics)}  {time.perf_counter() - start:.1f} s")
-
-
-def set_aside(out: Path, origin: Origin) -> None:
-    """Rename what stands where this run will write: an earlier run, or checkpoints behind the one to go on from."""
-    if origin.in_place:
-        checkpoint.set_later_aside(out / "checkpoints", origin.step)
-    elif (out / "metrics.jsonl").exists():
-        free = next(n for n in itertools.count(1) if not out.with_name(f"{out.name}.{n}").exists())
-        out.rename(out.with_name(f"{out.name}.{free}"))
 
 
 def steps(run: Run, log: RunLog, start: int) -> None:

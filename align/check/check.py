@@ -6,9 +6,7 @@ found, so that a broken model hides no broken data file and no broken reward.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,6 +15,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
+from align.check.folders import check_out
 from align.check.models import survey_guide, survey_policy
 from align.check.requirements import (
     CheckedRun,
@@ -55,7 +54,7 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
         what = "no token to push with; set HF_TOKEN or run `hf auth login`"
         found.problems.append(experiment.file.problem(("hub",), what))
     if recipe.run:
-        found.attempt(check_writable, Path(recipe.run.out), key=("run", "out"))
+        found.attempt(check_out, experiment, key=("run", "out"))
     if recipe.model and isinstance(recipe.model.policy, str):
         survey_policy(found)
     if recipe.model and isinstance(recipe.model.guide, str):
@@ -64,7 +63,9 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
         _source(found, name, source)
     if recipe.run and recipe.optim and (recipe.run.steps or (found.sources and not found.problems)):
         found.experiment = fill_steps(found.experiment, found.sources)
-        found.attempt(resume.find, found.experiment.recipe.run, key=("run", "resume"))
+        origin = found.attempt(resume.find, found.experiment.recipe.run, key=("run", "resume"))
+        if origin and found.experiment.recipe.run.resume and not experiment.problems:
+            found.attempt(resume.changed, found.experiment, origin, key=("run", "resume"))
     _together(found)
     if experiment.rewards and recipe.eval:
         found.attempt(_gate, experiment)
@@ -113,13 +114,6 @@ def check_gate(experiment: Experiment, measured: Iterable[str]) -> None:
             check_measure(goal.gate, measured)
         except ValueError as error:
             raise ConfigError([experiment.file.problem(("hub", "gate", "measure"), str(error))]) from error
-
-
-def check_writable(out: Path) -> None:
-    """Raise `ConfigError` where a run could not make its folder."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError([f"{there} is {'a file' if there.is_file() else 'not writable'}; name another folder"])
 
 
 def bytewise() -> PreTrainedTokenizerFast:

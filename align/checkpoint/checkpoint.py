@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ class State:
     transforms: list[dict[str, Any]]  # of each transform that has a state, in the order of the chains
     processes: int
     lineage: list[tuple[int, str]]  # (step, fingerprint of the recipe that is followed from there on)
+    recipe: dict[str, Any] = field(default_factory=dict)  # `identity.followed`; {} before it was kept
+    trained: dict[str, list[int]] = field(default_factory=dict)  # {parameter: its shape}; {} before it was kept
+    zero_stage: int | None = None  # of DeepSpeed; None before it was kept
 
     def to_json(self) -> str:
         """The state as it is written; the file has called the transforms `links` since its first version."""
-        names = {"step": self.step, "links": self.transforms, "processes": self.processes, "lineage": self.lineage}
-        return json.dumps(names)
+        return json.dumps({"links" if name == "transforms" else name: value for name, value in vars(self).items()})
 
 
 def save(folder: Path, learner: Learner, state: State) -> None:
@@ -58,51 +60,100 @@ def save(folder: Path, learner: Learner, state: State) -> None:
 
 
 def read(folder: Path) -> State:
-    """Read the state of an intact checkpoint."""
-    state = json.loads((folder / "state.json").read_text())
-    lineage = [tuple(entry) for entry in state["lineage"]]
-    return State(state["step"], state["links"], state["processes"], lineage)
+    """Read the state of an intact checkpoint. Raises `CheckpointError` where it is none of this library."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        lineage = [(step, fingerprint) for step, fingerprint in state.pop("lineage")]
+        return State(transforms=state.pop("links"), lineage=lineage, **state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"run.resume: {folder / 'state.json'}: is no state of a checkpoint: {error}") from error
 
 
 def load(folder: Path, learner: Learner, objectives: tuple[Objective, ...]) -> None:
     """Restore the learner, and the states of transforms. Collective.
 
-    Raises `CheckpointError` where the checkpoint has another number of processes or another objective.
+    Raises `CheckpointError` where the checkpoint has another number of processes, another ZeRO stage, other trained
+    parameters or another objective.
     """
-    state, processes = read(folder), learner.accelerator.num_processes
-    if state.processes != processes:
-        raise CheckpointError(
-            f"run.resume: {folder} was written by {state.processes} processes and this run has {processes};"
-            " launch as many"
-        )
+    state = read(folder)
+    if problem := misfit(state, learner):
+        raise CheckpointError(f"run.resume: {folder} does not fit: {problem}")
     transforms = [transform for objective in objectives for transform in objective.chain if transform.state]
-    if len(transforms) != len(state.transforms):
-        raise CheckpointError(f"run.resume: {folder} was written with another objective; resume with the same recipe")
-    for transform, saved in zip(transforms, state.transforms, strict=True):
-        transform.state.load_state_dict(saved)
-    learner.load(folder / "engine")
+    try:
+        for transform, saved in zip(transforms, state.transforms, strict=True):
+            transform.state.load_state_dict(saved)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{folder} was written with another objective; resume with the same recipe"
+        raise CheckpointError(f"run.resume: {what}") from error
+    settings = _settings(learner)
+    try:
+        learner.load(folder / "engine")
+    except (RuntimeError, ValueError, KeyError) as error:  # of a checkpoint that does not say what it has
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"run.resume: {folder} does not fit the model or optimiser: {reason}") from error
+    if any(before - now for before, now in zip(settings, _settings(learner), strict=True)):
+        what = "was written with another optimiser; resume with the recipe that wrote it"
+        raise CheckpointError(f"run.resume: {folder} {what}")
 
 
-def state_at(step: int, learner: Learner, objectives: tuple[Objective, ...], lineage: list[tuple[int, str]]) -> State:
-    """The state to save after `step` steps."""
+def misfit(state: State, learner: Learner) -> str | None:
+    """Say what a checkpoint has otherwise than this run, and what to do; None where it fits."""
+    processes, stage = learner.accelerator.num_processes, zero_stage(learner)
+    if state.processes != processes:
+        return f"it was written by {state.processes} processes and this run has {processes}; launch as many"
+    if state.zero_stage not in (None, stage):
+        return f"it was written with ZeRO stage {state.zero_stage} and this run has {stage}; use its launch file"
+    now = trained(learner)
+    if not state.trained or state.trained == now:
+        return None
+    every = sorted(state.trained.keys() | now.keys())
+    other = [name for name in every if state.trained.get(name) != now.get(name)]
+    first = f"{other[0]} has shape {state.trained.get(other[0], 'none')} there and {now.get(other[0], 'none')} here"
+    return f"{len(other)} of {len(every)} trained parameters are others ({first}); resume with the recipe that wrote it"
+
+
+def trained(learner: Learner) -> dict[str, list[int]]:
+    """{name: whole shape} of all trained parameters; under ZeRO-3 a process holds a part of each."""
+    named = learner.engine.module.named_parameters()
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in named if p.requires_grad}
+
+
+def zero_stage(learner: Learner) -> int:
+    """The ZeRO stage that the launcher chose; 0 for none."""
+    return learner.engine.zero_optimization_stage()
+
+
+def _settings(learner: Learner) -> list[set[str]]:
+    """The names of what the optimiser is set to, of each group; loading replaces them by those of the checkpoint."""
+    return [set(group) for group in learner.engine.optimizer.param_groups]
+
+
+def state_at(
+    step: int,
+    learner: Learner,
+    objectives: tuple[Objective, ...],
+    lineage: list[tuple[int, str]],
+    recipe: dict[str, Any],
+) -> State:
+    """The state to save after `step` steps of a recipe, as `identity.followed` has it."""
     transforms = [
         transform.state.state_dict() for objective in objectives for transform in objective.chain if transform.state
     ]
-    return State(step, transforms, learner.accelerator.num_processes, lineage)
+    processes, stage = learner.accelerator.num_processes, zero_stage(learner)
+    return State(step, transforms, processes, lineage, recipe, trained(learner), stage)
 
 
 def tidy(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and whatever a killed run was writing or removing."""
     for old in newest_first(folder)[keep:]:
         old.rename(old.with_name(f".{old.name}"))  # so that a part of it does not bear its name
-    for part in folder.glob(".step_*"):
+    for part in filter(Path.is_dir, folder.glob(".step_*")):
         shutil.rmtree(part)
 
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first, damaged ones among them."""
-    numbered = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    return list(files.numbered(folder).values())
 
 
 def is_one(path: Path) -> bool:
@@ -114,12 +165,15 @@ def damage(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint; None where every file is as it was written."""
     try:
         lines = (folder / SUMS).read_text().splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
+        found = files.digests(folder)
+    except UnicodeDecodeError:
         return f"{folder}: has no list of checksums that can be read ({SUMS})"
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}"
+        return f"{folder}: has no list of checksums, or files that cannot be read ({SUMS}): {what}"
     wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if "state.json" not in wanted:  # the last line
         return f"{folder}: its list of checksums is cut ({SUMS})"
-    found = files.digests(folder)
     for name, digest in wanted.items():
         if found.get(name) != digest:
             return f"{folder}: {name} is {'not as it was written' if name in found else 'missing'}"
@@ -128,8 +182,8 @@ def damage(folder: Path) -> str | None:
 
 def set_later_aside(folder: Path, step: int) -> None:
     """Rename the checkpoints behind a step: the run that goes on from there will write its own."""
-    for path in newest_first(folder):
-        if int(path.name.removeprefix("step_")) > step:
+    for number, path in files.numbered(folder).items():
+        if number > step:
             free = next(n for n in itertools.count(1) if not path.with_name(f"replaced_{n}_{path.name}").exists())
             path.rename(path.with_name(f"replaced_{free}_{path.name}"))
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
 from align.checkpoint.checkpoint import CheckpointError, damage, is_one, newest_first, read
+from align.checkpoint.identity import Change, changes, check_same, followed, recorded
+from align.checkpoint.provenance import resolved
 from align.config.experiment import Experiment
 from align.config.recipe import Run
 from align.config.recipe_file import ConfigError
@@ -33,20 +31,12 @@ class Origin:
     lineage: tuple[tuple[int, str], ...] = ()
     in_place: bool = False  # whether it goes on in the folder of the run that was stopped
     passed_over: tuple[str, ...] = ()  # newer checkpoints, with what is wrong with each
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # `identity.followed` of the run that was stopped, if known
 
-
-def agree(run: Run, accelerator: Accelerator) -> Origin:
-    """The origin that the main process finds, on all ranks. Collective. Raises `CheckpointError` on all of them."""
-    found = None
-    if accelerator.is_main_process:
-        try:
-            found = find(run)
-        except CheckpointError as error:
-            found = error
-    found = gather_object([found])[0]
-    if isinstance(found, CheckpointError):
-        raise found
-    return found
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run that wrote the checkpoint."""
+        return self.checkpoint.absolute().parent.parent if self.checkpoint else None
 
 
 def find(run: Run) -> Origin:
@@ -65,7 +55,19 @@ def find(run: Run) -> Origin:
     if origin.step > run.steps:
         what = f"{origin.checkpoint} has done {origin.step} steps and run.steps is {run.steps}"
         raise CheckpointError(f"run.resume: {what}; raise it, or name an earlier checkpoint")
-    return replace(origin, in_place=path.resolve().is_relative_to(out.resolve()))
+    there, here = path.resolve(), out.resolve()
+    own = here in (there, there.parent.parent if is_one(path) else None)
+    if not own and there.is_relative_to(here):
+        raise CheckpointError(f"run.resume: {path} is inside run.out, which is another run's; name another run.out")
+    return replace(origin, in_place=own)
+
+
+def changed(experiment: Experiment, origin: Origin) -> list[Change]:
+    """What the recipe has otherwise than the run that it goes on from. Raises `CheckpointError` where that makes it
+    another run."""
+    found = changes(origin.recipe, followed(resolved(experiment)))
+    check_same(Path(experiment.recipe.run.out) if origin.in_place else origin.folder, found)
+    return found
 
 
 def lineage(
@@ -84,18 +86,31 @@ def lineage(
 
 
 def versions_then(origin: Origin, out: Path) -> dict[str, str]:
-    """The versions of the run that was stopped; {} where it did not get to write them."""
-    path = (origin.checkpoint.parents[1] if origin.checkpoint else out) / "versions.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The versions of the run that was stopped; {} where it did not get to write them, or they cannot be read."""
+    try:
+        found = json.loads(((origin.folder or out) / "versions.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def explain(origin: Origin, out: Path, rollouts: int, then: Mapping[str, str], now: Mapping[str, str]) -> str:
+def explain(
+    origin: Origin,
+    out: Path,
+    rollouts: int,
+    then: Mapping[str, str],
+    now: Mapping[str, str],
+    changed: Sequence[Change] = (),
+) -> str:
     """Say where a resumed run starts, how many rollouts are on disk, what has changed, and what of it is exact."""
     start = origin.checkpoint or f"{out}, which has no checkpoint yet, from the start"
     lines = [f"resume: {start}: {origin.step} steps done, {rollouts} rollouts of later steps on disk"]
     lines += [f"passed over: {problem}" for problem in origin.passed_over]
-    changed = [name for name in sorted({*then, *now}) if then and then.get(name) != now.get(name)]
-    lines += [f"another version: {name} was {then.get(name)}, is {now.get(name)}" for name in changed]
+    lines += [f"another recipe: {change}" for change in changed]
+    other = [name for name in sorted({*then, *now}) if then and then.get(name) != now.get(name)]
+    lines += [f"another version: {name} was {then.get(name)}, is {now.get(name)}" for name in other]
+    if origin.checkpoint and not then:
+        lines.append("versions.json of that run is missing or cannot be read: its versions are not known")
     return "\n".join([*lines, EXACT])
 
 
@@ -107,7 +122,7 @@ def in_place(experiment: Experiment) -> Experiment:
     return _resuming(experiment, run.out)
 
 
-def recorded(experiment: Experiment, origin: Origin) -> Experiment:
+def starting_at(experiment: Experiment, origin: Origin) -> Experiment:
     """Name the checkpoint itself as `run.resume`, for config.yaml: which one is newest changes."""
     return _resuming(experiment, str(origin.checkpoint) if origin.checkpoint else None)
 
@@ -120,7 +135,8 @@ def _intact(folder: Path) -> Origin:
 
 def _at(folder: Path) -> Origin:
     state = read(folder)
-    return Origin(folder, state.step, tuple(state.lineage))
+    recipe = state.recipe or recorded(folder.absolute().parent.parent)
+    return Origin(folder, state.step, tuple(state.lineage), recipe=followed(recipe) if recipe else {})
 
 
 def _newest_intact(folders: list[Path]) -> Origin:
@@ -135,9 +151,11 @@ def _newest_intact(folders: list[Path]) -> Origin:
 
 def _first(out: Path) -> Origin:
     """The origin of a run that was killed before its first checkpoint: the one that it had started from."""
-    recorded = out / "config.yaml"
-    first = yaml.safe_load(recorded.read_text())["run"].get("resume") if recorded.exists() else None
-    return Origin() if first is None else _intact(Path(first))
+    recipe = recorded(out)
+    if not recipe:
+        return Origin()
+    first = recipe["run"].get("resume")
+    return replace(Origin() if first is None else _intact(Path(first)), recipe=followed(recipe))
 
 
 def _resuming(experiment: Experiment, resume: str | None) -> Experiment:

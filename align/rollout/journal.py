@@ -53,6 +53,9 @@ class Journal:
         if rows is not None:
             return [(row["group"], row["index"], prompts[row["group"]], Response(**row["response"])) for row in rows]
         new = sample()
+        scored = self._path(call, "scored")
+        with files.writing(scored):
+            scored.unlink(missing_ok=True)  # of other responses, which older entries do not say
         write(path, key, [{"group": i, "index": j, "response": vars(response)} for i, j, _, response in new])
         return new
 
@@ -62,6 +65,7 @@ class Journal:
         An entry has only what scoring adds, in the order of `sampled`.
         """
         path, key = self._path(call, "scored"), self._key([prompt for *_, prompt, _ in sampled])
+        key["responses"] = _digest([[i, j, vars(response)] for i, j, _, response in sampled])
         rows = read(path, key)
         if rows is not None:
             whole = [
@@ -75,14 +79,15 @@ class Journal:
 
     def kept(self, step: int) -> int:
         """Number of responses on disk of the steps behind `step`, those of all ranks."""
-        heads = [_head(path) for path in self.folder.glob("step_*/*.sampled") if int(path.parent.name[5:]) > step]
+        later = [folder for number, folder in files.numbered(self.folder).items() if number > step]
+        heads = [_head(path) for folder in later for path in folder.glob("*.sampled")]
         return sum(head["rows"] for head in heads if head and head["lineage"] == self._lineage)
 
     def forget(self, step: int) -> None:
         """Remove the entries of the first `step` steps, which a checkpoint has now."""
-        for path in self.folder.glob("step_*"):
-            if int(path.name.removeprefix("step_")) <= step:
-                shutil.rmtree(path)
+        for number, folder in files.numbered(self.folder).items():
+            if number <= step:
+                shutil.rmtree(folder)
 
     def _path(self, call: Call, kind: str) -> Path:
         return self.folder / f"{call.name}.{kind}"
@@ -103,9 +108,13 @@ def write(path: Path, key: dict[str, str], rows: list[dict[str, Any]]) -> None:
 
 
 def read(path: Path, key: dict[str, str]) -> list[dict[str, Any]] | None:
-    """Read the rows; None where there are none for this key, or not as they were written."""
+    """Read the rows; None where there are none for this key, or not as they were written.
+
+    A part of the key that an entry does not have counts as the same: older entries of scores do not say which
+    responses they are of. They are removed where these are sampled again.
+    """
     head = _head(path)
-    if head is None or any(head[name] != value for name, value in key.items()):
+    if head is None or any(head.get(name, value) != value for name, value in key.items()):
         return None
     body = path.read_bytes().partition(b"\n")[2]
     return json.loads(body) if sha256(body).hexdigest() == head["sha256"] else None
@@ -116,9 +125,10 @@ def _head(path: Path) -> dict[str, Any] | None:
     try:
         with path.open() as file:
             head = json.loads(file.readline())
-    except (FileNotFoundError, ValueError):  # a power cut may leave the name without the content
+    except (OSError, ValueError):  # a power cut may leave the name without the content
         return None
-    return head if isinstance(head, dict) and {"lineage", "prompts", "rows", "sha256"} <= head.keys() else None
+    whole = isinstance(head, dict) and {"lineage", "prompts", "rows", "sha256"} <= head.keys()
+    return head if whole and isinstance(head["rows"], int) else None
 
 
 def _digest(value: Any) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from align.config.recipe_file import ConfigError, read
 from align.run.arguments import Asked, parse
-from align.system.parent import LAUNCHER
+from align.system.parent import LAUNCHER, end_with_launcher
 
 VERBOSE = "ALIGN_VERBOSE"
 
@@ -44,6 +44,7 @@ def prepare(words: Sequence[str]) -> None:
 
     Ends the process where the command line is wrong or asks for help: importing takes seconds.
     """
+    end_with_launcher()
     note_launcher()
     asked = parse(words)
     if isinstance(asked, int):

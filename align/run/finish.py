@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from rich.console import Console
 
 from align.checkpoint.provenance import command, resolved, versions
@@ -19,20 +22,33 @@ from align.result.card import RunSummary, card, license_of
 from align.result.push import GateShut, NotPushed, push_run, reached, store_summary
 from align.run.log import RunLog
 from align.run.setup import Run
+from align.system import files
+
+
+class NothingLearned(RuntimeError):
+    """Every update of a run was left out."""
 
 
 def finish(run: Run, log: RunLog) -> None:
-    """Save what was learned, show what it is worth, push it where the recipe says so."""
+    """Save what was learned, show what it is worth, push it where the recipe says so.
+
+    Raises `NothingLearned` where every update was left out, and `DiskError` where the result cannot be written.
+    """
     experiment, accelerator = run.experiment, run.accelerator
     recipe, out = experiment.recipe, run.out
+    if left_out := gather_object([nothing_learned(log.steps(), recipe.optim.updates_per_step)])[0]:
+        raise NothingLearned(f"{left_out}, and no result is saved; the batches are in {out / 'dumps'}")
     kind = "adapter" if recipe.model.adapter else "model"
-    weights.save(run.learner.model, out / kind, write=accelerator.is_main_process)
+    with whole(out / kind):
+        weights.save(run.learner.model, out / kind, write=accelerator.is_main_process)
     sequences, refused = record.score(run.learner, run.tokenizer), None
     if accelerator.is_main_process:
-        run.tokenizer.save_pretrained(out / kind)
-        report.plot(out / "metrics.jsonl", out / "curve.png")
-        shutil.copyfile(out / "curve.png", out / kind / record.CURVE)
-        record.save(out / kind, run.learner.engine.module, recipe.model.policy, sequences, versions())
+        with files.writing(out / "curve.png"):
+            report.plot(out / "metrics.jsonl", out / "curve.png")
+        with whole(out / kind):
+            run.tokenizer.save_pretrained(out / kind)
+            shutil.copyfile(out / "curve.png", out / kind / record.CURVE)
+            record.save(out / kind, run.learner.engine.module, recipe.model.policy, sequences, versions())
         console = Console()
         found = log.evaluations()
         rows = comparison(found[0], found[-1]) if found else []
@@ -43,8 +59,9 @@ def finish(run: Run, log: RunLog) -> None:
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
         places = f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}"
         console.print(places, soft_wrap=True)
-        store_summary(out, told := summary(run, rows, log))
-        (out / kind / "README.md").write_text(card(told), encoding="utf-8")  # instead of PEFT's, which names folders
+        with files.writing(out / kind / "README.md"):
+            store_summary(out, told := summary(run, rows, log))
+            (out / kind / "README.md").write_text(card(told), encoding="utf-8")  # not PEFT's, which names folders
         if goal := recipe.target():
             refused = push(console, out, goal)
     accelerator.wait_for_everyone()
@@ -52,6 +69,25 @@ def finish(run: Run, log: RunLog) -> None:
     accelerator.end_training()
     if refused:
         raise refused
+
+
+@contextmanager
+def whole(result: Path) -> Iterator[None]:
+    """Remove a result that cannot be written whole, which is of no use and takes room. Raises `DiskError`."""
+    try:
+        with files.writing(result):
+            yield
+    except files.DiskError:
+        shutil.rmtree(result, ignore_errors=True)
+        raise
+
+
+def nothing_learned(steps: Sequence[Mapping[str, float]], updates: int) -> str | None:
+    """Say that updates were left out and none was taken, where it is so; a step has so many `updates`."""
+    skipped = sum(row.get("skipped", 0) for row in steps)
+    if not skipped or any("grad_norm" in row and row.get("skipped", 0) < updates for row in steps):
+        return None
+    return f"all {skipped} updates were left out, for loss or gradient was not finite: nothing was learned"
 
 
 def push(console: Console, out: Path, goal: Hub) -> NotPushed | None:

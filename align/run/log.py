@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
 
+from align.checkpoint.checkpoint import CheckpointError
 from align.loop import PHASES
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
+from align.run.terminal import say
 from align.system import files
+
+METRICS, SAMPLES, GREEDY = LINES = ("metrics.jsonl", "samples.jsonl", "greedy.jsonl")
 
 
 class RunLog:
@@ -24,22 +28,21 @@ class RunLog:
     def __init__(self, out: Path, accelerator: Accelerator, start: int):
         self.out, self.accelerator = out, accelerator
         self.writes = accelerator.is_main_process
-        self._files = [out / name for name in ("metrics.jsonl", "samples.jsonl", "greedy.jsonl")]
+        self._files = [out / name for name in LINES]
         self._metrics, self._samples, self._greedy = self._files
         if self.writes:
             out.mkdir(parents=True, exist_ok=True)
-            kept = {path: [row for row in _read(path) if row["step"] <= start] for path in self._files}
+            kept = {path: kept_lines(path, start) for path in self._files}
             evaluated = {row["step"] for row in kept[self._metrics] if _is_evaluation(row)}
             kept[self._greedy] = [row for row in kept[self._greedy] if row["step"] in evaluated]
             for path, rows in kept.items():
                 files.write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         accelerator.wait_for_everyone()
 
-    def describe(self, config: dict, versions: dict[str, str]) -> None:
-        """The resolved recipe and the versions, beside the metrics and to the trackers."""
+    def describe(self, config: dict, versions: dict[str, str], changes: Sequence[str] = ()) -> None:
+        """The resolved recipe and the versions, beside the metrics and to the trackers; see `describe`."""
         if self.writes:
-            files.write_whole(self.out / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-            files.write_whole(self.out / "versions.json", json.dumps(versions, indent=2) + "\n")
+            describe(self.out, config, versions, changes)
         self.accelerator.init_trackers("align", config=_flat(config))
 
     def step(self, step: int, metrics: dict[str, float], batches: Sequence[SourceBatch]) -> None:
@@ -95,6 +98,37 @@ class RunLog:
             files.to_disk(path)
 
 
+def describe(out: Path, config: dict, versions: dict[str, str], changes: Sequence[str] = ()) -> None:
+    """Write the resolved recipe that a run follows now, below a line for each change on the way, and the versions."""
+    text = "".join(f"{line}\n" for line in changes) + yaml.safe_dump(config, sort_keys=False)
+    files.write_whole(out / "config.yaml", text)
+    files.write_whole(out / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+
+def kept_lines(path: Path, start: int) -> list[dict]:
+    """The rows of a file of lines up to the step `start`, which the checkpoint of that step goes with.
+
+    A line that cannot be read is left out, and told, where it stands behind them, as a power cut may leave it. Raises
+    `CheckpointError` where it stands among them.
+    """
+    rows, bad, among = [], None, False
+    for number, line in enumerate(_lines(path), 1):
+        row = _row(line)
+        if row is None:
+            bad = bad or number * bool(line.strip())
+        elif row["step"] <= start:
+            among = bool(bad)
+            rows.append(row)
+    if not bad:
+        return rows
+    done = path.name != METRICS or start == 0 or any("loss" in row and row["step"] == start for row in rows)
+    if among or not done:
+        what = f"line {bad} cannot be read, and is of the steps that are done"
+        raise CheckpointError(f"run.resume: {path}: {what}; mend that line or take it out")
+    say(f"{path}: line {bad}, behind step {start}, cannot be read; it is left out")
+    return rows
+
+
 def _sample_rows(prefix: str, step: int, source: SourceBatch) -> list[dict]:
     """Every response of a step's batch with its text and its credit; the fields are those that `credit` replays."""
     rows, position, credits = [], 0, source.credited
@@ -139,11 +173,24 @@ def question(rollout: Rollout) -> str:
 
 
 def _read(path: Path) -> list[dict]:
-    """The rows of a file; a last line without its end was cut when the run was killed and is left out."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        return list(files.json_lines(line for line in file if line.endswith(b"\n")))
+    """The rows of a file."""
+    return list(files.json_lines(_lines(path)))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file; a last one without its end was cut when the run was killed and is left out."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
+
+
+def _row(line: bytes) -> dict | None:
+    """The row of a line; None where it is none."""
+    try:
+        row = json.loads(line.decode())
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, str | int | float | bool]:

@@ -18,6 +18,7 @@ from align.objectives.objective import Objective
 from align.rollout.sources import SourceBatch
 from align.run.log import RunLog
 from align.run.setup import Run
+from align.system import files
 from align.system.clock import Clock
 
 STOP, ROLLBACK = "sentinel/stop", "sentinel/rollback"  # metrics of a step after which the sentinel acted
@@ -162,9 +163,10 @@ def dump(path: Path, run: Run, batches: Sequence[SourceBatch]) -> None:
                 row = {"batch": key, "row": i, "group": int(batch.group[i]), "prompt": prompt, "response": response}
                 rows.append({**row, "not_finite": [quantity for quantity, rows_B in bad.items() if rows_B[i]]})
     if run.accelerator.is_main_process:
-        path.parent.mkdir(exist_ok=True)
-        save_file(tensors, path.with_suffix(".safetensors"))
-        path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with files.writing(path):
+            path.parent.mkdir(exist_ok=True)
+            save_file(tensors, path.with_suffix(".safetensors"))
+            path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.accelerator.wait_for_everyone()
 
 

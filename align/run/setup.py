@@ -14,8 +14,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import PreTrainedTokenizerBase
 
 from align.check.requirements import REFERENCE, CheckedRun, head_specs, needs
-from align.checkpoint import checkpoint, resume
-from align.checkpoint.provenance import decided, versions
+from align.checkpoint import checkpoint, identity, resume
+from align.checkpoint.provenance import decided, resolved, versions
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment
 from align.config.recipe_file import ConfigError
@@ -42,6 +42,7 @@ from align.rollout.vllm_engine import VLLM
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
 from align.run.terminal import stage
 from align.scoring.worker import Worker, close
+from align.system import baton
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Run:
 
     def save(self, done: int) -> None:
         """Write a checkpoint after so many steps. Collective. Raises `CheckpointError`."""
-        state = checkpoint.state_at(done, self.learner, self.experiment.objectives, self.journal.lineage)
+        recipe = identity.followed(resolved(self.experiment))
+        state = checkpoint.state_at(done, self.learner, self.experiment.objectives, self.journal.lineage, recipe)
         checkpoint.save(self.out / "checkpoints", self.learner, state)
 
     def tidy(self, done: int) -> None:
@@ -222,12 +224,14 @@ PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limi
 
 
 def make_accelerator(experiment: Experiment) -> Accelerator:
-    """Join the processes of the run. Raises `ConfigError` where the launcher does not start DeepSpeed."""
+    """Join the processes of the run; DeepSpeed builds its op here where it is not built yet. Raises `ConfigError`
+    where the launcher does not start DeepSpeed."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         alone = "python recipes/train.py RECIPE without a launcher (one process)"
         raise ConfigError(
             [f"no DeepSpeed: start with accelerate launch --config_file launch/cpu_zero2.yaml, or {alone}"]
         )
+    baton.install()
     backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
     run = experiment.recipe.run  # None where it is wrong, which the check is about to say
     return Accelerator(

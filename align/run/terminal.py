@@ -19,7 +19,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from align.loop import PHASES
 from align.run.environment import verbose
-from align.system.parent import die_with_parent
 
 EVERY_S = 30.0  # between two lines of steps in a log
 
@@ -127,13 +126,6 @@ def stage(name: str, note: str = "") -> Iterator[list[str]]:
 def tell_imports() -> None:
     """Print how long this process took to come so far, which is the time that importing the libraries takes."""
     say(f"libraries {time.time() - psutil.Process().create_time():.1f} s")
-
-
-def end_with_launcher() -> None:
-    """End with `accelerate launch` where it is killed: its processes would go on beside the run that is resumed (Linux
-    only). A process that was started by hand may outlive its shell."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
 
 
 def quiet() -> None:

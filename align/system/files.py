@@ -11,6 +11,8 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 class DiskError(OSError):
     """A file of the run cannot be written, mostly because the disk is full."""
@@ -18,11 +20,13 @@ class DiskError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` inside the block into a `DiskError` that names the file and how to go on."""
+    """Turn a failure to write inside the block into a `DiskError` that names the file and how to go on."""
     try:
         yield
-    except OSError as error:
-        what = f"{path}: cannot be written: {error.strerror or error}"
+    except DiskError:
+        raise
+    except (OSError, SafetensorError) as error:
+        what = f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}"
         raise DiskError(f"{what}; make room, then go on with --resume") from error
 
 
@@ -48,6 +52,12 @@ def json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
             raise ValueError(f"line {number} is not text: {error}; save it as UTF-8") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number} is not JSON: {error}") from error
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """{N: path} of the folders `step_N` in a folder, newest first; whatever else is there is left alone."""
+    found = {path.name.removeprefix("step_"): path for path in folder.glob("step_*") if path.is_dir()}
+    return {int(n): found[n] for n in sorted(filter(str.isdecimal, found), key=int, reverse=True)}
 
 
 def to_disk(path: Path) -> None:

@@ -79,3 +79,33 @@ def test_a_resume_tells_which_versions_differ(tmp_path):
     text = resume.explain(origin, tmp_path, 5, resume.versions_then(origin, tmp_path), {"torch": "2", "peft": "3"})
     assert f"{folder}: 2 steps done, 5 rollouts" in text
     assert "torch was 1, is 2" in text and "peft" not in text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\0"])
+def test_versions_that_cannot_be_read_are_told(tmp_path, text):
+    saved(tmp_path, 2)
+    (tmp_path / "versions.json").write_text(text)
+    origin = find(tmp_path, out=tmp_path)
+    then = resume.versions_then(origin, tmp_path)
+    assert then == {} and "its versions are not known" in resume.explain(origin, tmp_path, 0, then, {"torch": "2"})
+
+
+def test_only_the_run_s_own_checkpoints_are_gone_on_from_in_place(tmp_path, monkeypatch):
+    (own,) = saved(tmp_path / "run", 2)
+    saved(tmp_path / "run/other", 2)
+    assert find(own, out=tmp_path / "run").in_place and find(tmp_path / "run", out=tmp_path / "run").in_place
+    for inside in ("other", "other/checkpoints/step_2"):
+        with pytest.raises(CheckpointError, match="is inside run.out"):
+            find(tmp_path / "run" / inside, out=tmp_path / "run")
+    monkeypatch.chdir(own.parent)
+    assert find("step_2", out="..").in_place and find("step_2", out="..").folder == own.parents[1]
+
+
+@pytest.mark.parametrize("text", ["", "model: {}", "{"])
+def test_a_broken_config_is_named_where_it_is_all_there_is(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=r"run\.resume: .*config\.yaml"):
+        find(tmp_path, out=tmp_path)
+    saved(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"run\.resume: .*config\.yaml"):
+        find(tmp_path, out=tmp_path)

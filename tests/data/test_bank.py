@@ -1,9 +1,12 @@
 """The token-reward bank: what it gives back, and what it refuses."""
 
+import random
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support import tiny_model
 from support.batches import batch_of
 
@@ -88,3 +91,82 @@ def test_pairs_that_it_does_not_know_are_refused(stored):
 def test_a_missing_bank_says_how_to_make_one(tmp_path):
     with pytest.raises(DataError, match="data.bank: .* holds no bank; make it with: python -m align annotate"):
         bank.read(tmp_path, {}, "data.bank")
+
+
+def read(folder):
+    return bank.read(folder, bank.identity(TOKENIZER, MODELS, 1.0), "data.bank")
+
+
+DAMAGED = "data.bank: .*(is not as it was written|cannot be read|does not fit|is no bank).*annotate again"
+
+
+def test_any_flipped_bit_is_found(stored):
+    path, draw = stored[0] / bank.FILE, random.Random(0)
+    whole = path.read_bytes()
+    for at in [*range(0, len(whole), 7), *(draw.randrange(len(whole)) for _ in range(200))]:
+        content = bytearray(whole)
+        content[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=DAMAGED):
+            read(stored[0])
+
+
+def change(folder, harm, *, old):
+    """Change the tensors of a bank; `old` ones have no checksum."""
+    with safe_open(folder / bank.FILE, "pt") as file:
+        identity, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if old:
+        identity.pop(bank.SUM, None)
+    harm(tensors)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / bank.FILE, metadata=identity)
+
+
+def nan(tensors):
+    tensors["ref_logprob"][1] = torch.nan
+
+
+def swapped(tensors):
+    tensors["keys"] = tensors["keys"].flip(0)
+
+
+def longer(tensors):
+    tensors["lengths"][0] += 1
+
+
+def no_keys(tensors):
+    del tensors["keys"]
+
+
+def half(tensors):
+    tensors["guide_logprob"] = tensors["guide_logprob"].half()
+
+
+def moved(tensors):
+    tensors["ref_logprob"][1] += 1e-3
+
+
+@pytest.mark.parametrize("harm", [nan, swapped, longer, no_keys, half, moved])
+def test_another_content_is_found(stored, harm):
+    change(stored[0], harm, old=False)
+    with pytest.raises(DataError, match=DAMAGED):
+        read(stored[0])
+
+
+@pytest.mark.parametrize("harm", [nan, longer, no_keys, half])
+def test_a_bank_without_checksum_must_have_the_form_and_finite_numbers(stored, harm):
+    change(stored[0], lambda tensors: None, old=True)
+    assert len(read(stored[0]).entries) == 6  # of an earlier version
+    change(stored[0], harm, old=True)
+    with pytest.raises(DataError, match=DAMAGED):
+        read(stored[0])
+
+
+def test_a_model_that_gives_no_number_makes_no_bank(tmp_path):
+    whole = batch(pairs())
+    values = torch.full(whole.mask.shape, -1.0)
+    values[0, 0] = torch.nan
+    with pytest.raises(DataError, match="ref_logprob is not finite on 1 of 15 tokens"):
+        bank.write(tmp_path, whole, {"ref_logprob": values}, {})
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file.*cannot be written.*annotate again"):
+        bank.write(tmp_path / "file", whole, {"ref_logprob": torch.zeros(whole.mask.shape)}, {})

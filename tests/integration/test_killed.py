@@ -31,7 +31,13 @@ SHORT = [
 TRANSFORMERS = ["sampling.engine=transformers", "sampling.dynamic_sampling={rounds: 2}"]
 # of 8 steps with a checkpoint every two, two of them kept, and an evaluation every three
 KILLS = [
-    *(["described", 0], ["generating", 0], ["before the evaluation's line", 0], ["evaluation logged", 0]),
+    *(
+        ["loading", 0],
+        ["described", 0],
+        ["generating", 0],
+        ["before the evaluation's line", 0],
+        ["evaluation logged", 0],
+    ),
     *(["generating", 1], ["sampled", 1], ["scored, not on disk", 1], ["updated", 1]),
     *(["half an entry", 2], ["scored", 2], ["checkpoint begun", 2], ["half a checkpoint file", 2]),
     *(["before checksums", 2], ["checkpoint named", 2]),

@@ -1,7 +1,9 @@
 """Persisted rollouts: they come back bit for bit, and only where they belong."""
 
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +94,55 @@ def test_count_and_forget(journal):
     assert journal.kept(0) == 6
     journal.forget(5)
     assert journal.kept(0) == 0 and not list(journal.folder.iterdir())
+
+
+def other():
+    """Other responses to the same prompts."""
+    return [(i, j, p, Response(r.ids[::-1], r.logprobs, r.truncated)) for i, j, p, r in sampled()]
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("harm", [flip, empty, Path.unlink])
+def test_scores_of_other_responses_are_not_used(harm, old, journal):
+    """What was sampled is damaged, and sampled again otherwise, as on a GPU; also beside scores of earlier versions."""
+    if old:
+        path = journal.folder / "step_5/0-1-0.scored"
+        head, _, body = path.read_bytes().partition(b"\n")
+        plain = {name: value for name, value in json.loads(head).items() if name != "responses"}
+        path.write_bytes(json.dumps(plain).encode() + b"\n" + body)
+        assert journal.scored(CALL, sampled(), never) == scored(sampled())  # they still load
+    harm(journal.folder / "step_5/0-1-0.sampled")
+    assert journal.sampled(CALL, PROMPTS, other) == other()
+    made = []
+    assert journal.scored(CALL, other(), lambda: made.append(1) or scored(other())) == scored(other()) and made
+
+
+def test_scores_belong_to_exactly_their_responses(journal):
+    made = []
+    journal.scored(CALL, other(), lambda: made.append(1) or scored(other()))
+    assert made
+
+
+def test_any_flipped_bit_is_found(journal):
+    """What comes back is what was written, or made again."""
+    draw = random.Random(1)
+    for kind in ("scored", "sampled"):
+        path = journal.folder / f"step_5/0-1-0.{kind}"
+        whole = path.read_bytes()
+        for _ in range(300):
+            content = bytearray(whole)
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            path.write_bytes(content)
+            if kind == "scored":
+                assert journal.scored(CALL, sampled(), lambda: scored(sampled())) == scored(sampled())
+            else:
+                assert journal.sampled(CALL, PROMPTS, sampled) == sampled()
+
+
+def test_stray_files_are_no_entries_and_stay(journal):
+    (journal.folder / "step_x").mkdir()
+    (journal.folder / "step_3").write_text("a file")
+    (journal.folder / "step_5/0-9-9.sampled").mkdir()
+    assert journal.kept(0) == 6
+    journal.forget(5)
+    assert sorted(path.name for path in journal.folder.iterdir()) == ["step_3", "step_x"]

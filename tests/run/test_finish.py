@@ -1,10 +1,13 @@
 """The end of a run, its parts that need a model replaced: what it leaves in the folder of the result."""
 
 import dataclasses
+import errno
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 from support.run_summary import SUMMARY
 
 from align.learner import weights
@@ -12,11 +15,18 @@ from align.result import record, report
 from align.result.card import RunSummary, card
 from align.result.push import SUMMARY as SUMMARY_FILE
 from align.run import finish as end
+from align.system.files import DiskError
 
 PEFT = "base_model: /srv/someone/models/tiny-llama\n"
 
 
 class Log:
+    def __init__(self, steps=()):
+        self._steps = steps
+
+    def steps(self):
+        return self._steps
+
     def evaluations(self):
         return []
 
@@ -38,10 +48,11 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "save", lambda folder, *_: kept.update(described=record.described(folder)))
     monkeypatch.setattr(report, "plot", lambda _, png: png.write_bytes(b"a curve"))
 
-    def finish(summary: RunSummary):
+    def finish(summary: RunSummary, steps=()):
         monkeypatch.setattr(end, "summary", lambda *_: summary)
         recipe = SimpleNamespace(
             model=SimpleNamespace(adapter=summary.adapter or None, policy="org/base"),
+            optim=SimpleNamespace(updates_per_step=2),
             run=SimpleNamespace(steps=40),
             target=lambda: None,
         )
@@ -55,7 +66,7 @@ def finished(tmp_path, monkeypatch):
             evaluation=SimpleNamespace(responses=None),
             close=lambda: None,
         )
-        end.finish(run, Log())
+        end.finish(run, Log(steps))
         return kept["described"]
 
     return finish
@@ -88,3 +99,48 @@ def test_the_card_shows_as_many_rows_as_the_recipe_allows():
         source = SimpleNamespace(train=[SimpleNamespace(conversational=conversational)])
         run = SimpleNamespace(evaluation=SimpleNamespace(responses=held_out), prompts={"data": source})
         assert end.example(run, 3) == "0?" and end.example(run, 0) == made_up
+
+
+LEFT_OUT, HALF, TAKEN = (
+    {"loss": 1.0, "grad_norm": norm, "skipped": n} for norm, n in ((math.inf, 2), (1.0, 1), (1.0, 0))
+)
+NO_SIGNAL = {"loss": 0.0, "skipped": 0}
+
+
+@pytest.mark.parametrize("steps", [[LEFT_OUT], [LEFT_OUT] * 3, [NO_SIGNAL, LEFT_OUT]])
+def test_a_run_whose_updates_were_all_left_out_has_no_result(tmp_path, finished, steps):
+    with pytest.raises(end.NothingLearned, match=r"all \d updates were left out.*not finite.*no result.*dumps"):
+        finished(SUMMARY, steps)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("steps", [[], [NO_SIGNAL], [LEFT_OUT, TAKEN], [LEFT_OUT, HALF], [TAKEN, NO_SIGNAL]])
+def test_a_run_with_an_update_has_one(tmp_path, finished, steps):
+    finished(SUMMARY, steps)
+    assert (tmp_path / "adapter/README.md").exists()
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+OF_SAFETENSORS = SafetensorError("Error while serializing: I/O error: No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, OF_SAFETENSORS])
+@pytest.mark.parametrize("where", ["weights", "tokenizer", "record", "curve", "card"])
+def test_a_full_disk_is_told_with_the_file_and_how_to_go_on(tmp_path, finished, monkeypatch, where, error):
+    def fail(*_, **__):
+        raise error
+
+    places = {
+        "weights": (weights, "save"),
+        "tokenizer": (SimpleNamespace, "save_pretrained"),
+        "record": (record, "save"),
+        "curve": (report, "plot"),
+        "card": (end, "store_summary"),
+    }
+    if where == "tokenizer":
+        monkeypatch.setattr(record, "score", lambda _, tokenizer: setattr(tokenizer, "save_pretrained", fail))
+    else:
+        monkeypatch.setattr(*places[where], fail)
+    with pytest.raises(DiskError, match="cannot be written: .*No space left.*make room, then go on with --resume"):
+        finished(SUMMARY)
+    assert (tmp_path / "adapter").exists() == (where in ("curve", "card"))  # no half a result

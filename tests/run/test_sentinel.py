@@ -14,7 +14,7 @@ from align.config.sentinel import Sentinel
 from align.data.prompts import Prompt, Response
 from align.objectives.sparsepo import pair_logistic_masked
 from align.rollout.rollouts import Rollout
-from align.run.sentinel import Watch, last_good, unfinite, warnings_of
+from align.run.sentinel import Watch, dump, last_good, unfinite, warnings_of
 from align.system import files
 
 
@@ -129,3 +129,10 @@ def test_a_row_is_judged_inside_its_response():
     value = torch.tensor([[1.0, torch.nan], [torch.inf, 1.0]])
     assert unfinite(value, mask).tolist() == [False, True]
     assert unfinite(torch.tensor([torch.nan, 1.0]), mask).tolist() == [True, False]
+
+
+def test_a_dump_that_cannot_be_written_is_told(tmp_path):
+    broken = SimpleNamespace(loop=SimpleNamespace(sources=[]), accelerator=SimpleNamespace(is_main_process=True))
+    (tmp_path / "dumps").touch()
+    with pytest.raises(files.DiskError, match="dumps/step_1: cannot be written: .*go on with --resume"):
+        dump(tmp_path / "dumps/step_1", broken, [])

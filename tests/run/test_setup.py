@@ -5,12 +5,15 @@ from types import SimpleNamespace
 import pytest
 from support.networks import model
 from support.paths import ROOT
+from torch.utils import cpp_extension
 
 from align.config.experiment import load_experiment
 from align.config.recipe_file import ConfigError
 from align.model import layouts
 from align.model.policy import Policy
+from align.run import setup
 from align.run.setup import check_packing, make_accelerator
+from align.system.baton import Baton
 
 
 def test_a_launcher_without_deepspeed_is_told_what_to_write(monkeypatch):
@@ -40,3 +43,10 @@ def test_rows_are_padded_where_one_of_the_models_cannot_be_packed(asked):
     assert learner.layout is layouts.padded and checked.recipe.optim.layout == "padded" and said
     learner.frozen, learner.layout = {}, layouts.shared_prefix
     assert check_packing(experiment, asked, learner) is experiment
+
+
+def test_extensions_are_built_under_a_lock_that_ends_with_its_owner(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)
+    monkeypatch.setattr(setup, "Accelerator", lambda **_: cpp_extension.FileBaton)  # DeepSpeed builds here
+    assert make_accelerator(load_experiment(ROOT / "recipes/dpo_reviews.yaml")) is Baton

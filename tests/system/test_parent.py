@@ -1,9 +1,71 @@
-"""The last word of a process, below what the one that started it says."""
+"""A process of a launcher ends with it, however early that is killed, and says its last word after it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
-from support.paths import ROOT
+import psutil
+import pytest
+from support.launch import heed_ctrl_c
+from support.paths import PYTHONPATH, ROOT
+
+# A launcher that starts recipes/train.py as `accelerate launch` does, tells its process, and waits.
+LAUNCHER = """
+import subprocess, sys
+process = subprocess.Popen([sys.executable, *sys.argv[1:]])
+print(process.pid, flush=True)
+process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize("after", [1.0, 2.5])
+def test_a_launcher_killed_while_libraries_are_imported_leaves_no_orphan(tmp_path, after):
+    (tmp_path / "recipe.yaml").write_text("run: {out: x, steps: 1}")
+    variables = {"PYTHONPATH": PYTHONPATH, "TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}
+    words = [str(ROOT / "recipes/train.py"), str(tmp_path / "recipe.yaml")]
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, *words],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=heed_ctrl_c,
+        text=True,
+    )
+    child = psutil.Process(int(launcher.stdout.readline()))
+    time.sleep(after)
+    assert child.is_running()  # importing takes longer
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    child.wait(timeout=5)
+    launcher.stdout.close()
+
+
+ORPHAN = """
+import os, time
+launcher = os.getpid()
+if os.fork():
+    os._exit(0)  # it is gone before its process looks
+while os.getppid() == launcher:
+    time.sleep(0.01)
+from align.system.parent import end_with_launcher
+end_with_launcher()
+print("lives on")
+"""
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_process_that_init_has_taken_over_ends(launched):
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **({"TORCHELASTIC_RUN_ID": "x"} if launched else {})}
+    done = subprocess.run([sys.executable, "-c", ORPHAN], env=environment, capture_output=True, text=True, timeout=60)
+    if "lives on" in done.stdout and launched:
+        parent = psutil.Process(1).cmdline()[:1]
+        pytest.skip(f"orphans come to another process than init here, or init is Python: {parent}")
+    assert ("lives on" in done.stdout) != launched
+    assert ("the launcher of this process is gone" in done.stderr) == launched
+
 
 CHILD = "import os; from align.system.parent import say_after; say_after(os.getppid(), 'why; it \"ended\" $HOME %s')"
 PARENT = (

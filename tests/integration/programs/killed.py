@@ -120,6 +120,7 @@ def of_sums(original, path):
 
 
 POINTS = {
+    "loading": (train, "load", before),
     "described": (RunLog, "describe", after),
     "generating": (Transformers, "generate", before),
     "generating (vLLM)": (VLLM, "generate", before),

@@ -268,6 +268,25 @@ MODELS = [
         "name layers inside the blocks",
     ),
     ("resume from nothing", put("run.resume", "runs/gone"), AT + r"run\.resume: runs/gone", "no checkpoint"),
+    ("a byte 0 in the name of the folder", put("run.out", "a\0b"), AT + r"run\.out: 'a\\x00b'", "name another folder"),
+    (
+        "a link to nowhere for a folder",
+        lambda bench: ((bench.root / "dangling").symlink_to("gone"), bench.put("run.out", "dangling")),
+        AT + r"run\.out: dangling is a link to gone",
+        "make that folder, or name another one",
+    ),
+    (
+        "in the folder of the model",
+        put("run.out", "model/run"),
+        AT + r"run\.out: model/run is inside model, the folder of model\.policy",
+        "name another folder",
+    ),
+    (
+        "a folder that holds the model's",
+        put("run.out", "."),
+        AT + r"run\.out: \. holds model, the folder of model\.policy",
+        "name another folder",
+    ),
     (
         "no guide folder",
         guided(put("model.guide", "runs/dpo/adapter")),
