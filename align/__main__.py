@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from align.config.recipe_file import ConfigError
+from align.system.blame import UserExit, no_exit
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -34,8 +35,9 @@ def credit(
     from align.config.rules import REPLAY
 
     try:
-        lines = replay.credit(load_experiment(recipe, overrides or (), REPLAY), rollouts)
-    except (ConfigError, replay.ReplayError) as error:
+        with no_exit("a function that the recipe names"):
+            lines = list(replay.credit(load_experiment(recipe, overrides or (), REPLAY), rollouts))
+    except (ConfigError, replay.ReplayError, UserExit) as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error
     for line in lines:

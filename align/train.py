@@ -34,16 +34,17 @@ from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
 from align.run.terminal import end_with_launcher, evaluation_of, progress, quiet, say, stage, tell_imports
 from align.scoring.worker import RewardError
+from align.system.blame import UserExit, no_exit
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
 from align.system.files import DiskError
 
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
-    *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError),
+    *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError, UserExit),
 )
 
-OWN_ERRORS = (RewardError, DeadlineError, DiskError)  # of one rank; the others fail on all alike
+OWN_ERRORS = (RewardError, DeadlineError, DiskError, UserExit)  # of one rank; the others fail on all alike
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +59,8 @@ def main(arguments: list[str]) -> int:
     experiment = None
     try:
         experiment = examine(asked.recipe, asked.overrides)
-        run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
+        with no_exit("a function that the recipe names"):
+            run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
         say("interrupted; go on with the same command and --resume (instead of run.resume, where that is set)")
@@ -160,6 +162,7 @@ def steps(run: Run, log: RunLog, start: int) -> None:
                 run.save(done)
                 if accelerator.is_main_process:
                     run.tidy(done)
+    watch.end()
 
 
 def due(step: int, every: int | None) -> bool:

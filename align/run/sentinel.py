@@ -49,12 +49,17 @@ class Watch:
         self.run, self.log = run, log
         self.sentinel = run.experiment.recipe.sentinel
         rows = log.steps()
+        self.updates = run.experiment.recipe.optim.updates_per_step
+        self.skipped = any(row.get("skipped") for row in rows)
+        self.moved = any(moved(row, self.updates) for row in rows)
         self.rollbacks = sum(ROLLBACK in row for row in rows)
         self.steps = since_action(rows)
 
     def judge(self, step: int, metrics: dict[str, float]) -> Verdict:
         """The verdict on the step that was just done, the same on all ranks."""
         self.steps.append({"step": step, **metrics})
+        self.skipped |= bool(metrics.get("skipped"))
+        self.moved |= moved(metrics, self.updates)
         correct, objectives = self.run.experiment.correct, self.run.experiment.objectives
         found = alarms(self.sentinel, self.steps, correct.reward if correct else None)
         found += [Alarm(name, warning) for name, warning in warnings_of(objectives, metrics).items()]
@@ -77,6 +82,12 @@ class Watch:
         good = gather_object([last_good(self.log.out / "checkpoints", began)])[0]
         left = self.rollbacks < self.sentinel.rollbacks
         return Verdict(found, "rollback", good) if good and left else Verdict(found, "stop")
+
+    def end(self) -> None:
+        """Raise `SentinelError` after a run whose updates were all skipped: its policy is that of its start."""
+        if self.skipped and not self.moved:
+            what = "every update of this run was skipped, for its loss or gradient was not finite: nothing was learned"
+            raise SentinelError(f"{what}; look into {self.log.out / 'dumps'}, and at the rewards in samples.jsonl")
 
     def act(self, step: int, verdict: Verdict, batches: Sequence[SourceBatch]) -> None:
         """Do what the verdict says. Raises `SentinelError` after the run was saved."""
@@ -120,6 +131,11 @@ class Watch:
             f"saved; to go on: run.resume={out}, and sentinel.{causes[0].rule}.action=warn to take it as it is"
         )
         raise SentinelError("\n".join(lines))
+
+
+def moved(metrics: Step, updates: int) -> bool:
+    """Whether a step of so many updates has changed the policy; one without any gradient has not."""
+    return "grad_norm" in metrics and metrics.get("skipped", 0) < updates
 
 
 def since_action(rows: Sequence[Step]) -> list[Step]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.rollouts import WORDS, failing, rollout
+from support.rollouts import WORDS
 
 from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Prompts, Response
@@ -15,15 +15,9 @@ from align.rollout import rollouts
 from align.rollout.journal import Journal
 from align.rollout.rollouts import Process, Scorer
 from align.rollout.sampler import Sampler
-from align.rollout.sources import RolloutSource, nothing_rated
+from align.rollout.sources import RolloutSource
 from align.scoring.worker import Worker
 from align.system.clock import Clock
-
-
-def test_a_step_without_any_reward_says_why():
-    assert nothing_rated([rollout(0, 0, None)]) == "no reward function applied to any of 1 responses"
-    message = "no response has a reward; on 1 of 2 a reward failed, first 'r': took too long"
-    assert nothing_rated([rollout(0, 0, None), failing(0, 1)]) == message
 
 
 class Engine:
