@@ -87,7 +87,11 @@ def try_reward(
         problems = parameter_problems(reward, worker.ready.parameters, prompts, file) if prompts else []
         if problems or not prompts:
             return Trial(tuple(problems))
-        return _tried(worker, prompts, tokenizer)
+        found = _tried(worker, prompts, tokenizer)
+        problems, doubts = (
+            [file.problem(reward.key, text) for text in texts] for texts in (found.problems, found.doubts)
+        )
+        return Trial(tuple(problems), tuple(doubts), found.means)
     except RewardError as error:
         return Trial((file.problem(reward.key, with_fix(str(error))),))
 

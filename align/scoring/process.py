@@ -213,7 +213,7 @@ def _number(value: Any) -> Value:
     try:
         number = float(value) if isinstance(value, Real) else math.nan
     except OverflowError:  # an integer beyond all floats
-        number = math.copysign(2 * LARGEST, value)
+        number = 2 * LARGEST
     if abs(number) <= LARGEST:
         return number
     fix = f"return a number within float32, up to {LARGEST:.2g}" if math.isfinite(number) else "return a finite number"
@@ -225,7 +225,7 @@ def _shown(value: Any) -> str:
     try:
         return _short(reprlib.repr(value))
     except Exception:  # of the user's class; or an integer of more digits than Python prints
-        return f"a {type(value).__name__}"
+        return f"a value of type {type(value).__name__}"
 
 
 def _short(text: str) -> str:

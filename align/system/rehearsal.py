@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,6 +55,7 @@ def _try(step: Callable[[], object], pipe: int) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
+    sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
     with suppress(BaseException):  # whatever it raises it will raise again
         step()
     os.write(pipe, b".")

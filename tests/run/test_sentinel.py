@@ -14,13 +14,14 @@ from align.config.sentinel import Sentinel
 from align.data.prompts import Prompt, Response
 from align.objectives.sparsepo import pair_logistic_masked
 from align.rollout.rollouts import Rollout
-from align.run.sentinel import Watch, last_good, unfinite, warnings_of
+from align.run.sentinel import SentinelError, Watch, last_good, unfinite, warnings_of
 from align.system import files
 
 
 def watch(tmp_path, earlier=(), **sections) -> Watch:
     """A watch over a run of which metrics.jsonl says this."""
-    recipe = SimpleNamespace(sentinel=Sentinel.model_validate(sections))
+    optim = SimpleNamespace(updates_per_step=1)
+    recipe = SimpleNamespace(sentinel=Sentinel.model_validate(sections), optim=optim)
     experiment = SimpleNamespace(recipe=recipe, correct=Correct(reward="right"), objectives=())
     log = SimpleNamespace(out=tmp_path, steps=lambda: list(earlier))
     return Watch(SimpleNamespace(experiment=experiment), log)
@@ -129,3 +130,17 @@ def test_a_row_is_judged_inside_its_response():
     value = torch.tensor([[1.0, torch.nan], [torch.inf, 1.0]])
     assert unfinite(value, mask).tolist() == [False, True]
     assert unfinite(torch.tensor([torch.nan, 1.0]), mask).tolist() == [True, False]
+
+
+def test_a_run_whose_updates_were_all_skipped_ends_with_an_error(tmp_path):
+    lost = {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1}
+    still = {"loss": 0.0, "skipped": 0}  # no token carried gradient
+    for steps, ends_well in (([lost, still, lost], False), ([lost, FINE], True), ([still, still], True)):
+        own = watch(tmp_path, earlier=[{"step": 1, **steps[0]}])
+        for number, metrics in enumerate(steps[1:], 2):
+            own.judge(number, metrics)
+        if ends_well:
+            own.end()
+        else:
+            with pytest.raises(SentinelError, match="every update of this run was skipped"):
+                own.end()
