@@ -134,5 +134,5 @@ ARGUMENTS = {"k": 1, "rows": 1, "share": 0.5, "tokens_per_row": 4, "n": 2}
 
 
 def annotate(batch, names, rows, reader):
-    missing = [name for name in names if getattr(batch, name) is None]
-    return replace(batch, **{name: torch.zeros(batch.mask.shape) for name in missing})
+    missing = {name: torch.zeros(batch.mask.shape) for name in names if getattr(batch, name) is None}
+    return replace(batch, **missing | ({"chosen": batch.kept} if "chosen" in missing else {}))
