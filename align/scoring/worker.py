@@ -45,6 +45,7 @@ class Worker:
         self.reward, self.limits, self.log = reward, limits, log
         self.ready: Ready | None = None  # None as long as the function is not loaded
         self._process: subprocess.Popen | None = None  # None where there is none to ask
+        self._pipe: socket.socket | None = None
         self._start_s = START_S
         self._number = 0  # of the newest request
         self._asked: Failure | tuple[int, float] | None = None  # why it was not sent, or (rows, when it is too late)
@@ -84,39 +85,43 @@ class Worker:
 
     def close(self) -> None:
         """End the process, and those that it started in its group."""
-        if self._process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # the system may hold it for a while
-            self._process.wait(TRANSFER_S)
-        self._pipe.close()
-        self._process = self.ready = self._asked = None
+        if self._pipe:
+            self._pipe.close()
+        if self._process:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # the system may hold it for a while
+                self._process.wait(TRANSFER_S)
+        self._pipe = self._process = self.ready = self._asked = None
 
     def _start(self) -> None:
         """Start the process, which begins to load the function. Where the system refuses, `_load` tries again."""
+        self._began, self._streak, self._worked = time.monotonic(), 0, False
+        try:
+            self._spawn()
+        except (OSError, RuntimeError) as error:  # no files, processes or threads are left
+            self.close()
+            self._refused = Failure(f"its process cannot be started: {error}")
+        else:
+            self._refused = self._send(pickle.dumps((self.reward, self.limits)), TRANSFER_S)
+
+    def _spawn(self) -> None:
+        """Start the process with a socket to it. Raises `OSError` and `RuntimeError`."""
         self._pipe, theirs = socket.socketpair()
         serve = f"from align.scoring.process import serve; serve({theirs.fileno()}, {os.getpid()})"
         with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-u", "-c", serve],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if self.log else subprocess.DEVNULL,  # it would tear the progress bar
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a group to kill, and no Ctrl-C of the terminal
-                    bufsize=0,
-                )
-            except OSError as error:
-                self._pipe.close()
-                self._refused = Failure(f"its process cannot be started: {error}")
-                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-u", "-c", serve],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if self.log else subprocess.DEVNULL,  # it would tear the progress bar
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group to kill, and no Ctrl-C of the terminal
+                bufsize=0,
+            )
         if self.log:
             keep(self._process.stdout, self.log)
-        self._began, self._streak, self._worked = time.monotonic(), 0, False
-        self._refused = self._send(pickle.dumps((self.reward, self.limits)), TRANSFER_S)
 
     def _load(self) -> Failure | None:
         """Wait until the function is loaded, in a process that is started where there is none; why it is not."""

@@ -5,6 +5,7 @@ import pickle
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -333,15 +334,16 @@ def test_a_failed_restart_fails_rows_and_not_the_run(worker, tmp_path, monkeypat
     assert all(isinstance(value, float) for value in values(one, "fine", "fine"))
 
 
-def test_a_system_that_starts_no_process_fails_the_call(worker, monkeypatch):
-    one = worker("ends", module=HOSTILE, max_failed=1.0)
+@pytest.mark.parametrize("where", [(subprocess, "Popen"), (socket, "socketpair"), (output.Thread, "start")])
+def test_a_system_that_starts_no_process_fails_the_call(worker, monkeypatch, tmp_path, where):
+    one = worker("ends", module=HOSTILE, max_failed=1.0, log=tmp_path / "ends.log")
     one.wait()
 
     def refuse(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "Popen", refuse)
+        patch.setattr(*where, refuse)
         assert (
             values(one, "end", "fine")
             == ["its process cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
