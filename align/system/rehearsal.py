@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -52,6 +53,7 @@ def how_it_ended(code: int) -> str:
 def _try(step: Callable[[], object], pipe: int) -> None:
     """Run the step and end this process; a byte into the pipe says that it came through."""
     die_with_parent()
+    faulthandler.disable()  # a crash here is told in one line
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
