@@ -13,6 +13,7 @@ import typer
 
 from align.config.recipe_file import ConfigError
 from align.config.redact import scrub
+from align.system.blame import UserExit, no_exit
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -76,8 +77,9 @@ def credit(
     from align.config.rules import REPLAY
 
     try:
-        lines = replay.credit(load_experiment(recipe, overrides or (), REPLAY), rollouts)
-    except (ConfigError, replay.ReplayError) as error:
+        with no_exit("a function that the recipe names"):
+            lines = list(replay.credit(load_experiment(recipe, overrides or (), REPLAY), rollouts))
+    except (ConfigError, replay.ReplayError, UserExit) as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from error
     for line in lines:

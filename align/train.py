@@ -36,6 +36,7 @@ from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
 from align.run.terminal import evaluation_of, is_main, progress, quiet, say, stage, tell_imports
 from align.scoring.worker import RewardError
+from align.system.blame import UserExit, no_exit
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
 from align.system.files import DiskError
@@ -45,9 +46,10 @@ from align.system.parent import end_with_launcher, say_last
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
     *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError, HeldError, NothingLearned),
+    UserExit,
 )
 
-OWN_ERRORS = (RewardError, DeadlineError, DiskError)  # of one rank; the others fail on all alike
+OWN_ERRORS = (RewardError, DeadlineError, DiskError, UserExit)  # of one rank; the others fail on all alike
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +64,8 @@ def main(arguments: list[str]) -> int:
     experiment = None
     try:
         experiment = examine(asked.recipe, asked.overrides)
-        run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
+        with no_exit("a function that the recipe names"):
+            run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
         if is_main():

@@ -28,7 +28,7 @@ from align.check.requirements import (
     needs,
     needs_sampler,
 )
-from align.check.rewards import Trial, try_reward
+from align.check.rewards import Trial, started, try_reward
 from align.check.survey import CheckError, Survey
 from align.checkpoint import resume
 from align.config.experiment import Experiment
@@ -73,14 +73,14 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
 
 
 def try_rewards(found: Survey) -> dict[str, Trial]:
-    """{reward: its trial} on the first rows that responses would be sampled for."""
+    """{reward: its trial} on the first rows that responses would be sampled for; without rows it is only loaded."""
     everything = [row for rows in found.rows.values() for row in rows]
     rows = [row for row in everything if not isinstance(row, Pair)] or everything  # as in the evaluation
-    if not rows:
-        return {}
     tokenizer = found.tokenizer or bytewise()
     limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong
-    return {reward.name: try_reward(reward, limits, rows, tokenizer) for reward in found.experiment.rewards}
+    with started(found.experiment.rewards, limits) as workers:
+        trials = [try_reward(worker, rows, tokenizer, found.experiment.file) for worker in workers]
+    return {worker.reward.name: trial for worker, trial in zip(workers, trials, strict=True)}
 
 
 def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:

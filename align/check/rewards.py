@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import Parameter
 
 from transformers import PreTrainedTokenizerBase
 
-from align.config.factories import load_object
+from align.config.problems import nearest
 from align.config.recipe import RewardFunction, RewardLimits
+from align.config.recipe_file import RecipeFile
 from align.data.prompts import Pair, Prompt, Response
-from align.scoring.process import Failure, Value, too_slow
+from align.scoring.process import Argument, Failure, Value, too_slow
 from align.scoring.score import arguments_of, call_worker, one_by_one
-from align.scoring.worker import RewardError, Worker
+from align.scoring.worker import RewardError, Worker, close
 
 ROWS = 3  # of the data
 
 GIVEN = {"prompts", "completions", "completion_ids", "truncated"}  # what every reward is called with
+
+# {what an error of a reward says: how to mend it}
+FIXES = {
+    r"'list' object|got '?list|not list|, not 'list'": "a completion is a list of messages where prompts are: take"
+    " rewards.text(completion), or return None",
+    r"NoneType": "a column is None in rows that lack it: return None there",
+    r"^(ModuleNotFound|Import)Error": "install what it imports where the run is",
+    r"^(Connection|Timeout|HTTP|SSL)\w*Error|^URLError": "let it reach what it asks, or return None where it cannot",
+    r"^PermissionError|^FileNotFoundError": "give the file where the run starts, or its whole path",
+    r"(^|raised )SystemExit|its process left": "let it raise an error instead of ending the process",
+    r"its process died": "keep what crashes out of it; its rows would be masked",
+    r"unexpected keyword": "add **columns to the function that raised",
+}
+
+OTHERWISE = "mend it, or return a number or None instead"
 
 PLACEHOLDER = "The answer is 42."
 
@@ -48,21 +66,34 @@ class Trial:
     means: Mapping[str, float] = field(default_factory=dict)  # {kind of response: mean reward where it applied}
 
 
+@contextmanager
+def started(rewards: Sequence[RewardFunction], limits: RewardLimits) -> Iterator[list[Worker]]:
+    """The processes of rewards that are to be tried; they load side by side."""
+    workers = [Worker(reward, limits) for reward in rewards]
+    try:
+        yield workers
+    finally:
+        close(workers)
+
+
 def try_reward(
-    reward: RewardFunction, limits: RewardLimits, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+    worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, file: RecipeFile
 ) -> Trial:
-    """Call a reward as training does, on the first few prompts, with responses that no model wrote."""
-    problem = columns_problem(reward, prompts)
-    if problem:
-        return Trial((problem,))
-    worker = Worker(reward, limits)
+    """Call a reward as training does, on the first few prompts, with responses that no model wrote; without prompts it
+    is only loaded. Its parameters are looked at before."""
+    reward = worker.reward
     try:
         worker.wait()
-        return _tried(worker, prompts, tokenizer)
+        problems = parameter_problems(reward, worker.ready.parameters, prompts, file) if prompts else []
+        if problems or not prompts:
+            return Trial(tuple(problems))
+        found = _tried(worker, prompts, tokenizer)
+        problems, doubts = (
+            [file.problem(reward.key, text) for text in texts] for texts in (found.problems, found.doubts)
+        )
+        return Trial(tuple(problems), tuple(doubts), found.means)
     except RewardError as error:
-        return Trial((str(error),))
-    finally:
-        worker.close()
+        return Trial((file.problem(reward.key, with_fix(str(error))),))
 
 
 def offers(prompts: Sequence[Prompt]) -> dict[str, list[tuple[Prompt, str]]]:
@@ -106,25 +137,50 @@ def answers(prompt: Prompt) -> dict[str, str]:
     return {name: value for name, value in prompt.columns.items() if isinstance(value, str)}
 
 
-def columns_problem(reward: RewardFunction, prompts: Sequence[Prompt]) -> str | None:
-    """Say which parameter of the function and column of the data do not fit; None where all do."""
-    columns = {name for prompt in prompts for name in prompt.columns}
-    try:
-        parameters = inspect.signature(load_object(reward.path)).parameters.values()
-    except (TypeError, ValueError):  # written in C: the call will tell
-        return None
+def parameter_problems(
+    reward: RewardFunction, parameters: Sequence[Argument], prompts: Sequence[Prompt], file: RecipeFile
+) -> list[str]:
+    """What of the function's parameters, the recipe's arguments and the columns of the data does not fit."""
+    columns = {str(name) for prompt in prompts for name in prompt.columns}
     given = {*GIVEN, *columns, *reward.args}
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    lacking = [p.name for p in named if p.default is p.empty and p.name not in given]
+    named = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
+    names = {p.name for p in named}
+    out = _unknown(reward, names, columns, file)
+    if out:
+        return out
+    lacking = [p.name for p in named if p.required and p.name not in given]
     if lacking:
-        there = ", ".join(sorted(map(str, columns)))
+        there = ", ".join(sorted(columns))
         what = f"needs {lacking[0]!r}, which is no column of the data (there are: {there})"
-        return f"reward {reward.name!r} {what}; rename a column, or give it as args: {{{lacking[0]}: ...}}"
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    beyond = sorted(given - {p.name for p in named})
-    if beyond and not open_ended:
-        return f"reward {reward.name!r} is called with {beyond[0]!r}, which it does not take; add **columns to it"
-    return None
+        fix = f"rename a column, or give it as args: {{{lacking[0]}: ...}}"
+        return [file.problem(reward.key, f"reward {reward.name!r} {what}; {fix}")]
+    by_place = [p.name for p in parameters if p.kind == Parameter.POSITIONAL_ONLY and p.required]
+    if by_place:
+        what = f"takes {by_place[0]!r} by its place only, and is called by names; take the / out of its parameters"
+        return [file.problem(reward.key, f"reward {reward.name!r} {what}")]
+    beyond = sorted(given - names)
+    if beyond and not any(p.kind == Parameter.VAR_KEYWORD for p in parameters):
+        what = f"is called with {beyond[0]!r}, which it does not take; add **columns to it"
+        return [file.problem(reward.key, f"reward {reward.name!r} {what}")]
+    return []
+
+
+def _unknown(reward: RewardFunction, names: Collection[str], columns: Collection[str], file: RecipeFile) -> list[str]:
+    """Arguments of the recipe that are neither parameters nor columns: `**columns` would swallow them."""
+    own = {*names, *columns} - GIVEN
+    fixes = {name: nearest(name, own) if own else "it takes none" for name in reward.args}
+    return [
+        file.problem((*reward.key[:-1], "args", name), f"reward {reward.name!r} has no argument {name!r}; {fix}")
+        for name, fix in fixes.items()
+        if name not in {*own, *GIVEN}
+    ]
+
+
+def with_fix(why: str, otherwise: str | None = None) -> str:
+    """What a reward failed of, with how to mend it where that does not stand there yet."""
+    found = (fix for said, fix in FIXES.items() if re.search(said, why))
+    fix = None if "; raise " in why or "; return " in why else next(found, otherwise)
+    return f"{why}; {fix}" if fix else why
 
 
 def _tried(worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Trial:
@@ -137,8 +193,8 @@ def _tried(worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedToken
         rated = rated or any(not isinstance(value, Failure) for value in values)
         failed = next((value for value in values if isinstance(value, Failure)), None)
         if failed and first is None:
-            what = f"reward {worker.reward.name!r} failed: {failed.why} ({where}); tried with {name}"
-            first = f"{what}; return a number or None instead"
+            what = f"reward {worker.reward.name!r} failed: {with_fix(failed.why, OTHERWISE)}"
+            first = f"{what} ({where}; tried with {name})"
         if failed == too_slow(worker.limits.seconds):
             return Trial(doubts=(first,), means=means)  # the rest may take as long
     if first is None:

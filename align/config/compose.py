@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from align.config.factories import call, load_object
+from align.config.factories import call, check_survives, load_object
 from align.config.problems import distinct, nearest
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, collect
 from align.losses.loss import Loss
@@ -117,6 +117,7 @@ def _factory(
         factory = known[name]
     elif isinstance(name, str) and ":" in name:
         try:
+            check_survives(name, lambda factory: inspect.isfunction(factory) and call(factory, args, file, key))
             factory = load_object(name)
         except ValueError as error:
             raise ConfigError([file.problem(name_key, str(error))]) from error

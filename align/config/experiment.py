@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from align.config.compose import build_objectives
-from align.config.factories import load_object
+from align.config.factories import check_path
 from align.config.problems import explain, names_at, nearest, paths_in
 from align.config.recipe import Correct, FromRecipe, Recipe, RewardFunction
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, read
@@ -103,22 +103,20 @@ def _valid_sections(file: RecipeFile) -> Recipe:
 
 
 def _rewards(recipe: Recipe, file: RecipeFile) -> tuple[tuple[RewardFunction, ...], list[str]]:
-    """(reward functions that could be found, problems of the others)."""
+    """(reward functions, problems of those whose path is none). None is imported here: that is for processes of their
+    own, which the check of a run starts."""
     problems, out = [], []
     for i, reward in enumerate(recipe.reward_list()):
         key: KeyPath = ("rewards", i, "fn") if isinstance(recipe.rewards, list) else ("rewards", reward.fn)
         try:
-            fn = load_object(reward.fn)
+            check_path(reward.fn)
         except ValueError as error:
             problems.append(file.problem(key, str(error)))
-            continue
-        if not callable(fn):
-            problems.append(file.problem(key, f"{reward.fn} is not a function"))
             continue
         name, used = reward.fn.partition(":")[2], {other.name for other in out}
         if name in used:
             name = next(numbered for n in count(1) if (numbered := f"{name}_{n}") not in used)
-        out.append(RewardFunction(name, reward.fn, reward.weight, reward.args))
+        out.append(RewardFunction(name, reward.fn, reward.weight, reward.args, key))
     return tuple(out), problems
 
 

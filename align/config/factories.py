@@ -13,6 +13,14 @@ from pydantic import ValidationError, validate_call
 
 from align.config.problems import explain, names_at
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile
+from align.system.blame import no_exit, user_line
+from align.system.rehearsal import rehearse
+
+
+def check_path(path: str) -> None:
+    """Raise `ValueError` unless it is written as a dotted path; nothing is imported."""
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", path):
+        raise ValueError(f"{path!r} is not a dotted path; write package.module:name")
 
 
 def load_object(path: str) -> Any:
@@ -20,8 +28,7 @@ def load_object(path: str) -> Any:
 
     Raises `ValueError` with the part that is wrong.
     """
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", path):
-        raise ValueError(f"{path!r} is not a dotted path; write package.module:name")
+    check_path(path)
     try:
         return pkgutil.resolve_name(path)
     except ModuleNotFoundError as error:
@@ -29,7 +36,19 @@ def load_object(path: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{path!r}: {error}") from error
     except (Exception, SystemExit) as error:  # the module is the user's: whatever it raises belongs to this path
-        raise ValueError(f"{path!r}: importing it raised {type(error).__name__}: {error}") from error
+        line = user_line(error)
+        where = f" ({line})" if line else ""
+        raise ValueError(f"{path!r}: importing it raised {type(error).__name__}: {error}{where}") from error
+
+
+def check_survives(path: str, step: Callable[[Any], object]) -> None:
+    """Raise `ValueError` where `step`, given the object at a dotted path, or importing it ends the process: a copy of
+    this one tries it first. What stands in this library is not tried."""
+    if path.startswith(("align.", "rewards.")):
+        return
+    ended = rehearse(lambda: step(load_object(path)))
+    if ended:
+        raise ValueError(f"{path!r}: {ended} while it was imported or called")
 
 
 def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, key: KeyPath) -> Any:
@@ -47,7 +66,8 @@ def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, ke
         return names_at(hints.get(place[0]), place[1:]) if place else list(inspect.signature(factory).parameters)
 
     try:
-        return validate_call(factory)(**args)
+        with no_exit(getattr(factory, "__name__", str(factory))):
+            return validate_call(factory)(**args)
     except ValidationError as error:
         raise ConfigError(explain(error, args, file, key, names)) from error
     except ValueError as error:

@@ -35,6 +35,7 @@ class RewardFunction:
     path: str  # package.module:attribute
     weight: float
     args: Mapping[str, Any] = field(default_factory=dict)
+    key: tuple[str | int, ...] = ()  # where the recipe names it
 
 
 class Adapter(Section):

@@ -143,6 +143,8 @@ class RewardTakeover(Rule):
         first, last = seen.steps[: self.for_steps], seen.last
         if not (column(first, own) and column(last, own)):  # in some step it applied to nothing
             return None
+        if not (column(first, "reward/mean") and column(last, "reward/mean")):
+            return None
         if fmean(column(last, "reward/mean")) <= fmean(column(first, "reward/mean")):
             return None
         before, now = fmean(column(first, own)), fmean(column(last, own))

@@ -13,11 +13,12 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
-from align.config.factories import load_object
+from align.config.factories import check_survives, load_object
 from align.config.recipe import Data
 from align.data.prompts import DataError, Prompt, Prompts
 from align.data.tokenise import Ends, LongPrompt, check_variables, make_pair, make_prompt, with_prompt
 from align.system import files
+from align.system.blame import no_exit
 
 SHOWN = 10  # problems of a source, and rows of a problem, that are listed one by one
 
@@ -122,7 +123,9 @@ def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
         elif path.suffix in loaders:
             rows = list(load_dataset(loaders[path.suffix], data_files=source, **{"split": "train", **args}))
         elif ":" in source:
-            rows = list(load_object(source)(**args))
+            check_survives(source, lambda rows: list(rows(**args)))
+            with no_exit(source):
+                rows = list(load_object(source)(**args))
         else:
             rows = list(load_dataset(source, **{"split": "train", **args}))
     except DatasetsError as error:

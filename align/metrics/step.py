@@ -78,10 +78,13 @@ def _described(sampled: Sequence[Rollout]) -> dict[str, float]:
     """The metrics of rollouts without their shares of variance."""
     rated = [r.reward for r in sampled if r.reward is not None]
     judged = [r for r in sampled if not r.failed]
-    out = {
-        "reward/mean": fmean(rated),
-        "reward/std": float(torch.tensor(rated).std(correction=0)),
-        "correct": fmean(r.correct for r in judged),
+    out = {}
+    if rated:
+        spread = torch.tensor(rated, dtype=torch.float64).std(correction=0)
+        out |= {"reward/mean": fmean(rated), "reward/std": float(spread)}
+    if judged:
+        out["correct"] = fmean(r.correct for r in judged)
+    out |= {
         "response/length": fmean(len(r.response.ids) for r in sampled),
         "response/length_max": max(len(r.response.ids) for r in sampled),
         "response/truncated": fmean(r.response.truncated for r in sampled),

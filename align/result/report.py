@@ -20,9 +20,14 @@ def cells(row: dict) -> tuple[str, str, str]:
 
     def estimate(when: str) -> str:
         low, high = row[f"{when}_interval"]
-        return f"{row[when]:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{_short(row[when])} [{_short(low)}, {_short(high)}]"
 
     return row["name"], estimate("before"), estimate("after")
+
+
+def _short(value: float) -> str:
+    """Three decimals; of a large number its first four digits."""
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
 def table(rows: Iterable[dict]) -> Table:

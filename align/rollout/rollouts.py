@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from align.config.redact import scrub
 from align.data.prompts import Pair, Prompt, Response
 from align.rollout.generator import Generator
 from align.scoring.process import Failure
-from align.scoring.score import combine, score_rows, too_many
+from align.scoring.score import combine, fit, score_rows, too_many
 from align.scoring.worker import Worker
 
 Sampled = list[tuple[int, int, Prompt, Response]]  # (group, index, prompt, response)
@@ -53,6 +53,8 @@ class Scorer:
     workers: Sequence[Worker]  # one a reward, in the order of `experiment.rewards`
     experiment: Experiment
     tokenizer: PreTrainedTokenizerBase
+    tell: Callable[[str], None] = print  # a line for the console
+    told: set[str] = field(default_factory=set)  # rewards whose failures the console was told of
 
     @property
     def rewards(self) -> Sequence[RewardFunction]:
@@ -63,7 +65,7 @@ class Scorer:
         """Score this rank's responses; all ranks together have `total_rows`. Raises `RewardError`."""
         texts = self.tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
         prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
-        values = score_rows(self.workers, prompts, responses, texts, total_rows)
+        values = fit(self.rewards, score_rows(self.workers, prompts, responses, texts, total_rows))
         totals = combine(self.rewards, values)
         solved, rollouts = self.experiment.correct, []
         for i, (group, index, prompt, response) in enumerate(sampled):
@@ -79,10 +81,15 @@ class Scorer:
     def gather(self, scored: Sequence[Rollout]) -> list[Rollout]:
         """Gather the rollouts of all ranks, in the same order on each. Collective.
 
-        Raises `RewardError` where a reward failed on too many.
+        Tells of each reward once that it fails. Raises `RewardError` where it failed on too many.
         """
         everything = gather(scored)
         check_failed(everything, self.experiment.recipe.reward_limits)
+        for worker in self.workers:
+            failed = [rollout for rollout in everything if worker.reward.name in rollout.failed]
+            if failed and worker.reward.name not in self.told:
+                self.told.add(worker.reward.name)
+                self.tell(failing(worker, failed, len(everything)))
         return everything
 
 
@@ -113,6 +120,14 @@ def gather(rollouts: Sequence[Rollout]) -> list[Rollout]:
     return sorted(gather_object(list(rollouts)), key=lambda r: (r.group, r.index))
 
 
+def failing(worker: Worker, failed: Sequence[Rollout], rows: int) -> str:
+    """One line that says how often a reward failed, why first, and where to read on."""
+    name = worker.reward.name
+    what = f"reward {name!r} failed on {len(failed)} of {rows} responses, first: {failed[0].failed[name]}"
+    where = f"; what it prints is in {worker.log}" if worker.log else ""
+    return f"{what}; they take no part, and later ones are counted in rewards/{name}/failed{where}"
+
+
 def check_failed(rollouts: Sequence[Rollout], limits: RewardLimits) -> None:
     """Raise `RewardError` where a reward failed on too many of the rollouts of all ranks."""
     for name in rollouts[0].rewards if rollouts else ():
@@ -132,7 +147,14 @@ def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def to_batch(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0) -> Batch:
-    """Make a batch of rollouts that have a reward; `progress` in [0, 1] is the part of the schedules that is done."""
+    """Make a batch of rollouts that have a reward; `progress` in [0, 1] is the part of the schedules that is done.
+
+    Of none it is one row without tokens that takes no part: each transform and loss finds a batch, and nothing in it.
+    """
+    if not rollouts:
+        nothing = Rollout(0, 0, Prompt([0], "", "", {}), Response([], [], False), "", {}, 0.0, False)
+        batch = to_batch([nothing], tokenizer, progress)
+        return replace(batch, kept=torch.zeros_like(batch.kept))
     return _batch(
         [r.group for r in rollouts],
         [r.response.ids for r in rollouts],

@@ -19,7 +19,6 @@ from align.rollout import rollouts
 from align.rollout.journal import Call, Journal
 from align.rollout.rollouts import Rollout, Sampled, Scorer
 from align.rollout.sampler import Sampler
-from align.scoring.worker import RewardError
 from align.system.clock import Clock
 
 TRAINING, SAMPLED, GREEDY = range(3)  # purposes of sampling, each with random numbers of its own
@@ -74,14 +73,12 @@ class RolloutSource:
         return self.recipe.sources()[self.name]
 
     def collect(self, step: int, clock: Clock) -> Collected:
-        """Collect the rollouts of a step.
+        """Collect the rollouts of a step. Where none has a reward, the batch has no token to learn from.
 
-        Raises `RewardError` where no response has a reward, or a reward fails on too many.
+        Raises `RewardError` where a reward fails on too many.
         """
         everything, used = self._rollouts(step, clock)
         rated = [rollout for rollout in used if rollout.reward is not None]
-        if not rated:
-            raise RewardError(f"step {step + 1}: {nothing_rated(everything)}")
         batch = rollouts.to_batch(rated, self.tokenizer, progress(self.recipe, step))
         return Collected(batch, everything, used, self.scorer.rewards)
 
@@ -159,12 +156,3 @@ class PairSource:
 def progress(recipe: Recipe, step: int) -> float:
     """The fraction of `optim.schedule_steps` that is done before a step, in [0, 1]."""
     return min(1.0, step / recipe.optim.schedule_steps)
-
-
-def nothing_rated(scored: Sequence[Rollout]) -> str:
-    """Say why none of the rollouts has a reward."""
-    failed = [rollout for rollout in scored if rollout.failed]
-    if not failed:
-        return f"no reward function applied to any of {len(scored)} responses"
-    name, why = next(iter(failed[0].failed.items()))
-    return f"no response has a reward; on {len(failed)} of {len(scored)} a reward failed, first {name!r}: {why}"

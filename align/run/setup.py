@@ -40,7 +40,7 @@ from align.rollout.sync_check import SyncCheck, choose
 from align.rollout.transformers_engine import Transformers
 from align.rollout.vllm_engine import VLLM
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
-from align.run.terminal import stage
+from align.run.terminal import say, stage
 from align.scoring.worker import Worker, close
 from align.system import baton
 
@@ -90,7 +90,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     """
     experiment, tokenizer = checked.experiment, checked.tokenizer
     recipe, sampled = experiment.recipe, checked.context is not None
-    workers = [Worker(reward, recipe.reward_limits) for reward in experiment.rewards if sampled]  # they load meanwhile
+    workers = start_workers(experiment, accelerator.process_index) if sampled else []  # they load meanwhile
     with stage("models"):
         learner = load_learner(checked, accelerator)
     experiment = check_packing(experiment, checked.asked_layout, learner)
@@ -103,7 +103,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
         sampler = Sampler(generator, make_sync_check(experiment, checked.sources, learner), process, recipe.sampling)
     for worker in workers:
         worker.wait()
-    scorer = Scorer(workers, experiment, tokenizer)
+    scorer = Scorer(workers, experiment, tokenizer, say)
     lineage = resume.lineage(origin, decided(experiment), versions(), accelerator.num_processes)
     journal = Journal(Path(recipe.run.out) / "rollouts", lineage)
     sources = make_sources(replace(checked, experiment=experiment), sampler, scorer, journal)
@@ -112,6 +112,13 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     evaluation = make_evaluation(experiment, checked.sources, sources, learner, sampler, scorer)
     prompts = checked.sources
     return Run(experiment, accelerator, tokenizer, prompts, learner, sampler, workers, journal, loop, evaluation)
+
+
+def start_workers(experiment: Experiment, rank: int) -> list[Worker]:
+    """The processes of the rewards; what they print goes to files of this rank in `run.out`."""
+    folder, end = Path(experiment.recipe.run.out) / "rewards", f"-{rank}.log" if rank else ".log"
+    limits = experiment.recipe.reward_limits
+    return [Worker(reward, limits, folder / f"{reward.name}{end}") for reward in experiment.rewards]
 
 
 def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:

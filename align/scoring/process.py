@@ -1,6 +1,7 @@
 """The process of a reward function: it loads the function, calls it on rows and sends numbers back.
 
-The trainer starts it (`worker.py`); it imports neither torch nor an engine.
+The trainer starts it (`worker.py`); it imports neither torch nor an engine. What it sends is JSON, which is only read:
+its memory belongs to user code, so nothing that it says may run in the trainer.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import os
 import pickle
 import reprlib
 import resource
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from align.config.factories import load_object
 from align.config.recipe import RewardLimits
+from align.scoring.pipe import receive, send
+from align.system.blame import user_line
 from align.system.parent import die_with_parent
 
 LONGEST = 600  # characters of a reason; an error of a reward may be of any size
+
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32: the batch holds rewards in it
 
 
 @dataclass(frozen=True)
@@ -31,50 +39,95 @@ class Failure:
     """Why a call gave no value."""
 
     why: str
+    out_of_memory: bool = False  # what it left behind may be broken, or fill the memory
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A parameter of a reward function."""
+
+    name: str
+    kind: int  # of `inspect.Parameter`
+    required: bool
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Tells the trainer that the function is loaded."""
+    """Tells the trainer that the function is loaded, and how it is called."""
 
     is_async: bool
+    parameters: list[Argument]
+    seconds: float  # that loading it took
 
 
 Value = float | None | Failure  # None: the reward does not apply to the row
 
 Arguments = Mapping[str, Sequence]  # {name: one value a row}
 
+READY = TypeAdapter(Ready | Failure)  # the answer to the first message
+
+ANSWER = TypeAdapter(list[Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None | Failure] | Failure)
+
 
 def serve(pipe: int, parent: int) -> None:
     """Answer calls that come through the pipe until it is closed; the first message is (reward, limits).
 
-    `pipe` is a file descriptor, `parent` the id of the trainer's process.
+    `pipe` is the file descriptor of a socket, `parent` the id of the trainer's process.
     """
     os.set_inheritable(pipe, False)
     die_with_parent()  # leaves no orphan, not even of a trainer that was killed
     if os.getppid() != parent:
         return
-    connection = Connection(pipe)
-    reward, limits = connection.recv()
-    space = round(limits.memory_gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (space, space))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    fn = attempt(lambda: load(reward.path))
-    connection.send(fn if isinstance(fn, Failure) else Ready(is_async(fn)))
-    while True:
-        try:
-            message = connection.recv_bytes()
-        except EOFError:
-            return
-        connection.send(attempt(partial(_answer, fn, reward.args, limits, message)))
+    connection, me = socket.socket(fileno=pipe), os.getpid()
+    os.register_at_fork(after_in_child=connection.close)  # only this process answers
+
+    def reply(number: int, kind: TypeAdapter, found: Any) -> None:
+        if os.getpid() != me:
+            os._exit(0)  # a copy that the function made of this process, and that came back here
+        send(connection, number, kind.dump_json(found))
+
+    try:
+        number, message = receive(connection)
+        reward, limits = pickle.loads(message)  # only the trainer writes to the pipe
+        space = round(limits.memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        start = time.monotonic()
+        fn = attempt(lambda: load(reward.path))
+        described = fn if isinstance(fn, Failure) else Ready(is_async(fn), parameters(fn), time.monotonic() - start)
+        reply(number, READY, described)
+        while True:
+            number, message = receive(connection)
+            reply(number, ANSWER, attempt(partial(_answer, fn, reward.args, limits, message)))
+    except EOFError:
+        return
 
 
-def load(path: str) -> Callable:
-    """Load the function and call its attribute `ready`, if any, which raises where this machine lacks something."""
-    fn = load_object(path)
+def load(path: str) -> Callable | Failure:
+    """Load the function, look at it, and call its attribute `ready`, if any, which raises where this machine lacks
+    something. A `Failure` for what is no reward function."""
+    try:
+        fn = load_object(path)
+    except ValueError as error:
+        return Failure(_short(str(error)))
+    if not callable(fn):
+        return Failure(f"{path} is not a function")
+    name = path.rpartition(":")[2]
+    try:
+        given = {argument.name for argument in parameters(fn)}
+    except (TypeError, ValueError):  # written in C, mostly
+        given = set()
+    if not given & {"completions", "completion_ids"}:
+        what = f"{path} takes no completions, so it is no reward function"
+        return Failure(f"{what}; write def {name.rpartition('.')[2]}(completions, **columns), or functools.wraps")
     if hasattr(fn, "ready"):
         fn.ready()
     return fn
+
+
+def parameters(fn: Callable) -> list[Argument]:
+    """The parameters of a function, of a wrapped one those of what is wrapped. Raises `TypeError` and `ValueError`."""
+    return [Argument(p.name, int(p.kind), p.default is p.empty) for p in inspect.signature(fn).parameters.values()]
 
 
 def is_async(fn: Callable) -> bool:
@@ -91,16 +144,18 @@ def attempt(step: Callable[[], Any]) -> Any:
 
 
 def failure(error: BaseException) -> Failure:
-    """Put an error of user code into at most `LONGEST` characters."""
-    hint = "; raise reward_limits.memory_gib if it needs more" if isinstance(error, MemoryError) else ""
-    return Failure(f"{type(error).__name__}: {error}"[:LONGEST] + hint)
+    """Put an error of user code, with its line, into about `LONGEST` characters."""
+    line, memory = user_line(error), isinstance(error, MemoryError)
+    hint = "; raise reward_limits.memory_gib if it needs more" if memory else ""
+    what = _short(f"{type(error).__name__}: {error}".removesuffix(": "))
+    return Failure(what + (f" ({line})" if line else "") + hint, memory)
 
 
 def rate(fn: Callable, arguments: Arguments, args: Mapping[str, Any], rows: int) -> list[Value]:
     """Call the function on all rows; one value a row. Its own `args` win over a column of the same name.
 
-    A value that is no number fails its row. Raises whatever the function raises, and `ValueError` where it does not
-    return one value a row.
+    A value that is no number of float32 fails its row. Raises whatever the function raises, and `ValueError` where it
+    does not return one value a row.
     """
     return checked(fn(**{**arguments, **args}), rows)
 
@@ -152,8 +207,27 @@ def _answer(fn: Callable, args: Mapping[str, Any], limits: RewardLimits, message
 
 
 def _number(value: Any) -> Value:
+    """The value as a float, None where it is None, a `Failure` for all that float32 does not hold."""
     if value is None:
         return None
-    if isinstance(value, Real) and math.isfinite(value):
-        return float(value)
-    return Failure(f"returned {reprlib.repr(value)[:LONGEST]}; return a finite number or None")
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # an integer beyond all floats
+        number = 2 * LARGEST
+    if abs(number) <= LARGEST:
+        return number
+    fix = f"return a number within float32, up to {LARGEST:.2g}" if math.isfinite(number) else "return a finite number"
+    return Failure(f"returned {_shown(value)}; {fix} or None")
+
+
+def _shown(value: Any) -> str:
+    """The value in short."""
+    try:
+        return _short(reprlib.repr(value))
+    except Exception:  # of the user's class; or an integer of more digits than Python prints
+        return f"a value of type {type(value).__name__}"
+
+
+def _short(text: str) -> str:
+    """At most `LONGEST` characters of a text, in UTF-8."""
+    return text[:LONGEST].encode(errors="replace").decode()

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Response
-from align.scoring.process import Arguments, Failure, Value, row_of
+from align.scoring.process import LARGEST, Arguments, Failure, Value, row_of
 from align.scoring.worker import RewardError, Worker
 
 
@@ -33,7 +33,7 @@ def score_rows(
         return {worker.reward.name: [] for worker in workers}
     arguments = arguments_of(prompts, responses, texts)
     message = _packed(arguments, len(prompts))
-    for worker in workers:  # side by side
+    for worker in workers:  # they work side by side
         worker.ask(message, len(prompts))
     return {worker.reward.name: _values(worker, arguments, len(prompts), total_rows) for worker in workers}
 
@@ -44,6 +44,18 @@ def combine(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Val
     for row in zip(*(values[reward.name] for reward in rewards), strict=True):
         parts = [reward.weight * value for reward, value in zip(rewards, row, strict=True) if isinstance(value, float)]
         out.append(sum(parts) if parts and not any(isinstance(value, Failure) for value in row) else None)
+    return out
+
+
+def fit(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]) -> dict[str, list[Value]]:
+    """The values, with a `Failure` for the one that moves a row's weighted sum beyond float32, which is no reward."""
+    out = {reward.name: list(values[reward.name]) for reward in rewards}
+    for row, total in enumerate(combine(rewards, out)):
+        if total is not None and not abs(total) <= LARGEST:
+            there = [reward for reward in rewards if isinstance(out[reward.name][row], float)]
+            most = max(there, key=lambda reward: abs(reward.weight * out[reward.name][row]))
+            what = f"{out[most.name][row]:.4g} at a weight of {most.weight:g} makes a sum beyond float32"
+            out[most.name][row] = Failure(f"{what}; lower the weight or the values")
     return out
 
 
@@ -104,6 +116,6 @@ def _packed(arguments: Arguments, rows: int) -> bytes:
     """Pickle a call. Raises `RewardError` for columns that cannot be pickled."""
     try:
         return pickle.dumps((arguments, rows))
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         what = "the columns of the prompts must be plain values, which rewards get in another process"
         raise RewardError(f"{what}: {error}") from error

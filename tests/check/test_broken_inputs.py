@@ -26,7 +26,7 @@ def bench(template, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     yield corpus.bench(template, tmp_path)
-    for name in ("corpus_rewards", "exploding"):
+    for name in ("corpus_rewards", "exploding", "leaving"):
         sys.modules.pop(name, None)
 
 

@@ -171,11 +171,7 @@ BAD = [
     (rewards("{user_code.correct: 1}"), 7, "rewards.user_code.correct", "write package.module:name"),
     (rewards("{':correct': 1}"), 7, "rewards.:correct", "write package.module:name"),
     (rewards("{'a b:correct': 1}"), 7, "rewards.a b:correct", "write package.module:name"),
-    (rewards("{'usr:correct': 1}"), 7, "rewards.usr:correct", "cannot import 'usr' for 'usr:correct'; is it"),
-    (rewards("[{fn: 'user_code:corect'}]"), 7, "rewards.0.fn", "module 'user_code' has no attribute 'corec"),
-    (rewards("{'user_code:number': 1}"), 7, "rewards.user_code:number", "is not a function"),
     (("penalty: 1.0", "penalty: big"), 8, "rewards.rewards.length:length_penalty", "valid number, unabl"),
-    (rewards("{'broken_code:x': 1}"), 7, "rewards.broken_code:x", "importing it raised ZeroDivisionErro"),
     ("correct: {reward: penalty}\n", 13, "correct.reward", "no reward is called 'penalty'; did you mean 'length_"),
     # rules between sections
     (sampling("sync: adapter"), 7, "sampling.sync", "adapter needs model.adapter; write merged, or leave"),
@@ -230,8 +226,8 @@ model: {policy: some/model, rank: 8}
 data: {prompts: p.jsonl, holdout: 4, eval_prompts: e.jsonl}
 sampling: {group_size: 8, sync: adapter}
 rewards:
-  - {fn: "usr_code:correct"}
-  - {fn: "user_code:corect"}
+  - {fn: "usr_code.correct"}
+  - {fn: "user_code"}
 objectives:
   - {gfpo: {k: 1, metrc: shortest}}
   - {gppo: {}}

@@ -16,7 +16,10 @@ def test_a_run_goes_on_through_every_kind_of_failure(folder, tmp_path):
     recipe.write_text(RECIPE.format(folder=folder, adapter=", adapter: {rank: 4}", out=tmp_path / "run"))
     limits = "reward_limits={seconds: 1, memory_gib: 1, max_failed: 0.9}"
     arguments = ('rewards={"support.reward_functions:fragile": 1.0}', limits, "run.steps=3", "eval.samples=1")
-    forked("cpu", ROOT / "recipes/train.py", recipe, *arguments)
+    printed = forked("cpu", ROOT / "recipes/train.py", recipe, *arguments)
+    (told,) = [line for line in printed.splitlines() if line.startswith("reward 'fragile' failed on")]
+    assert "responses, first: " in told and told.endswith("run/rewards/fragile.log")
+    assert "asked about" in (tmp_path / "run/rewards/fragile.log").read_text()
     metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     steps = [row for row in metrics if "loss" in row]
@@ -35,4 +38,4 @@ def test_a_run_goes_on_through_every_kind_of_failure(folder, tmp_path):
         fails = sum(sample["response_ids"]) % 10 < 5
         assert ("failed" in sample) == fails == (sample["reward"] is None) == ("kept" not in sample)
     reasons = Counter(sample["failed"]["fragile"][:12] for sample in samples if "failed" in sample)
-    assert set(reasons) == {"took longer ", "MemoryError:", "its process ", "ValueError: ", "returned nan"}
+    assert set(reasons) == {"took longer ", "MemoryError ", "its process ", "ValueError: ", "returned nan"}

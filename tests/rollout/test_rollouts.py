@@ -1,11 +1,14 @@
 """Rollouts of all ranks: when too many failed."""
 
-import pytest
+from types import SimpleNamespace
 
-from align.config.recipe import RewardLimits
+import pytest
+from support.rollouts import failing, rollout
+
+from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Response
 from align.rollout import rollouts
-from align.rollout.rollouts import Rollout
+from align.rollout.rollouts import Rollout, Scorer
 from align.scoring.worker import RewardError
 
 
@@ -30,3 +33,21 @@ def test_too_many_failures_of_all_ranks_stop_a_run_and_one_rank_s_own_do_not():
         RewardError, match="reward 'a' failed on 3 of 6 rows, .*max_failed is 0.4; .*'x': ValueError: bad"
     ):
         rollouts.check_failed(rolls, RewardLimits(max_failed=0.4))
+
+
+def test_a_reward_that_fails_is_told_once_by_name_with_its_share(monkeypatch, tmp_path):
+    monkeypatch.setattr(rollouts, "gather_object", lambda found: found)
+    told, limits = [], RewardLimits(max_failed=1.0)
+    workers = [
+        SimpleNamespace(reward=RewardFunction(name, "", 1.0), log=tmp_path / f"{name}.log" if name == "r" else None)
+        for name in ("r", "s")
+    ]
+    experiment = SimpleNamespace(recipe=SimpleNamespace(reward_limits=limits))
+    scorer = Scorer(workers, experiment, None, told.append)
+    scorer.gather([rollout(0, 0, 1.0)])
+    assert told == []
+    for _ in range(2):
+        scorer.gather([rollout(0, 0, 1.0), failing(0, 1), failing(0, 2)])
+    (line,) = told
+    assert line.startswith("reward 'r' failed on 2 of 3 responses, first: took too long; they take no part")
+    assert line.endswith(f"what it prints is in {tmp_path / 'r.log'}")

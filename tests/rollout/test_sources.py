@@ -1,29 +1,29 @@
 """Sources of rollouts: dynamic sampling, steps without a reward."""
 
+import inspect
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.rollouts import WORDS, failing, rollout
+import torch
+from support.rollouts import WORDS
 
 from align.config.recipe import DynamicSampling, RewardFunction, RewardLimits, Sampling
+from align.credit import assign
 from align.data.prompts import Prompt, Prompts, Response
+from align.metrics.step import rollout_metrics, signal_metrics
+from align.registry import OBJECTIVES
 from align.rollout import rollouts
 from align.rollout.journal import Journal
 from align.rollout.rollouts import Process, Scorer
 from align.rollout.sampler import Sampler
-from align.rollout.sources import RolloutSource, nothing_rated
+from align.rollout.sources import RolloutSource, SourceBatch
 from align.scoring.worker import Worker
 from align.system.clock import Clock
-
-
-def test_a_step_without_any_reward_says_why():
-    assert nothing_rated([rollout(0, 0, None)]) == "no reward function applied to any of 1 responses"
-    message = "no response has a reward; on 1 of 2 a reward failed, first 'r': took too long"
-    assert nothing_rated([rollout(0, 0, None), failing(0, 1)]) == message
 
 
 class Engine:
@@ -51,6 +51,7 @@ def _source(right, worker, folder, plan, rounds):
     recipe = SimpleNamespace(
         sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
         run=SimpleNamespace(seed=0, steps=1),
+        optim=SimpleNamespace(schedule_steps=1),
         reward_limits=RewardLimits(),
         sampling=sampling,
     )
@@ -100,3 +101,33 @@ def test_without_it_every_group_is_taken(one_process, source):
     made, engine = source([(False, False), (True, True), (True, False)], None)
     everything, taken = made._rollouts(0, Clock())
     assert len(engine.asked) == 1 and taken == everything and len(taken) == 4
+
+
+def test_a_step_without_any_reward_is_one_without_signal(one_process, source):
+    """Every objective finds a batch of which no token takes part."""
+    made, _ = source([(True, False)] * 4, None)
+
+    def score(sampled, total):
+        return [replace(r, reward=None, rewards={"right": None}) for r in made.scorer.score(sampled, total)]
+
+    scorer = SimpleNamespace(score=score, gather=lambda found: found, rewards=made.scorer.rewards)
+    found = replace(made, scorer=scorer).collect(0, Clock())
+    assert not found.batch.active.any() and not found.batch.kept.any() and len(found.sampled) == 4
+    metrics = rollout_metrics([found])
+    assert metrics["response/unrated"] == 4 and "reward/mean" not in metrics
+    for name, factory in OBJECTIVES.items():
+        arguments = {key: value for key, value in ARGUMENTS.items() if key in inspect.signature(factory).parameters}
+        credited = assign(factory(**arguments), found.batch, annotate)
+        assert not credited.trained.any(), name
+        signal = signal_metrics([SourceBatch(found, [credited])], {})
+        assert signal["signal/carrying"] == 0 and signal["signal/generated"] == signal["signal/taken/unrated"] == 4, (
+            name
+        )
+
+
+ARGUMENTS = {"k": 1, "rows": 1, "share": 0.5, "tokens_per_row": 4, "n": 2}
+
+
+def annotate(batch, names, rows, reader):
+    missing = {name: torch.zeros(batch.mask.shape) for name in names if getattr(batch, name) is None}
+    return replace(batch, **missing | ({"chosen": batch.kept} if "chosen" in missing else {}))

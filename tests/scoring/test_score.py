@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.scored_rows import CHAT, PLAIN, TEXTS, Recorder, arguments_for, rated
@@ -10,7 +11,7 @@ from support.scored_rows import CHAT, PLAIN, TEXTS, Recorder, arguments_for, rat
 from align.config.recipe import RewardFunction
 from align.data.prompts import Prompt
 from align.scoring.process import Failure
-from align.scoring.score import combine, score_rows
+from align.scoring.score import combine, fit, score_rows
 
 # ---- the call
 
@@ -90,3 +91,25 @@ def test_a_row_with_a_failed_component_has_no_reward():
     rewards = [RewardFunction(name, "", 1.0) for name in "ab"]
     values = {"a": [1.0, 1.0, None, None], "b": [2.0, Failure("x"), Failure("x"), None]}
     assert combine(rewards, values) == [3.0, None, None, None]
+
+
+@pytest.mark.parametrize(
+    "weights, values, name",
+    [
+        ((10.0, 1.0), (3e38, 1.0), "a"),
+        ((1.0, -1e300), (1.0, 1e300), "b"),
+        ((1e200, 1e200), (1e38, -1e38), None),  # they cancel
+        ((1e300, -1e300), (1e38, 1e38), "a"),  # inf - inf
+        ((1.0, 1.0), (1.7e38, 1.7e38), None),
+        ((1.0, 1.0), (3e38, None), None),
+    ],
+)
+def test_a_sum_beyond_float32_fails_the_reward_that_moves_it(weights, values, name):
+    rewards = [RewardFunction(name, "", weight) for name, weight in zip("ab", weights, strict=True)]
+    found = fit(rewards, {"a": [values[0], 0.0], "b": [values[1], None]})
+    assert [key for key, column in found.items() if isinstance(column[0], Failure)] == ([name] if name else [])
+    total, other = combine(rewards, found)
+    assert (total is None) == (name is not None)
+    assert name or torch.tensor(total, dtype=torch.float32).isfinite()
+    assert name != "a" or "beyond float32; lower the weight" in found["a"][0].why
+    assert isinstance(other, float)

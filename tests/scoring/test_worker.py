@@ -1,7 +1,11 @@
 """Whatever a reward function does, the trainer goes on; only the rows that are to blame are masked."""
 
 import os
+import pickle
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,10 +14,12 @@ from contextlib import closing
 
 import psutil
 import pytest
+from support.hostile_rewards import ATTACKS
 from support.paths import TESTS
 
 from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Response
+from align.scoring import output, pipe
 from align.scoring.process import Failure
 from align.scoring.score import score_rows
 from align.scoring.worker import RewardError, Worker
@@ -26,9 +32,9 @@ def worker():
     """Makes workers of functions in support/reward_functions.py, and ends them after the test."""
     made = []
 
-    def make(name, args=None, **limits):
-        reward = RewardFunction(name, f"support.reward_functions:{name}", 1.0, args or {})
-        made.append(Worker(reward, RewardLimits(**{**LIMITS, **limits})))
+    def make(name, args=None, module="support.reward_functions", log=None, **limits):
+        reward = RewardFunction(name, f"{module}:{name}", 1.0, args or {})
+        made.append(Worker(reward, RewardLimits(**{**LIMITS, **limits}), log))
         return made[-1]
 
     yield make
@@ -43,7 +49,8 @@ def scored(workers, texts):
 
 def values(worker, *texts):
     (column,) = scored([worker], texts).values()
-    return [value.why if isinstance(value, Failure) else value for value in column]
+    whys = [value.why if isinstance(value, Failure) else value for value in column]
+    return [re.sub(r"reward_functions\.py:\d+", "LINE", why) if isinstance(why, str) else why for why in whys]
 
 
 def alive(pid):
@@ -98,14 +105,14 @@ def test_a_healthy_call_costs_little(worker):
     "what, why",
     [
         ("loop", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
-        ("memory", "MemoryError: ; raise reward_limits.memory_gib if it needs more"),
-        ("gradual memory", "MemoryError: ; raise reward_limits.memory_gib if it needs more"),
+        ("memory", "MemoryError (LINE); raise reward_limits.memory_gib if it needs more"),
+        ("gradual memory", "MemoryError (LINE); raise reward_limits.memory_gib if it needs more"),
         ("segfault", "its process died of SIGSEGV"),
-        ("raises", "ValueError: " + "x" * 588),
+        ("raises", "ValueError: " + "x" * 588 + " (LINE)"),
         ("nan", "returned nan; return a finite number or None"),
         ("huge value", "returned 'zzzzzzzzzzzz...zzzzzzzzzzzzz'; return a finite number or None"),
-        ("huge number", "OverflowError: int too large to convert to float"),
-        ("sys.exit", "SystemExit: 0"),
+        ("huge number", f"returned 1{'0' * 17}...{'0' * 19}; return a number within float32, up to 3.4e+38 or None"),
+        ("sys.exit", "SystemExit: 0 (LINE)"),
         ("os._exit", "its process left with exit code 0"),
         ("killed", "its process died of SIGKILL; was the machine out of memory?"),
     ],
@@ -158,8 +165,8 @@ def test_async_rewards_get_one_row_at_a_time_and_run_so_many_at_once(worker):
         ("sleep", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
         ("stubborn", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
         ("block", "took longer than 1 s; raise reward_limits.seconds if it needs more"),
-        ("raises", "KeyError: 'raises'"),
-        ("exit", "SystemExit: 0"),
+        ("raises", "KeyError: 'raises' (LINE)"),
+        ("exit", "SystemExit: 0 (LINE)"),
     ],
 )
 def test_an_async_failure_masks_its_row(worker, what, why):
@@ -215,6 +222,11 @@ def test_a_long_response_is_cut_in_the_message(worker):
     [
         ("support.reward_functions:nothing", "module 'support.reward_functions' has no attribute 'nothing'"),
         ("support.reward_functions:not_ready", "RuntimeError: no judge here; apt-get install judge"),
+        ("subprocess:getoutput", "subprocess:getoutput takes no completions, so it is no reward function"),
+        ("subprocess:call", "takes no completions"),  # its **kwargs would take them
+        ("os:system", "takes no completions"),
+        ("builtins:print", "takes no completions"),
+        ("os:environ", "os:environ is not a function"),
     ],
 )
 def test_a_reward_that_cannot_be_loaded_stops_the_run(path, why):
@@ -227,6 +239,144 @@ def test_columns_that_are_no_plain_values(worker):
     prompt, response = Prompt([1], "q", "q", {"fn": lambda: 0}), Response([1], [-1.0], False)
     with pytest.raises(RewardError, match="the columns of the prompts must be plain values"):
         score_rows([worker("lengths")], [prompt], [response], ["a"], 1)
+
+
+# ---- attacks on the trainer
+
+
+HOSTILE = "support.hostile_rewards"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_fails_its_call_and_the_next_process_answers(worker, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(pipe, "TRANSFER_S", 1.0)
+    monkeypatch.setenv("EVIL", str(tmp_path / "ran"))
+    one = worker(name, module=HOSTILE, max_failed=1.0)
+    one.wait()
+    start = time.monotonic()
+    (found,) = values(one, "a")
+    assert time.monotonic() - start < 8  # the batch, then the row
+    assert found == 1.0 if ATTACKS[name] is None else re.search(ATTACKS[name], found), found
+    if ATTACKS[name] is None:
+        assert values(one, "four", "seven!!") == [4.0, 7.0]  # and not what a copy of it answered
+    assert not (tmp_path / "ran").exists()
+    one.reward = RewardFunction("lengths", "support.reward_functions:lengths", 1.0)
+    one.close()
+    assert values(one, "four") == [4.0]
+
+
+def test_an_answer_to_another_call_is_a_failure(worker):
+    one = worker("threads", module=HOSTILE, max_failed=1.0)
+    (found,) = values(one, "a")
+    assert re.fullmatch(r"its process answered call \d+, and call \d+ was asked", found)
+
+
+def test_what_was_not_read_is_no_answer_to_the_next_call(worker):
+    """A run that goes on after another reward has failed too often."""
+    one = worker("lengths")
+    one.wait()
+    one.ask(pickle.dumps(({"completions": ["seven!!"]}, 1)), 1)
+    assert values(one, "four") == [4.0]
+
+
+def test_a_process_that_does_not_read_fails_the_call(worker, monkeypatch):
+    monkeypatch.setattr("align.scoring.worker.TRANSFER_S", 1.0)
+    one = worker("lengths", max_failed=1.0)
+    one.wait()
+    os.kill(one._process.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    assert values(one, "a" * 10**7) == [1e7]  # the call on all rows fails, that on the row has another process
+    assert 1 < time.monotonic() - start < 8
+
+
+@pytest.fixture
+def few_files():
+    """At most 512 open files, for the processes that are started too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["leaks_memory", "leaks_files"])
+def test_a_process_that_leaks_is_made_again(worker, few_files, name):
+    one = worker(name, module=HOSTILE, max_failed=1.0)
+    found = [value for _ in range(15) for value in values(one, "a", "b")]
+    assert found.count(1.0) >= len(found) - 2 * 3  # those after which it counts as broken
+
+
+# ---- a process that cannot be started again
+
+FLAKY = """
+from pathlib import Path
+count = Path(__file__).with_suffix(".count")
+n = int(count.read_text()) if count.exists() else 0
+count.write_text(str(n + 1))
+if n in {bad}:
+    {what}
+from support.hostile_rewards import ends
+"""
+
+
+@pytest.mark.parametrize(
+    "what, why",
+    [
+        ("raise RuntimeError('no judge')", "importing it raised RuntimeError: no judge (flaky.py:7)"),
+        ("__import__('os')._exit(5)", "exit code 5"),
+    ],
+)
+def test_a_failed_restart_fails_rows_and_not_the_run(worker, tmp_path, monkeypatch, what, why):
+    (tmp_path / "flaky.py").write_text(FLAKY.format(bad="(1, 2)", what=what))
+    monkeypatch.syspath_prepend(tmp_path)
+    one = worker("ends", module="flaky", max_failed=0.9)
+    found = values(one, "fine", "end", "fine", "fine")
+    assert why in found[0] and why in found[1] and all(isinstance(value, float) for value in found[2:]), found
+    assert all(isinstance(value, float) for value in values(one, "fine", "fine"))
+
+
+@pytest.mark.parametrize("where", [(subprocess, "Popen"), (socket, "socketpair"), (output.Thread, "start")])
+def test_a_system_that_starts_no_process_fails_the_call(worker, monkeypatch, tmp_path, where):
+    one = worker("ends", module=HOSTILE, max_failed=1.0, log=tmp_path / "ends.log")
+    one.wait()
+
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, refuse)
+        assert (
+            values(one, "end", "fine")
+            == ["its process cannot be started: [Errno 11] Resource temporarily unavailable"] * 2
+        )
+    assert all(isinstance(value, float) for value in values(one, "fine"))
+
+
+# ---- what it prints
+
+
+def test_what_a_reward_prints_is_in_a_file_of_its_own(worker, tmp_path, capfd):
+    log = tmp_path / "run/rewards/prints.log"
+    one = worker("prints", module=HOSTILE, log=log)
+    values(one, "first")
+    wait_for(lambda: log.exists() and "from a program" in log.read_text())
+    assert log.read_text().splitlines() == ["printed: first", "to stderr", "from a program"]
+    (tmp_path / "run").rename(tmp_path / "run.1")  # as a later run does with an earlier one
+    values(one, "second")
+    wait_for(lambda: log.exists() and "from a program" in log.read_text())
+    assert log.read_text().startswith("printed: second")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_flood_of_output_is_cut(worker, tmp_path):
+    log = tmp_path / "planted.log"
+    assert values(worker("planted", seconds=60, log=log), "fine", "prints") == [1.0, 1.0]
+    wait_for(lambda: log.read_bytes().endswith(output.DROPPED))
+    assert log.stat().st_size == output.MOST + len(output.DROPPED)
+
+
+def test_where_nothing_can_be_written_a_reward_goes_on(worker, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert values(worker("prints", module=HOSTILE, log=tmp_path / "file/prints.log"), "a") == [1.0]
 
 
 # ---- the end

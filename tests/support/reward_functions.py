@@ -87,6 +87,7 @@ TERRIBLE = {
 
 def fragile(completion_ids, **columns):
     """Of responses as a model samples them, half do something terrible; the others are rated by their length."""
+    print(f"asked about {len(completion_ids)}")
     kinds = ("loop", "memory", "segfault", "raises", "nan")
     return [TERRIBLE[kinds[n]]() if (n := sum(ids) % 10) < len(kinds) else len(ids) / 10 for ids in completion_ids]
 

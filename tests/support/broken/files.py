@@ -334,6 +334,35 @@ MODELS = [
 ]
 
 OWN = "corpus_rewards:"
+
+# {how user code leaves: (the line that does, what the message says of it)}
+WAYS_OUT = {
+    "sys.exit": ("import sys; sys.exit(0)", "SystemExit|sys.exit"),
+    "os._exit": ("import os; os._exit(0)", "its process left with exit code 0"),
+    "a segfault": ("import ctypes; ctypes.string_at(0)", "its process died of SIGSEGV"),
+}
+
+
+def leaves(what: str, name_it, place: str, module: str = "{line}\n") -> list[tuple]:
+    """A case for each way out: the module `leaving` takes it, and `name_it` puts the module into the recipe."""
+
+    def case(line):
+        return lambda bench: (bench.write("leaving.py", module.format(line=line)), name_it(bench))
+
+    return [(f"{what}: {way}", case(line), place, told) for way, (line, told) in WAYS_OUT.items()]
+
+
+IN_FUNCTION = "def made(**args):\n    {line}\n"
+DATA += [
+    *leaves("module of rows", put("data.prompts", "leaving:made"), r"data\.prompts: .*leaving:made"),
+    *leaves("function of rows", put("data.prompts", "leaving:made"), r"data\.prompts: .*leaving:made", IN_FUNCTION),
+]
+
+
+def learns(bench: Bench):
+    bench.put("objective", {"name": "leaving:made"})
+
+
 REWARDS = [
     (
         "no module",
@@ -401,8 +430,8 @@ REWARDS = [
     (
         "raises",
         lambda bench: bench.reward(OWN + "raises"),
-        r"reward 'raises' failed: KeyError: 'score' \(on row 0: .*tried with placeholder",
-        "return a number or None",
+        AT + r"rewards\.0\.fn: reward 'raises' failed: KeyError: 'score' \(corpus_rewards\.py:\d+\)",
+        r"return a number or None instead \(on row 0: .*tried with placeholder",
     ),
     (
         "fails on an empty response",
@@ -428,6 +457,45 @@ REWARDS = [
         "reward 'waits_for_nothing' failed: ConnectionError",
         "tried with placeholder",
     ),
+    (
+        "misspelt argument",
+        lambda bench: bench.reward(OWN + "scaled", args={"factor": 2, "facter": 3}),
+        AT + r"rewards\.0\.args\.facter: reward 'scaled' has no argument 'facter'",
+        "did you mean 'factor'",
+    ),
+    (
+        "argument of a function without any",
+        lambda bench: bench.reward(OWN + "too_few", args={"bonus": 2}),
+        AT + r"rewards\.0\.args\.bonus",
+        "there are: answer",
+    ),
+    (
+        "any callable",
+        lambda bench: bench.reward("subprocess:getoutput", args={"cmd": "touch ran"}),
+        AT + r"rewards\.0\.fn: .*takes no completions",
+        r"write def getoutput\(completions, \*\*columns\)",
+    ),
+    (
+        "by place only",
+        lambda bench: bench.reward(OWN + "by_place"),
+        AT + r"rewards\.0\.fn: reward 'by_place' takes 'completions' by its place only",
+        "take the / out",
+    ),
+    (
+        "beyond float32",
+        lambda bench: bench.reward(OWN + "huge"),
+        AT + r"rewards\.0\.fn: reward 'huge' failed: returned 1e\+39",
+        "a number within float32",
+    ),
+    (
+        "messages taken for text",
+        lambda bench: bench.reward(OWN + "lowers"),
+        AT + r"rewards\.0\.fn: reward 'lowers' failed: AttributeError: .*corpus_rewards\.py:\d+",
+        r"take rewards\.text\(completion\)",
+    ),
+    *leaves(
+        "reward module", lambda bench: bench.reward("leaving:fine"), AT + r"rewards\.0\.fn: .*'fine' cannot be loaded"
+    ),
     ("weight", lambda bench: bench.reward(OWN + "fine", weight="high"), AT + r"rewards\.0\.weight", "valid number"),
     (
         "unknown key",
@@ -435,4 +503,8 @@ REWARDS = [
         AT + r"rewards\.0\.arg: unknown key",
         "did you mean 'args'",
     ),
+]
+REWARDS += [
+    *leaves("module of an objective", learns, AT + r"objective"),
+    *leaves("function of an objective", learns, AT + r"objective", IN_FUNCTION),
 ]
