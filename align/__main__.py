@@ -12,13 +12,21 @@ from typing import Annotated
 import typer
 
 from align.config.recipe_file import ConfigError
+from align.config.redact import scrub, scrub_tracebacks
+from align.system.text import for_terminal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def tell(error: object, config: object = ()) -> None:
+    """Print an error without the secrets of `config`, or what looks like one."""
+    typer.echo(for_terminal(scrub(str(error), config)), err=True)
 
 
 @app.callback()
 def main() -> None:
     """Token credit that you can compose, inspect and trust."""
+    scrub_tracebacks()
     logging.disable(logging.WARNING)  # DeepSpeed warns on stdout, where --json is read
 
 
@@ -33,10 +41,13 @@ def credit(
     from align.config.experiment import load_experiment
     from align.config.rules import REPLAY
 
+    experiment = None
     try:
-        lines = replay.credit(load_experiment(recipe, overrides or (), REPLAY), rollouts)
+        experiment = load_experiment(recipe, overrides or (), REPLAY)
+        scrub_tracebacks(experiment.file.data)
+        lines = replay.credit(experiment, rollouts)
     except (ConfigError, replay.ReplayError) as error:
-        typer.echo(error, err=True)
+        tell(error, experiment.file.data if experiment else ())
         raise typer.Exit(1) from error
     for line in lines:
         typer.echo(json.dumps(line))
@@ -53,13 +64,16 @@ def annotate(
     from align.data.prompts import DataError
     from align.model.locate import ModelError
 
+    experiment = None
     try:
-        folders = write_banks(load_experiment(recipe, overrides or ()))
+        experiment = load_experiment(recipe, overrides or ())
+        scrub_tracebacks(experiment.file.data)
+        folders = write_banks(experiment)
     except (ConfigError, DataError, ModelError) as error:
-        typer.echo(error, err=True)
+        tell(error, experiment.file.data if experiment else ())
         raise typer.Exit(1) from error
     for folder in folders:
-        typer.echo(f"bank: {folder}")
+        typer.echo(for_terminal(f"bank: {folder}"))
 
 
 @app.command()
@@ -79,7 +93,7 @@ def verify(
     try:
         checks = verify.verify(result, base)
     except ModelError as error:
-        typer.echo(error, err=True)
+        tell(error)
         raise typer.Exit(1) from error
     if as_json:
         typer.echo(verify.as_json(checks))
@@ -99,9 +113,9 @@ def push(
     from align.result.push import NotPushed, push_run
 
     try:
-        typer.echo(f"pushed: {push_run(run, repo, private=not public)}")
+        typer.echo(for_terminal(f"pushed: {push_run(run, repo, private=not public)}"))
     except NotPushed as error:
-        typer.echo(error, err=True)
+        tell(error)
         raise typer.Exit(1) from error
 
 
@@ -139,16 +153,16 @@ def objectives(name: Annotated[str | None, typer.Argument()] = None) -> None:
     if name is None:
         shown = Table("objective", "what it is", "paper", "where it is its baseline")
         for found in map(entry, OBJECTIVES):
-            shown.add_row(*map(Text, (found.name, found.summary, found.paper, found.limit)))
+            shown.add_row(*map(Text, map(for_terminal, (found.name, found.summary, found.paper, found.limit))))
         console.print(shown)
         return
     if name not in OBJECTIVES:
-        typer.echo(f"no objective {name!r}; {nearest(name, OBJECTIVES)}", err=True)
+        tell(f"no objective {name!r}; {nearest(name, OBJECTIVES)}")
         raise typer.Exit(1)
     shown = Table("key", "type and range", "default")
     for key in entry(name).arguments:
-        shown.add_row(*map(Text, (key.name, key.kind, key.default)))
-    console.print(Text(entry(name).text), shown)
+        shown.add_row(*map(Text, map(for_terminal, (key.name, key.kind, key.default))))
+    console.print(Text(for_terminal(entry(name).text)), shown)
 
 
 if __name__ == "__main__":

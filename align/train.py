@@ -21,7 +21,7 @@ from align.checkpoint.provenance import resolved, versions
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment, examine
 from align.config.recipe_file import ConfigError
-from align.config.redact import scrub
+from align.config.redact import scrub, scrub_tracebacks
 from align.data.prompts import DataError
 from align.losses.pairs import PairError
 from align.model.locate import ModelError
@@ -37,6 +37,7 @@ from align.scoring.worker import RewardError
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
 from align.system.files import DiskError
+from align.system.text import for_terminal
 
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
     asked = parse(arguments)
     if isinstance(asked, int):
         return asked
+    scrub_tracebacks()
     end_with_launcher()
     quiet()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as recipes/train.py leaves it
@@ -58,6 +60,7 @@ def main(arguments: list[str]) -> int:
     experiment = None
     try:
         experiment = examine(asked.recipe, asked.overrides)
+        scrub_tracebacks(experiment.file.data)
         run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
@@ -65,7 +68,7 @@ def main(arguments: list[str]) -> int:
         return 130
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
-            print(scrub(str(error), experiment.file.data if experiment else ()), file=sys.stderr)
+            print(for_terminal(scrub(str(error), experiment.file.data if experiment else ())), file=sys.stderr)
         return 1
     return 0
 
@@ -101,7 +104,7 @@ def start(run: Run, origin: Origin) -> None:
             run.tidy(origin.step)  # it may have been killed just before
         if origin.in_place or origin.checkpoint:
             then = resume.versions_then(origin, run.out)
-            print(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions()))
+            say(scrub(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions())))
     if origin.checkpoint:
         checkpoint.load(origin.checkpoint, run.learner, run.experiment.objectives)
     if run.sampler:

@@ -32,8 +32,6 @@ class Level(IntEnum):
     SURE = 2
 
 
-# ---- names of keys
-
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 _SURE = re.compile(  # anywhere in a name without its separators
@@ -69,8 +67,6 @@ _OF_TEXT = ("pad", "eos", "bos", "unk", "mask", "sep", "cls", "end", "start", "s
 _COUNTED = ("per", "max", "min", "num", "n", "total")
 
 _NO_SECRET = ("PWD", "OLDPWD", "SSH_ASKPASS", "GIT_ASKPASS")  # of the environment: folders and programs
-
-# ---- forms of values
 
 _KNOWN = re.compile(
     r"""-----BEGIN[ A-Z]*PRIVATE\ KEY-----.*?(?:-----END[ A-Z]*PRIVATE\ KEY-----|\Z)
@@ -130,6 +126,9 @@ _SAYS = re.compile(
 _MORE = re.compile(r" +\w")
 
 
+_QUOTED = re.compile(r"(.{0,500}?(?:but it is|not a YAML value:) )(.+)")  # messages that quote what stands at a key
+
+
 def redact(config: Any) -> Any:
     """Replace the secrets in plain data by `[redacted]`: values under a key that is named like a secret, texts with the
     form of one, and wherever they stand, values that the environment holds under such a name."""
@@ -138,7 +137,8 @@ def redact(config: Any) -> Any:
 
 def scrub(text: str, config: Any = ()) -> str:
     """Replace in a text, such as a message, the secrets of `config` and whatever looks like a secret."""
-    return _without_assigned(_clean(text, _known(config)))
+    text = _QUOTED.sub(_without_quoted, _clean(text, _known(config)))
+    return _without_assigned(text)
 
 
 def scrub_command(words: Sequence[str], config: Any = ()) -> str:
@@ -230,6 +230,12 @@ def _clean(text: str, known: list[str]) -> str:
         text = text.replace(secret, HIDDEN)
     text = _KNOWN.sub(HIDDEN, _DSN.sub(rf"\1{HIDDEN}@", text))
     return _HOOK.sub(rf"\1{HIDDEN}", _IN_URL.sub(rf"\1{HIDDEN}", text))
+
+
+def _without_quoted(message: re.Match) -> str:
+    """The line of a message without what it quotes, where it is about a secret."""
+    secret = any(map(level, message[1].split(": ")))
+    return message[1] + (HIDDEN if secret else message[2])
 
 
 def _without_assigned(text: str) -> str:

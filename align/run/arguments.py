@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from align.config.redact import scrub
+from align.system.text import for_terminal
+
 UsageError = typer.BadParameter.__base__  # of click, or of the copy of it that newer typers bring along
 
 USAGE = (
@@ -54,5 +57,5 @@ def parse(words: Sequence[str]) -> Asked | int:
         return app(list(words), prog_name="recipes/train.py", standalone_mode=False)
     except UsageError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{error.format_message()} Usage: {USAGE}", file=sys.stderr)
+            print(for_terminal(scrub(f"{error.format_message()} Usage: {USAGE}")), file=sys.stderr)
         return 2

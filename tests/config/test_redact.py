@@ -182,6 +182,8 @@ def test_scrub(command, shown):
         """'args.{}=it'"'"'s k-123456'""",
         "Server=x;{}=k-123456;Database=y",
         "--{} k-123456",
+        "command line: args.{}: not a YAML value: '[k-123456'",
+        "recipe.yaml:3: args.{}: Input should be a valid number, but it is 'k 123456'",
         "--{}=k-123456",
         "{}=[a1, k-123456]",
         "{}={{value: k-123456}}",
