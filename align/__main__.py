@@ -12,15 +12,22 @@ from typing import Annotated
 import typer
 
 from align.config.recipe_file import ConfigError
-from align.config.redact import scrub
+from align.config.redact import scrub, scrub_tracebacks
 from align.system.blame import UserExit, no_exit
+from align.system.text import for_terminal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def tell(error: object, config: object = ()) -> None:
+    """Print an error without the secrets of `config`, or what looks like one."""
+    typer.echo(for_terminal(scrub(str(error), config)), err=True)
 
 
 @app.callback()
 def main(context: typer.Context) -> None:
     """Token credit that you can compose, inspect and trust."""
+    scrub_tracebacks()
     if context.invoked_subcommand != "train":
         logging.disable(logging.WARNING)  # DeepSpeed warns on stdout, where --json is read
 
@@ -59,9 +66,9 @@ def recipes(
         return
     try:
         for path in copy(name, into):
-            typer.echo(f"copied: {path}")
+            typer.echo(for_terminal(f"copied: {path}"))
     except ConfigError as error:
-        typer.echo(error, err=True)
+        tell(error)
         raise typer.Exit(1) from error
 
 
@@ -76,11 +83,14 @@ def credit(
     from align.config.experiment import load_experiment
     from align.config.rules import REPLAY
 
+    experiment = None
     try:
         with no_exit("a function that the recipe names"):
-            lines = list(replay.credit(load_experiment(recipe, overrides or (), REPLAY), rollouts))
+            experiment = load_experiment(recipe, overrides or (), REPLAY)
+            scrub_tracebacks(experiment.file.data)
+            lines = list(replay.credit(experiment, rollouts))
     except (ConfigError, replay.ReplayError, UserExit) as error:
-        typer.echo(error, err=True)
+        tell(error, experiment.file.data if experiment else ())
         raise typer.Exit(1) from error
     for line in lines:
         typer.echo(json.dumps(line))
@@ -97,13 +107,16 @@ def annotate(
     from align.data.prompts import DataError
     from align.model.locate import ModelError
 
+    experiment = None
     try:
-        folders = write_banks(load_experiment(recipe, overrides or ()))
+        experiment = load_experiment(recipe, overrides or ())
+        scrub_tracebacks(experiment.file.data)
+        folders = write_banks(experiment)
     except (ConfigError, DataError, ModelError) as error:
-        typer.echo(error, err=True)
+        tell(error, experiment.file.data if experiment else ())
         raise typer.Exit(1) from error
     for folder in folders:
-        typer.echo(f"bank: {folder}")
+        typer.echo(for_terminal(f"bank: {folder}"))
 
 
 @app.command()
@@ -132,7 +145,9 @@ def evaluate(
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the stages, where --json is read
             experiment = alone.read_recipe(recipe, adapter, overrides or ())
-            found = alone.evaluate(experiment)
+            scrub_tracebacks(experiment.file.data)
+            with no_exit("a function that the recipe names"):
+                found = alone.evaluate(experiment)
     except USER_ERRORS as error:
         if is_main():
             say_last(scrub(str(error), experiment.file.data if experiment else ()))
@@ -162,7 +177,7 @@ def verify(
     try:
         checks = verify.verify(result, base)
     except ModelError as error:
-        typer.echo(error, err=True)
+        tell(error)
         raise typer.Exit(1) from error
     if as_json:
         typer.echo(verify.as_json(checks))
@@ -182,9 +197,9 @@ def push(
     from align.result.push import NotPushed, push_run
 
     try:
-        typer.echo(f"pushed: {push_run(run, repo, private=not public)}")
+        typer.echo(for_terminal(f"pushed: {push_run(run, repo, private=not public)}"))
     except NotPushed as error:
-        typer.echo(error, err=True)
+        tell(error)
         raise typer.Exit(1) from error
 
 
@@ -222,16 +237,16 @@ def objectives(name: Annotated[str | None, typer.Argument()] = None) -> None:
     if name is None:
         shown = Table("objective", "what it is", "paper", "where it is its baseline")
         for found in map(entry, OBJECTIVES):
-            shown.add_row(*map(Text, (found.name, found.summary, found.paper, found.limit)))
+            shown.add_row(*map(Text, map(for_terminal, (found.name, found.summary, found.paper, found.limit))))
         console.print(shown)
         return
     if name not in OBJECTIVES:
-        typer.echo(f"no objective {name!r}; {nearest(name, OBJECTIVES)}", err=True)
+        tell(f"no objective {name!r}; {nearest(name, OBJECTIVES)}")
         raise typer.Exit(1)
     shown = Table("key", "type and range", "default")
     for key in entry(name).arguments:
-        shown.add_row(*map(Text, (key.name, key.kind, key.default)))
-    console.print(Text(entry(name).text), shown)
+        shown.add_row(*map(Text, map(for_terminal, (key.name, key.kind, key.default))))
+    console.print(Text(for_terminal(entry(name).text)), shown)
 
 
 if __name__ == "__main__":

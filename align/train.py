@@ -22,7 +22,7 @@ from align.checkpoint.provenance import resolved, versions
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment, examine
 from align.config.recipe_file import ConfigError
-from align.config.redact import scrub
+from align.config.redact import scrub, scrub_tracebacks
 from align.data.prompts import DataError
 from align.losses.pairs import PairError
 from align.model.locate import ModelError
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
     asked = parse(arguments)
     if isinstance(asked, int):
         return asked
+    scrub_tracebacks()
     end_with_launcher()
     quiet()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as recipes/train.py leaves it
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> int:
     experiment = None
     try:
         experiment = examine(asked.recipe, asked.overrides)
+        scrub_tracebacks(experiment.file.data)
         with no_exit("a function that the recipe names"):
             run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
@@ -110,7 +112,7 @@ def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
     """Tell what the run goes on from, with what it changes, and give the sampler the policy that it starts with."""
     if run.accelerator.is_main_process and (origin.in_place or origin.checkpoint):
         then = resume.versions_then(origin, run.out)
-        print(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions(), changes))
+        say(scrub(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions(), changes)))
     adapter = run.experiment.recipe.model.adapter
     if origin.checkpoint:
         checkpoint.load(origin.checkpoint, run.learner, run.experiment.objectives)

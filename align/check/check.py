@@ -42,6 +42,7 @@ from align.data.read import read_rows, split_rows
 from align.metrics import evaluation
 from align.model.load import context_length
 from align.model.locate import locate
+from align.system.text import for_terminal
 
 UNLIMITED = 2**31
 
@@ -94,7 +95,7 @@ def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
         problems += trial.problems
         for doubt in trial.doubts:
             text = scrub(doubt, experiment.file.data)
-            accelerator.print(f"{text}; rows on which it fails are masked (reward_limits)")
+            accelerator.print(f"{for_terminal(text)}; rows on which it fails are masked (reward_limits)")
     problems = list(dict.fromkeys(gather_object(problems)))
     if problems:
         raise CheckError(problems)

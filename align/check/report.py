@@ -17,6 +17,7 @@ from align.config.experiment import examine
 from align.config.launch import Launch
 from align.config.recipe_file import ConfigError
 from align.config.redact import scrub
+from align.system.text import for_terminal
 
 
 def checkup(recipe: Path, overrides: Iterable[str] = (), launch_file: Path | None = None) -> dict[str, Any]:
@@ -42,13 +43,13 @@ def show(result: Mapping[str, Any]) -> None:
     """Print the problems, or else what the run will do."""
     console = Console(soft_wrap=True)
     for problem in result["problems"]:
-        console.print(Text(f"problem: {problem}", style="red"))
+        console.print(Text(for_terminal(f"problem: {problem}"), style="red"))
     for note in result["notes"]:
-        console.print(Text(f"note: {note}", style="yellow"))
+        console.print(Text(for_terminal(f"note: {note}"), style="yellow"))
     if result["ok"]:
         table = Table(show_header=False, box=None)
         for name, value in _flat(result["facts"]):
-            table.add_row(Text(name), Text(value))
+            table.add_row(*map(Text, map(for_terminal, (name, value))))
         console.print(table)
     count = len(result["problems"])
     console.print("ok" if result["ok"] else f"{count} problem{'s' if count > 1 else ''}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -56,13 +55,13 @@ def versions() -> dict[str, str]:
     return {**out, "commit": done.stdout.strip()} if done.returncode == 0 else out
 
 
-def command() -> str:
-    """The command line of this run: that of `accelerate launch` where it started this process."""
+def command() -> list[str]:
+    """The words of this run's command line: that of `accelerate launch` where it started this process."""
     own = psutil.Process()
     launcher = next((p for p in own.parents() if "launch" in p.cmdline()), own)
     words = launcher.cmdline()
     start = next((i for i, word in enumerate(words) if Path(word).name == "accelerate"), 0)
-    return shlex.join([Path(words[start]).name, *words[start + 1 :]])
+    return [Path(words[start]).name, *words[start + 1 :]]
 
 
 def _modules(value: Any) -> Iterator[str]:

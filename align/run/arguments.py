@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from align.config.redact import scrub
 from align.system.parent import say_last
 
 UsageError = typer.BadParameter.__base__  # of click, or of the copy of it that newer typers bring along
@@ -55,5 +56,5 @@ def parse(words: Sequence[str]) -> Asked | int:
         return app(list(words), prog_name="recipes/train.py", standalone_mode=False)
     except UsageError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            say_last(f"{error.format_message()} Usage: {USAGE}")
+            say_last(scrub(f"{error.format_message()} Usage: {USAGE}"))
         return 2

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 from rich.console import Console
+from rich.text import Text
 
 from align.checkpoint.provenance import command, resolved, versions
 from align.config.recipe import Hub
-from align.config.redact import scrub
+from align.config.redact import scrub_command
 from align.data.prompts import fingerprint
 from align.learner import weights
 from align.metrics.evaluation import comparison
@@ -23,6 +24,7 @@ from align.result.push import GateShut, NotPushed, push_run, reached, store_summ
 from align.run.log import RunLog
 from align.run.setup import Run
 from align.system import files
+from align.system.text import for_terminal
 
 
 class NothingLearned(RuntimeError):
@@ -58,7 +60,7 @@ def finish(run: Run, log: RunLog) -> None:
             console.print(report.samples(*log.greedy_samples()))
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
         places = f"{kind}: {out / kind}\ncurve: {out / 'curve.png'}\nlogs: {out / 'metrics.jsonl'}"
-        console.print(places, soft_wrap=True)
+        console.print(Text(for_terminal(places)), soft_wrap=True)
         with files.writing(out / kind / "README.md"):
             store_summary(out, told := summary(run, rows, log))
             (out / kind / "README.md").write_text(card(told), encoding="utf-8")  # not PEFT's, which names folders
@@ -93,9 +95,9 @@ def nothing_learned(steps: Sequence[Mapping[str, float]], updates: int) -> str |
 def push(console: Console, out: Path, goal: Hub) -> NotPushed | None:
     """Push the result; why it stays here where that is an error. A gate that stays shut is none."""
     try:
-        console.print(f"pushed: {push_run(out, goal.repo, private=goal.private)}")
+        console.print(Text(for_terminal(f"pushed: {push_run(out, goal.repo, private=goal.private)}")))
     except GateShut as error:
-        console.print(error)
+        console.print(Text(for_terminal(error)))
     except NotPushed as error:
         return error
     return None
@@ -112,7 +114,7 @@ def summary(run: Run, rows: list[dict], log: RunLog) -> RunSummary:
         adapter=recipe.model.adapter is not None,
         objective=plain.get("objective") or {"objectives": plain.get("objectives")},
         config=plain,
-        command=scrub(command(), recipe.model_dump(mode="json")),
+        command=scrub_command(command(), recipe.model_dump(mode="json")),
         versions=versions(),
         evaluation=rows,
         train_prompts=sum(len(source.train) for source in run.prompts.values()),

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from align.loop import PHASES
 from align.run.environment import verbose
+from align.system.text import for_terminal
 
 EVERY_S = 30.0  # between two lines of steps in a log
 
@@ -31,7 +32,9 @@ def is_main() -> bool:
 def say(text: str, style: str = "", console: Console | None = None) -> None:
     """Print a line on the main process, above a progress bar where there is one. Nothing in it is markup."""
     if is_main():
-        (console or Console()).print(Text(text, style), soft_wrap=True)  # flushes, so a log has it at once
+        (console or Console()).print(
+            Text(for_terminal(text), style), soft_wrap=True
+        )  # flushes, so a log has it at once
 
 
 def state_of(metrics: Mapping[str, float]) -> str:
@@ -116,7 +119,7 @@ def stage(name: str, note: str = "") -> Iterator[list[str]]:
     block may append to the notes that end the line."""
     console, start, notes = Console(), time.perf_counter(), [note] if note else []
     if console.is_interactive and is_main():
-        with console.status(Text(f"{name} {note}".strip())):
+        with console.status(Text(for_terminal(f"{name} {note}".strip()))):
             yield notes
     else:
         yield notes

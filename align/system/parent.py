@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from align.system.text import for_terminal
+
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 LAUNCHER = "ALIGN_LAUNCHER"  # the process id of the launcher that started this process, where one did
@@ -45,6 +47,7 @@ def _is_python(process: int) -> bool:
 
 def say_last(text: str) -> None:
     """Print on stderr why this process ends: now, and again below what a launcher prints of its own."""
+    text = for_terminal(text)
     print(text, file=sys.stderr, flush=True)
     if launcher := os.environ.get(LAUNCHER):
         say_after(int(launcher), text)

@@ -1,6 +1,7 @@
 """rewards.code: programs earn what their tests say, and reach nothing beyond their sandbox, whatever they try."""
 
 import asyncio
+import os
 import pickle
 import stat
 import time
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.deceptions import DECEPTIONS, DOUBLE, HOARDS
+from support.questions import PROGRAM, QUESTIONS
 
 from align.config.recipe import RewardFunction, RewardLimits
 from align.scoring.worker import RewardError, Worker
 from rewards import code
+from rewards.sandbox import box, cgroup, seccomp
 
 try:
     code.ready()
@@ -22,7 +26,8 @@ except code.SandboxError as error:
 
 sandboxed = pytest.mark.skipif(bool(missing), reason=missing)
 SOLVED = "def double(x):\n    return 2 * x\n"
-TESTS = "assert double(2) == 4\nassert double(-1) == -2"
+TESTS = DOUBLE
+ENDS = "assert done"  # of a program that `ending` made
 
 
 def value(response, tests=TESTS, **arguments):
@@ -30,10 +35,15 @@ def value(response, tests=TESTS, **arguments):
     return found
 
 
+def ending(program):
+    """The program, which then says that it came to its end."""
+    return f"{program}\ndone = True"
+
+
 def all_end():
     """Waits until no program is left."""
     end = time.monotonic() + 20
-    while any(code.SANDBOXED in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])):
+    while any(box.LOADS in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])):
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -56,6 +66,29 @@ def test_a_row_without_tests_has_no_reward_and_broken_tests_are_no_wrong_answer(
     assert value(SOLVED, tests=None) is None
     with pytest.raises(ValueError, match="the row's tests are no Python: .*never closed"):
         value(SOLVED, tests="assert (double(2) == 4")
+    with pytest.raises(ValueError, match="the row's tests are no Python"):
+        value(SOLVED, tests=TESTS, entry_point=["double("])
+
+
+@sandboxed
+@pytest.mark.parametrize(
+    "tests", ["", " \n", "# assert double(2) == 4", "pass", "'docs'", "import math", "assert True", "METADATA = {}"]
+)
+@pytest.mark.parametrize("program", [SOLVED, "raise SystemExit", "def double(x: "])
+def test_tests_that_ask_nothing_have_no_reward(tests, program):
+    assert value(program, tests) is None
+
+
+@sandboxed
+def test_tests_that_are_never_called_have_no_reward():
+    assert value(SOLVED, "def check(candidate):\n    assert candidate(2) == 4") is None
+    assert value(SOLVED, "def test_double():\n    assert double(2) == 4") is None
+
+
+@sandboxed
+def test_tests_that_fail_by_themselves_are_no_wrong_answer():
+    with pytest.raises(ValueError, match="before they ask the program for anything: ModuleNotFoundError: .*numpy"):
+        value(SOLVED, f"import numpy\n{TESTS}")
 
 
 @sandboxed
@@ -69,6 +102,16 @@ def test_rows_of_humaneval():
     assert value(SOLVED, check, entry_point=["double"]) == 1.0
     assert value(SOLVED.replace("2", "3"), check, entry_point=["double"]) == 0.0
     assert value(SOLVED, check, entry_point=["other"]) == 0.0
+    method = "class Solution:\n    def double(self, x): return 2 * x"
+    assert value(method, check, entry_point=["Solution().double"]) == 1.0
+    assert value("def sum(a, b): return a - b", "assert sum(3, 1) == 2", entry_point=["sum"]) == 1.0
+
+
+@sandboxed
+@pytest.mark.parametrize("tests", QUESTIONS)
+def test_what_tests_can_ask(tests):
+    assert value(PROGRAM, tests) == 1.0
+    assert value("raise SystemExit", tests) == 0.0
 
 
 @sandboxed
@@ -102,6 +145,15 @@ def test_the_last_block_of_python_is_the_program():
 )
 def test_leaving_early_is_not_passing(leaves):
     assert value(leaves) == value(f"{SOLVED}\n{leaves}") == 0.0
+    late = "\n    ".join(["def double(x):", *leaves.splitlines(), "return 2 * x"])
+    assert value(late, "try:\n    double(2)\nexcept Exception:\n    pass\nassert double(2)") == 0.0
+
+
+@sandboxed
+@pytest.mark.parametrize("name", DECEPTIONS)
+def test_deceiving_the_tests_is_not_passing(name):
+    program, tests, entry_point = DECEPTIONS[name]
+    assert value(program, tests, entry_point=[entry_point]) == 0.0
 
 
 # ---- the limits
@@ -111,16 +163,44 @@ def test_leaving_early_is_not_passing(leaves):
 @pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(1000)", "sum(range(10**15))"])
 def test_a_program_that_does_not_end(program):
     start = time.monotonic()
-    assert value(program, "", seconds=1) == 0.0
+    assert value(program, ENDS, seconds=1) == 0.0
     assert time.monotonic() - start < 10
 
 
 @sandboxed
 def test_memory_is_limited():
-    assert value("held = bytearray(100 * 2**20)", "", memory_mib=300) == 1.0
-    assert value("held = bytearray(400 * 2**20)", "", memory_mib=300) == 0.0
-    filled = "for n in range(40):\n    open(f'/tmp/{n}', 'wb').write(bytes(2**24))"
-    assert value(filled, "", memory_mib=300) == 0.0
+    assert value(ending("held = bytearray(100 * 2**20)"), ENDS, memory_mib=300) == 1.0
+    assert value(ending("held = bytearray(400 * 2**20)"), ENDS, memory_mib=300) == 0.0
+
+
+@sandboxed
+@pytest.mark.parametrize("name", HOARDS)
+def test_memory_is_not_held_elsewhere(name):
+    limited = name != "files without content" or os.getuid() == 0 or cgroup.parent()
+    assert value(HOARDS[name], ENDS, memory_mib=100, seconds=10) == (0.0 if limited else 1.0)
+
+
+@sandboxed
+@pytest.mark.skipif(cgroup.parent() is None, reason="no control groups can be made here")
+def test_memory_is_limited_for_all_processes_together():
+    held = "import os, time\nfor _ in range(3):\n    if os.fork() == 0:\n        held = bytearray(80 * 2**20)"
+    assert value(ending(f"{held}\n        time.sleep(9)\ntime.sleep(3)"), ENDS, memory_mib=100) == 0.0
+    assert not list(cgroup.parent().glob(f"align-code-{os.getpid()}-*"))
+
+
+@pytest.mark.parametrize("machine, there", [("x86_64", True), ("aarch64", True), ("riscv64", False)])
+def test_a_filter_of_calls_is_there_for_usual_processors(monkeypatch, machine, there):
+    monkeypatch.setattr(seccomp.platform, "machine", lambda: machine)
+    assert seccomp.supported() == there
+    assert any("memfd_create" in note for note in box.unlimited()) != there
+    assert not there or len(seccomp.program()) % 8 == 0
+
+
+@sandboxed
+def test_ready_tells_what_cannot_be_limited(capsys, monkeypatch):
+    monkeypatch.setattr(cgroup, "parent", lambda: None)
+    assert "a program holds up to (processes + 1) times memory_mib" in code.ready()[0]
+    assert "rewards.code: no control groups" in capsys.readouterr().err
 
 
 FORKS = """
@@ -145,7 +225,7 @@ def test_processes_are_limited_and_end_with_the_program():
 
 @sandboxed
 def test_a_fork_bomb_is_contained():
-    assert value("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "", seconds=1) == 0.0
+    assert value("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", ENDS, seconds=1) == 0.0
     all_end()
     assert value(SOLVED) == 1.0
 
@@ -156,7 +236,7 @@ def test_a_flood_of_output_goes_nowhere(capfd):
     assert value(f"{SOLVED}\n{flood}", seconds=20) == 1.0
     every = "for n in range(3, 20):\n        try: os.write(n, b'x' * 10**6)\n        except OSError: pass"
     loud = f"import os\nwhile True:\n    {every}"
-    assert value(loud, "", seconds=1) == 0.0
+    assert value(loud, ENDS, seconds=1) == 0.0
     assert capfd.readouterr() == ("", "")
 
 
@@ -165,9 +245,10 @@ def test_a_flood_of_output_goes_nowhere(capfd):
 
 @sandboxed
 def test_there_is_no_network():
-    program = "import socket\nnames = [name for _, name in socket.if_nameindex()]"
-    assert value(program, "assert names == ['lo']") == 1.0
-    assert value("import socket\nsocket.create_connection(('127.0.0.1', 1), 1)", "") == 0.0
+    for made in ("socket.socket()", "socket.socket(socket.AF_INET6)", "socket.create_server(('127.0.0.1', 0))"):
+        assert value(ending(f"import socket\n{made}"), ENDS) == 0.0
+    assert value(ending("import asyncio, socket\nsocket.socketpair()\nasyncio.run(asyncio.sleep(0))"), ENDS) == 1.0
+    assert value(ending("import socket\nsocket.create_connection(('127.0.0.1', 1), 1)"), ENDS) == 0.0
 
 
 @sandboxed
@@ -179,7 +260,7 @@ def test_home_environment_and_the_files_of_the_run_are_not_there(tmp_path, monke
     for path in (secret, Path(__file__), Path.home() / ".bashrc", Path("/proc/self"), Path("/etc/passwd")):
         assert path.exists() or path.name == ".bashrc"
         assert value(f"import os\nthere = os.path.exists({str(path)!r})", "assert not there") == 1.0
-    assert value("import os", "assert not set(os.environ) - {'PWD', 'LC_CTYPE'}, os.environ") == 1.0
+    assert value("import os\nnames = set(os.environ)", "assert not names - {'PWD', 'LC_CTYPE'}, names") == 1.0
 
 
 @sandboxed
@@ -194,14 +275,14 @@ def can(path):
         return False
 """
     assert value(writes, "assert [can(p) for p in ('/x', '/usr/x', '/dev/x', '/tmp/x')] == [0, 0, 0, 1]") == 1.0
-    assert value(writes, "assert not os.path.exists('/tmp/x')") == 1.0
+    assert value(f"{writes}there = os.path.exists('/tmp/x')", "assert not there") == 1.0
 
 
 @sandboxed
 def test_a_program_is_not_root_and_has_no_powers():
-    assert value("import os", "assert os.getuid() != 0") == 1.0
+    assert value("import os\nuser = os.getuid()", "assert user != 0") == 1.0
     for deed in ("os.setuid(0)", "os.chroot('/tmp')", "os.setgroups([0])"):
-        assert value(f"import os\n{deed}", "") == 0.0
+        assert value(ending(f"import os\n{deed}"), ENDS) == 0.0
 
 
 def test_without_bubblewrap_nothing_runs(monkeypatch, tmp_path):
@@ -236,7 +317,7 @@ def test_programs_of_a_step_are_rewarded_in_its_process():
 
 @sandboxed
 def test_programs_end_with_the_process_that_started_them():
-    arguments = {"prompts": ["q"], "completions": ["while True: pass"], "completion_ids": [[1]], "tests": [""]}
+    arguments = {"prompts": ["q"], "completions": ["while True: pass"], "completion_ids": [[1]], "tests": [ENDS]}
     reward = RewardFunction("passes", "rewards.code:passes", 1.0, {"seconds": 1000})
     with closing(Worker(reward, RewardLimits(seconds=1))) as worker:
         worker.ask(pickle.dumps((arguments, 1)), 1)
