@@ -55,7 +55,9 @@ Several = Annotated[int, Ge(2)]  # at least two, for one alone compares with not
 TokenId = Annotated[int, Ge(0)]  # an index of the vocabulary
 LoraRank = Annotated[int, Ge(1), Le(512)]  # of the adapter's two factors
 Seed = Annotated[int, Ge(0), Le(2**31)]  # of the run's random numbers
-Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: seconds, GiB, nats, a learning rate, a temperature
+Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: nats, a learning rate, a temperature
+Seconds = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # 11 days; clocks of the machine do not take much more
+Gib = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # of memory
 Fraction = Annotated[FiniteFloat, Ge(0), Le(1)]  # part of a whole
 TokenFraction = Annotated[float, Gt(0), Le(1)]  # of tokens that are kept; never none
 

@@ -159,7 +159,7 @@ BAD = [
         objective("{'user_code:own_transform': {}}"),
         9,
         "objective.user_code:own_transform",
-        "user_code:own_transform returned a Transform, which cannot stand here",
+        "user_code:own_transform returns Transform, as it says, which cannot stand here",
     ),
     (objective("{name: 'user_code:own_objective', eps: x}"), 9, "objective.eps", "valid number, unable"),
     (objective("{name: 'user_code:moody', x: 3}"), 9, "objective", "x = 3 is odd"),

@@ -14,9 +14,9 @@ from align.objectives import gfpo
         (BASE + "optim: {lr: 1\n", "not valid YAML: while parsing a flow mapping"),
         (BASE + "optim:\n\tlr: 1\n", "line 14"),
         (BASE + "x: @y\n", "not valid YAML"),
-        ("- model\n", "a recipe is a mapping with keys such as model, data, objective"),
-        ("model\n", "a recipe is a mapping"),
-        ("", "a recipe is a mapping"),
+        ("- model\n", "must be a mapping with keys such as model, data, objective"),
+        ("model\n", "must be a mapping"),
+        ("", "must be a mapping"),
         (b"\xff\xfe", "not valid YAML"),
     ],
 )

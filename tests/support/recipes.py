@@ -40,7 +40,7 @@ def biggest(prompts, completions, *, floor, **columns):
 def own_transform(*, strength: int = 1) -> Transform:
     return Transform("own_transform", lambda batch: batch)
 
-def early(**args):
+def early(**args) -> Transform:
     return Transform("early", lambda batch: batch, needs=("advantage",))
 
 def own_objective(*, eps: float = 0.0) -> Objective:

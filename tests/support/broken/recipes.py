@@ -60,7 +60,7 @@ KEYS = [
     (
         "no mapping",
         lambda bench: setattr(bench, "text", "- model"),
-        r"recipe\.yaml: a recipe is a mapping",
+        r"recipe\.yaml: must be a mapping",
         "keys such as model",
     ),
 ]
