@@ -18,6 +18,7 @@ from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
 from align.check.models import survey_guide, survey_policy
+from align.check.objectives import try_objectives
 from align.check.requirements import (
     CheckedRun,
     check_activations,
@@ -62,6 +63,8 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
         survey_policy(found)
     if recipe.model and isinstance(recipe.model.guide, str):
         survey_guide(found)
+    if not experiment.problems:
+        found.problems += try_objectives(experiment)
     for name, source in (recipe.sources() if recipe.data else {}).items():
         _source(found, name, source)
     _together(found)

@@ -85,6 +85,23 @@ def with_defaults(spec: Mapping) -> dict[str, Any]:
     return {"name": name, **_filled(name, OBJECTIVES, rest), **out}
 
 
+def unfit(factory: Any, kind: type | tuple) -> str | None:
+    """Say why an object of the user's is not called: it must say that it makes what can stand there."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not inspect.isfunction(factory):
+        return "is not a function"
+    try:
+        returns = typing.get_type_hints(factory).get("return")
+    except Exception as error:  # annotations are the user's code too
+        return f"has annotations that cannot be read: {type(error).__name__}: {error}"
+    if inspect.isclass(returns) and issubclass(returns, kinds):
+        return None
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    if returns is None:
+        return f"does not say what it returns; write `-> {kinds[0].__name__}` behind its arguments"
+    return f"returns {getattr(returns, '__name__', returns)}, as it says, which cannot stand here; name one of {wanted}"
+
+
 def argument_paths(data: Mapping[str, Any]) -> list[str]:
     """`objective.k` of every argument of the methods that a recipe names, wherever they stand in it."""
     specs = {"objective": data.get("objective")}
@@ -136,7 +153,7 @@ def _factory(
             factory = load_object(name)
         except ValueError as error:
             raise ConfigError([file.problem(name_key, str(error))]) from error
-        if (what := _foreign(factory, kind)) is not None:
+        if (what := unfit(factory, kind)) is not None:
             raise ConfigError([file.problem(name_key, f"{name} {what}")])
     else:
         raise ConfigError([file.problem(name_key, f"unknown name {name!r}; {nearest(name, known)}")])
@@ -144,23 +161,6 @@ def _factory(
     if not isinstance(made, kind):
         raise ConfigError([file.problem(name_key, f"{name} returned a {type(made).__name__}, which cannot stand here")])
     return made
-
-
-def _foreign(factory: Any, kind: type | tuple) -> str | None:
-    """Say why an object of the user's is not called: it must say that it makes what can stand there."""
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not inspect.isfunction(factory):
-        return "is not a function"
-    try:
-        returns = typing.get_type_hints(factory).get("return")
-    except Exception as error:  # annotations are the user's code too
-        return f"has annotations that cannot be read: {type(error).__name__}: {error}"
-    if inspect.isclass(returns) and issubclass(returns, kinds):
-        return None
-    wanted = " or ".join(kind.__name__ for kind in kinds)
-    if returns is None:
-        return f"does not say what it returns; write `-> {kinds[0].__name__}` behind its arguments"
-    return f"returns {getattr(returns, '__name__', returns)}, as it says, which cannot stand here; name one of {wanted}"
 
 
 def _inserted(chain: tuple[Transform, ...], transform: Transform) -> tuple[Transform, ...]:

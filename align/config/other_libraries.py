@@ -81,6 +81,7 @@ TRL_KEYS = {
     "precompute_ref_log_probs": "data.bank",
     "precompute_ref_batch_size": "optim.micro_batch_tokens",
     "loss_weights": "objectives: a list, each with its weight",
+    "label_smoothing": "label_smoothing of dpo",
     "rpo_alpha": "add: [{chosen_nll: {coef: ...}}] to the objective",
     "simpo_gamma": "gamma_beta_ratio of simpo",
     "padding_free": "optim.layout: shared_prefix",
@@ -96,6 +97,9 @@ VERL_KEYS = {
     "rollout.n": "sampling.group_size",
     "val_kwargs.n": "eval.samples",
     "val_kwargs.temperature": "eval.temperature",
+    "val_kwargs": "eval",
+    "response_length": "sampling.max_response_tokens",
+    "overlong_buffer": "rewards: rewards.length:soft_overlong",
     "rollout.temperature": "sampling.temperature",
     "rollout.name": "sampling.engine",
     "rollout.gpu_memory_utilization": "sampling.cache_gib",
@@ -181,17 +185,17 @@ NOTHING = {
 def advice(path: str) -> str | None:
     """Say what to write for a dotted key of TRL or verl; None for one that neither has.
 
-    The last parts decide: `actor_rollout_ref.rollout.n` is `rollout.n`.
+    Neighbouring parts decide: `actor_rollout_ref.rollout.n` is `rollout.n`.
     """
     parts = path.split(".")
     known = {TRL: TRL_KEYS, VERL: VERL_KEYS}
     pages = sorted(known, reverse=parts[0] in VERL_SECTIONS)
-    for tail in (".".join(parts[i:]) for i in range(len(parts))):
-        for page in pages:
-            if tail in known[page]:
-                return f"write {known[page][tail]} ({page})"
-            if tail in NOTHING[page]:
-                return f"there is no key for it here ({page})"
+    within = [".".join(parts[i:j]) for i in range(len(parts)) for j in range(len(parts), i, -1)]
+    for name, page in ((name, page) for name in within for page in pages):
+        if name in known[page]:
+            return f"write {known[page][name]} ({page})"
+        if name in NOTHING[page]:
+            return f"there is no key for it here ({page})"
     return None
 
 

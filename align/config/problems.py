@@ -110,15 +110,21 @@ def shortened(value: Any) -> str:
 
 def _unknown(key: KeyPath, value: Any, file: RecipeFile, names: list[str]) -> list[tuple[KeyPath, str]]:
     """[(place below `key`, what to do)] of an unknown key; several where it is a section of another library."""
-    belongs = [path for path in file.keys if path.rpartition(".")[2] == key[-1]]
-    if belongs:
-        places = dict.fromkeys(path if "." in path else "the top level" for path in belongs)
-        return [((), f"unknown key; it belongs at {' or '.join(places)}")]
+    if what := _belongs(key[-1], file):
+        return [((), f"unknown key; {what}")]
     leaves = other_libraries.leaves((), value)
     told = {leaf: other_libraries.advice(".".join(map(str, (*key, *leaf)))) for leaf in leaves}
     if any(told.values()):
-        return [(leaf, f"unknown key; {what or nearest(key[-1], names)}") for leaf, what in told.items()]
+        fixes = {leaf: told[leaf] or _belongs((*key, *leaf)[-1], file) or nearest(key[-1], names) for leaf in leaves}
+        return [(leaf, f"unknown key; {fix}") for leaf, fix in fixes.items()]
     return [((), f"unknown key; {nearest(key[-1], names)}")]
+
+
+def _belongs(name: Any, file: RecipeFile) -> str | None:
+    """Say where a key of this name belongs; None where no section has one."""
+    paths = [path for path in file.keys if path.rpartition(".")[2] == name]
+    places = dict.fromkeys(path if "." in path else "the top level" for path in paths)
+    return f"it belongs at {' or '.join(places)}" if places else None
 
 
 def _members(hint: Any) -> list[Any]:
