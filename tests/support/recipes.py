@@ -46,6 +46,15 @@ def early(**args) -> Transform:
 def own_objective(*, eps: float = 0.0) -> Objective:
     return Objective("own", (group_advantage(eps=eps),), (clipped_surrogate(),))
 
+def lies() -> Objective:
+    return 3
+
+def misspelt() -> Objektive:
+    return 3
+
+def breaks() -> Objective:
+    raise KeyError("inside")
+
 def moody(*, x: int = 0) -> Objective:
     raise ValueError(f"x = {x} is odd")
 """
