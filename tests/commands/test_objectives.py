@@ -67,7 +67,7 @@ def odd(*, things: dict) -> Transform:
 def nothing():
     return 3
 
-def misspelt() -> Objektive:
+def misspelt() -> 'Objektive':
     return 3
 """
 

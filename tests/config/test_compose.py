@@ -119,7 +119,7 @@ def test_a_dotted_path_is_looked_at_before_it_is_called(recipe, tmp_path):
         (f"{{name: 'os:mkdir', path: '{ran}'}}", "is not a function"),
         (f"{{'pathlib:Path': {{path: '{ran}'}}}}", "is not a function"),
         (
-            f"{{chain: [{{'os:makedirs': {{name: '{ran}'}}}}], loss: {{clipped_surrogate: {{}}}}}}",
+            f"{{chain: [{{'os:makedirs': {{name: '{ran}'}}}}], {made}}}",
             "write `-> Transform`",
         ),
         (f"{{name: grpo, add: [{{'os:makedirs': {{name: '{ran}'}}}}]}}", "write `-> Transform`"),

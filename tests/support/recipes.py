@@ -49,7 +49,7 @@ def own_objective(*, eps: float = 0.0) -> Objective:
 def lies() -> Objective:
     return 3
 
-def misspelt() -> Objektive:
+def misspelt() -> 'Objektive':
     return 3
 
 def breaks() -> Objective:
