@@ -51,6 +51,7 @@ Divisor = Annotated[float, Gt(0)]  # what a sum over tokens is divided by
 # Numbers of things, and parts of a whole
 Count = Annotated[int, Ge(1)]  # at least one
 CountOrZero = Annotated[int, Ge(0)]  # 0: none
+GroupSize = Annotated[int, Ge(1), Le(100_000)]  # responses to one prompt; each is listed in memory
 Several = Annotated[int, Ge(2)]  # at least two, for one alone compares with nothing
 TokenId = Annotated[int, Ge(0)]  # an index of the vocabulary
 LoraRank = Annotated[int, Ge(1), Le(512)]  # of the adapter's two factors

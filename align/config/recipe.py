@@ -16,6 +16,7 @@ from align.ranges import (
     CountOrZero,
     Fraction,
     Gib,
+    GroupSize,
     LoraRank,
     Positive,
     Seconds,
@@ -101,7 +102,7 @@ class DynamicSampling(Section):
 class Sampling(Section):
     """How rollouts are sampled, and by which engine."""
 
-    group_size: Count = 8
+    group_size: GroupSize = 8
     temperature: Positive = Field(1.0, description="also that at which all log-probabilities are read, pairs' too")
     max_response_tokens: Count = 256
     engine: Literal["vllm", "transformers"] = "vllm"
