@@ -223,30 +223,19 @@ def check(
 
 
 @app.command()
-def objectives(name: Annotated[str | None, typer.Argument()] = None) -> None:
-    """List the objectives, or show one: its paper, its keys with defaults and ranges, its baseline."""
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="of an objective, transform or loss, or module:function")] = None,
+) -> None:
+    """List the objectives, or show one of them, a transform or a loss: its keys, its chain, its paper, its source."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    from align.commands.objectives import entry
-    from align.config.problems import nearest
-    from align.registry import OBJECTIVES
+    from align.commands.objectives import show
 
-    console = Console()
-    if name is None:
-        shown = Table("objective", "what it is", "paper", "where it is its baseline")
-        for found in map(entry, OBJECTIVES):
-            shown.add_row(*map(Text, map(for_terminal, (found.name, found.summary, found.paper, found.limit))))
-        console.print(shown)
-        return
-    if name not in OBJECTIVES:
-        tell(f"no objective {name!r}; {nearest(name, OBJECTIVES)}")
-        raise typer.Exit(1)
-    shown = Table("key", "type and range", "default")
-    for key in entry(name).arguments:
-        shown.add_row(*map(Text, map(for_terminal, (key.name, key.kind, key.default))))
-    console.print(Text(for_terminal(entry(name).text)), shown)
+    try:
+        show(name, Console())
+    except ValueError as error:
+        tell(error)
+        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

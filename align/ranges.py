@@ -52,11 +52,14 @@ Divisor = Annotated[float, Gt(0)]  # what a sum over tokens is divided by
 # Numbers of things, and parts of a whole
 Count = Annotated[int, Ge(1)]  # at least one
 CountOrZero = Annotated[int, Ge(0)]  # 0: none
+GroupSize = Annotated[int, Ge(1), Le(100_000)]  # responses to one prompt; each is listed in memory
 Several = Annotated[int, Ge(2)]  # at least two, for one alone compares with nothing
 TokenId = Annotated[int, Ge(0)]  # an index of the vocabulary
 LoraRank = Annotated[int, Ge(1), Le(512)]  # of the adapter's two factors
 Seed = Annotated[int, Ge(0), Le(2**31)]  # of the run's random numbers
-Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: seconds, GiB, nats, a learning rate, a temperature
+Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: nats, a learning rate, a temperature
+Seconds = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # 11 days; clocks of the machine do not take much more
+Gib = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # of memory
 Fraction = Annotated[FiniteFloat, Ge(0), Le(1)]  # part of a whole
 Probability = Annotated[FiniteFloat, Gt(0), Le(1)]  # of the tokens that can be sampled, together
 RelativeProbability = Annotated[FiniteFloat, Ge(0), Lt(1)]  # of a token, in terms of the likeliest one's

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from align.check.folders import check_out
 from align.check.models import survey_guide, survey_policy
+from align.check.objectives import try_objectives
 from align.check.requirements import (
     CheckedRun,
     check_activations,
@@ -31,14 +32,15 @@ from align.check.requirements import (
 from align.check.rewards import Trial, started, try_reward
 from align.check.survey import CheckError, Survey
 from align.checkpoint import resume
+from align.config import locations
 from align.config.experiment import Experiment
 from align.config.launch import Launch, of_accelerator
 from align.config.recipe import Data, RewardLimits
-from align.config.recipe_file import ConfigError
+from align.config.recipe_file import ConfigError, KeyPath
 from align.config.redact import scrub
 from align.config.rules import check_measure
-from align.data.prompts import Pair
-from align.data.read import read_rows, split_rows
+from align.data.prompts import DataError, Pair
+from align.data.read import is_missing, read_rows, split_rows
 from align.metrics import evaluation
 from align.model.load import context_length
 from align.model.locate import locate
@@ -60,6 +62,8 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
         survey_policy(found)
     if recipe.model and isinstance(recipe.model.guide, str):
         survey_guide(found)
+    if not experiment.problems:
+        found.problems += try_objectives(experiment)
     for name, source in (recipe.sources() if recipe.data else {}).items():
         _source(found, name, source)
     if recipe.run and recipe.optim and (recipe.run.steps or (found.sources and not found.problems)):
@@ -135,13 +139,43 @@ def _source(found: Survey, name: str, source: Data) -> None:
         tokenizer = bytewise()
         anything = {"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED, "chat_template_kwargs": {}}
         readable = source.model_copy(update=anything)
+    if lost := _missing_files(found, name, source):
+        found.problems += lost
+        return
     rows = read_rows(readable, tokenizer, found.ends)
-    found.problems += rows.problems
+    found.problems += [_placed(found, name, text) for text in rows.problems]
     found.rows[name] = [*rows.own, *rows.evaluation]
     seed = found.experiment.recipe.run.seed if found.experiment.recipe.run else 0
     if not rows.problems:
-        prompts = found.attempt(split_rows, readable, rows, seed)
-        found.sources |= {name: prompts} if prompts else {}
+        try:
+            found.sources[name] = split_rows(readable, rows, seed)
+        except DataError as error:
+            found.problems += [_placed(found, name, text) for text in error.problems]
+
+
+def _source_key(found: Survey, name: str) -> KeyPath:
+    """Where the section of a source stands."""
+    return ("data",) if isinstance(found.experiment.recipe.data, Data) else ("data", name)
+
+
+def _missing_files(found: Survey, name: str, source: Data) -> list[str]:
+    """Name the files of a source that are not there, each with its line and the nearest name."""
+    file, out = found.experiment.file, []
+    for field in ("prompts", "pairs", "eval_prompts"):
+        path = getattr(source, field)
+        if path and is_missing(path):
+            what = f"{path}: no such file{locations.near(path, file.folder)}"
+            out.append(file.problem((*_source_key(found, name), field), what))
+    return out
+
+
+def _placed(found: Survey, name: str, text: str) -> str:
+    """Put the recipe's line before a problem of a source that begins with `data.KEY`; one of a row names its file."""
+    field, _, what = text.partition(": ")
+    key = field.removeprefix("data.")
+    if not field.startswith("data.") or key not in Data.model_fields:
+        return text
+    return found.experiment.file.problem((*_source_key(found, name), key), what)
 
 
 def _together(found: Survey) -> None:

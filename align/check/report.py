@@ -61,14 +61,23 @@ def _result(problems: list[str], notes: Iterable[str] = (), facts: Mapping[str, 
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted name, value) of nested facts."""
+    """(dotted name, value in words) of nested facts, without those that are not known."""
     out = []
     for name, value in facts.items():
         inner = isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values())
         if inner:
             out += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, Mapping):
-            out.append((f"{prefix}{name}", ", ".join(f"{k} {v}" for k, v in value.items())))
-        elif value not in (None, []):
-            out.append((f"{prefix}{name}", str(value)))
+        elif prefix or value not in (None, [], {}):
+            out.append((f"{prefix}{name}", _worded(value)))
     return out
+
+
+def _worded(value: Any) -> str:
+    """A fact without Python's brackets; `none` for what is empty."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_worded(inner)}" for name, inner in value.items() if inner is not None) or "none"
+    if isinstance(value, (list, tuple)):
+        return " and ".join(map(_worded, value)) or "none"
+    return "none" if value is None else str(value)

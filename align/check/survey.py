@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from align.checkpoint.checkpoint import CheckpointError
 from align.config.experiment import Experiment
 from align.config.launch import Launch
+from align.config.recipe import Data
 from align.config.recipe_file import KeyPath
 from align.data import bank
 from align.data.prompts import Prompt, Prompts
@@ -55,5 +56,13 @@ class Survey:
             found = [f"a file of it cannot be used: {type(error).__name__}: {error}; copy or save it again"]
         name = ".".join(map(str, key or ()))
         place = self.experiment.file.problem
-        self.problems += [place(key, text.removeprefix(f"{name}: ")) for text in found] if key else found
+        self.problems += [place(key, text.removeprefix(f"{name}: ")) if key else self.placed(text) for text in found]
         return None
+
+    def placed(self, text: str) -> str:
+        """Put the recipe's line before a problem that begins with its key `data`, or one below it."""
+        name, _, what = text.partition(": ")
+        key = tuple(name.split("."))
+        known = {*Data.model_fields, *(self.experiment.recipe.sources() if self.experiment.recipe.data else ())}
+        is_key = key[0] == "data" and (len(key) == 1 or key[1] in known)
+        return self.experiment.file.problem(key, what) if is_key else text

@@ -29,6 +29,9 @@ TOKEN_FIELDS = (
     *("ref_kl", "value", "new_value", "reward_mask", "kl_mask"),
 )
 
+# {quantity of the policy now: the fields that give it, the first that is there}
+NOW = {"logprob": ["logprob", "old_logprob", "sampler_logprob"]}
+
 
 class RecordedRollout(Recorded):
     """One line of the input. Fields that the objective does not need may be missing; unknown ones are ignored.
@@ -148,20 +151,27 @@ class _Recorded:
         return self._read(name, fields, rows_B, reader)
 
     def current(self, credited: Credited) -> Current:
-        """The policy's current quantities, as leaves of the graph; where `new_value` is missing it is `value`."""
+        """The policy's current quantities, as leaves of the graph; where `new_value` is missing it is `value`.
+
+        Where no rollout records the policy now, it is the one before the update, as at a step's first update.
+        """
         rows = credited.trained.any(1)
         names = {name for term in credited.terms for name in term.loss.reads_current}
         fields = {name: ["new_value", "value"] if name == "value" else [name] for name in ("logprob", *names)}
+        for name, instead in NOW.items():
+            if name in fields and all(getattr(rollout, instead[0]) is None for rollout in self.rollouts.values()):
+                fields[name] = instead
         return Current(**{n: self._read(n, f, rows, "the loss").requires_grad_() for n, f in fields.items()})
 
     def _read(self, name: str, fields: list[str], rows_B: Tensor, reader: str) -> Tensor:
         """The quantity `name` from the first of `fields` that a rollout has."""
-        values = []
-        for i, (place, rollout) in enumerate(self.rollouts.items()):
-            value = next((v for v in (getattr(rollout, f) for f in fields) if v is not None), None)
-            if value is None and rows_B[i]:
-                raise ReplayError(f"{place}: {' or '.join(fields)}: missing, and {reader} needs it")
-            values.append(value)
+        found = {place: [getattr(rollout, field) for field in fields] for place, rollout in self.rollouts.items()}
+        values = [next((v for v in given if v is not None), None) for given in found.values()]
+        lacking = [(place, needed) for place, v, needed in zip(found, values, rows_B, strict=True) if v is None]
+        needing = [place for place, needed in lacking if needed]
+        if needing:  # a line that lacks it too, and needs it for nothing, may stand before
+            first, what = lacking[0][0], f"{' or '.join(fields)}: missing, and {reader} needs it"
+            raise ReplayError(f"{first}: {what}" + (f" in {needing[0]}" if needing[0] != first else ""))
         if name == "token_text":
             return [v or [""] * len(r.response_ids) for v, r in zip(values, self.rollouts.values(), strict=True)]
         if name in ROW_FIELDS:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from align.config.factories import call, check_survives, load_object
+from align.config.factories import call, check_survives, load_object, unfit
 from align.config.problems import distinct, nearest
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, collect
 from align.losses.loss import Loss
@@ -84,6 +84,21 @@ def with_defaults(spec: Mapping) -> dict[str, Any]:
     return {"name": name, **_filled(name, OBJECTIVES, rest), **out}
 
 
+def argument_paths(data: Mapping[str, Any]) -> list[str]:
+    """`objective.k` of every argument of the methods that a recipe names, wherever they stand in it."""
+    specs = {"objective": data.get("objective")}
+    if isinstance(data.get("objectives"), list):
+        specs |= {f"objectives.{i}": spec for i, spec in enumerate(data["objectives"])}
+    out = []
+    for place, spec in specs.items():
+        for name in spec if isinstance(spec, Mapping) else ():
+            called = spec[name] if name == "name" else name
+            if isinstance(called, str) and called in OBJECTIVES:
+                inside = place if name == "name" else f"{place}.{name}"
+                out += [f"{inside}.{argument}" for argument in inspect.signature(OBJECTIVES[called]).parameters]
+    return out
+
+
 def _spelled_out(spec: dict, file: RecipeFile, key: KeyPath) -> Objective:
     problems = [
         file.problem((*key, name), f"unknown key; {nearest(name, ['chain', 'loss', 'add', 'weight'])}")
@@ -117,12 +132,12 @@ def _factory(
         factory = known[name]
     elif isinstance(name, str) and ":" in name:
         try:
-            check_survives(name, lambda factory: inspect.isfunction(factory) and call(factory, args, file, key))
+            check_survives(name, lambda factory: unfit(factory, kind) or call(factory, args, file, key))
             factory = load_object(name)
         except ValueError as error:
             raise ConfigError([file.problem(name_key, str(error))]) from error
-        if not inspect.isfunction(factory):
-            raise ConfigError([file.problem(name_key, f"{name} is not a function")])
+        if (what := unfit(factory, kind)) is not None:
+            raise ConfigError([file.problem(name_key, f"{name} {what}")])
     else:
         raise ConfigError([file.problem(name_key, f"unknown name {name!r}; {nearest(name, known)}")])
     made = call(factory, args, file, key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,15 +10,15 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from align.config.compose import build_objectives
+from align.config import locations
+from align.config.compose import argument_paths, build_objectives
 from align.config.factories import check_path
-from align.config.problems import explain, names_at, nearest, paths_in
+from align.config.problems import BOOLEAN, booleans, explain, names_at, nearest, paths_in
 from align.config.recipe import Correct, FromRecipe, Recipe, RewardFunction
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, read
 from align.config.redact import hub_tokens
 from align.config.rules import TRAINING, Rule, hub_problems
 from align.objectives.objective import Objective
-from align.registry import OBJECTIVES
 
 TOKEN = "holds a hub token; take it out of the recipe, revoke it, and set HF_TOKEN"
 
@@ -51,7 +50,8 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = (), rules: Sequ
 def examine(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] | None = None) -> Experiment:
     """Build what can be built of a recipe, and note its problems. Raises `ConfigError` where the file is no recipe."""
     file = read(path, overrides)
-    problems: list[str] = []
+    locations.import_from(file.folder)
+    problems = _clashes(file)
 
     def attempt(step):
         """Return what the step gives; note its problems and return None where it raises."""
@@ -79,15 +79,25 @@ def examine(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rul
     return Experiment(recipe, objectives, rewards, correct, file, dict(stage_recipes.values()), tuple(problems))
 
 
+def _clashes(file: RecipeFile) -> list[str]:
+    """Find modules of the user's that have the name of an installed one, where the recipe names either."""
+    found: dict[str, KeyPath] = {}
+    for key, text in file.texts():
+        if what := locations.clash(text, file.folder):
+            found.setdefault(what, key)
+    return [file.problem(key, what) for what, key in found.items()]
+
+
 def _validate(file: RecipeFile) -> Recipe:
-    arguments = {
-        f"objective.{name}" for factory in OBJECTIVES.values() for name in inspect.signature(factory).parameters
-    }
+    problems = [file.problem(place, BOOLEAN) for place in booleans([Recipe], file.data)]
     try:
-        return Recipe.model_validate(file.data)
+        recipe = Recipe.model_validate(file.data)
     except ValidationError as error:
-        known = replace(file, keys=[*file.keys, *sorted(arguments)])
-        raise ConfigError(explain(error, file.data, known, (), partial(names_at, Recipe))) from error
+        known = replace(file, keys=[*file.keys, *argument_paths(file.data)])
+        problems += explain(error, file.data, known, (), partial(names_at, Recipe))
+    if problems:
+        raise ConfigError(problems)
+    return recipe
 
 
 def _valid_sections(file: RecipeFile) -> Recipe:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError, validate_call
 
-from align.config.problems import explain, names_at
+from align.config.problems import BOOLEAN, booleans, explain, names_at, nearest
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile
 from align.system.blame import no_exit, user_line
 from align.system.rehearsal import rehearse
@@ -32,8 +33,12 @@ def load_object(path: str) -> Any:
     try:
         return pkgutil.resolve_name(path)
     except ModuleNotFoundError as error:
-        raise ValueError(f"cannot import {error.name!r} for {path!r}; is it installed or on PYTHONPATH?") from error
-    except (ImportError, AttributeError) as error:
+        what = f"cannot import {error.name!r} for {path!r}; is it installed or on PYTHONPATH?"
+        raise ValueError(what + _did_you_mean(error.name, _modules_beside(error.name))) from error
+    except AttributeError as error:
+        there = [name for name in dir(error.obj) if not name.startswith("_")]
+        raise ValueError(f"{path!r}: {error}{_did_you_mean(error.name, there)}") from error
+    except ImportError as error:
         raise ValueError(f"{path!r}: {error}") from error
     except (Exception, SystemExit) as error:  # the module is the user's: whatever it raises belongs to this path
         line = user_line(error)
@@ -51,6 +56,20 @@ def check_survives(path: str, step: Callable[[Any], object]) -> None:
         raise ValueError(f"{path!r}: {ended} while it was imported or called")
 
 
+def _modules_beside(name: str) -> list[str]:
+    """The modules that stand where the missing one was looked for."""
+    package, _, _ = name.rpartition(".")
+    paths = getattr(sys.modules.get(package), "__path__", None) if package else sys.path
+    prefix = f"{package}." if package else ""
+    return [module.name for module in pkgutil.iter_modules(paths, prefix)] if paths else []
+
+
+def _did_you_mean(name: str | None, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no name is close."""
+    what = nearest(name or "", names)
+    return f"; {what}" if what.startswith("did") else ""
+
+
 def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, key: KeyPath) -> Any:
     """Return factory(**args), with types and ranges checked against its signature.
 
@@ -60,6 +79,9 @@ def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, ke
         raise ConfigError([file.problem(key, f"takes a mapping of its arguments, but it is {args!r}")])
     hints = typing.get_type_hints(factory, include_extras=True)
     args = _functions(args or {}, hints, file, key)
+    flags = [(n, *place) for n, value in args.items() if n in hints for place in booleans([hints[n]], value)]
+    if flags:
+        raise ConfigError([file.problem((*key, *place), BOOLEAN) for place in flags])
 
     def names(place: KeyPath) -> list[str]:
         """The keys that are valid at a place below `key`."""
@@ -72,6 +94,8 @@ def call(factory: Callable, args: Mapping[str, Any] | None, file: RecipeFile, ke
         raise ConfigError(explain(error, args, file, key, names)) from error
     except ValueError as error:
         raise ConfigError([file.problem(key, str(error))]) from error
+    except Exception as error:  # a factory may be the user's: whatever it raises belongs to this key
+        raise ConfigError([file.problem(key, f"calling it raised {type(error).__name__}: {error}")]) from error
 
 
 def _functions(args: Mapping[str, Any], hints: Mapping[str, Any], file: RecipeFile, key: KeyPath) -> dict[str, Any]:
@@ -93,12 +117,26 @@ def _functions(args: Mapping[str, Any], hints: Mapping[str, Any], file: RecipeFi
 
 
 def _function(path: str, returns: type) -> Callable:
-    """The function at a dotted path. Raises `ValueError` unless its annotation says that it returns this type."""
+    """The function at a dotted path. Raises `ValueError` unless it says that it returns this type."""
+    check_survives(path, lambda _: None)
     found = load_object(path)
-    try:
-        said = inspect.signature(found, eval_str=True).return_annotation if inspect.isfunction(found) else None
-    except NameError as error:
-        raise ValueError(f"{path!r}: its annotations: {error}") from error
-    if said is not returns:
-        raise ValueError(f"{path!r} is no function that says `-> {returns.__name__}`; annotate what it returns")
+    if (what := unfit(found, returns)) is not None:
+        raise ValueError(f"{path} {what}")
     return found
+
+
+def unfit(factory: Any, kind: type | tuple) -> str | None:
+    """Say why an object of the user's is not called: it must say that it makes what can stand there."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not inspect.isfunction(factory):
+        return "is not a function"
+    try:
+        returns = typing.get_type_hints(factory).get("return")
+    except Exception as error:  # annotations are the user's code too
+        return f"has annotations that cannot be read: {type(error).__name__}: {error}"
+    if inspect.isclass(returns) and issubclass(returns, kinds):
+        return None
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    if returns is None:
+        return f"does not say what it returns; write `-> {kinds[0].__name__}` behind its arguments"
+    return f"returns {getattr(returns, '__name__', returns)}, as it says, which cannot stand here; name one of {wanted}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.launch import launch_command_parser
 
-from align.config.recipe_file import ConfigError, read
+from align.config.problems import nearest, shortened
+from align.config.recipe_file import ConfigError, RecipeFile, read
+
+ENGINE_ARGUMENTS = "DeepSpeed Arguments"  # the group of `accelerate launch --help` with the keys of deepspeed_config
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,16 @@ def of_file(path: Path) -> Launch:
     if given.get("distributed_type") != "DEEPSPEED" or not isinstance(engine, Mapping):
         what = "must be DEEPSPEED, with its deepspeed_config; begin with launch/cpu.yaml"
         raise ConfigError([file.problem(("distributed_type",), what)])
+    problems = _unknown(file)
     numbers = {
         ("num_processes",): (given.get("num_processes", 1), 1),
         ("deepspeed_config", "zero_stage"): (engine.get("zero_stage", 2), 0),  # accelerate's own default
         ("deepspeed_config", "gradient_accumulation_steps"): (engine.get("gradient_accumulation_steps", 1), 1),
     }
-    problems = [
-        file.problem(key, f"must be a whole number of at least {least}, but it is {value!r}")
+    problems += [
+        file.problem(key, f"must be a whole number of at least {least}, but it is {shortened(value)}")
         for key, (value, least) in numbers.items()
-        if not isinstance(value, int) or value < least
+        if type(value) is not int or value < least
     ]
     if not problems and numbers["deepspeed_config", "zero_stage"][0] > 3:
         problems.append(file.problem(("deepspeed_config", "zero_stage"), "must be 0, 1, 2 or 3"))
@@ -68,6 +74,25 @@ def of_file(path: Path) -> Launch:
         raise ConfigError(problems)
     processes, stage, accumulation = (value for value, _ in numbers.values())
     return Launch(str(path), processes, stage, str(given.get("mixed_precision", "no")), accumulation)
+
+
+def _unknown(file: RecipeFile) -> list[str]:
+    """Find keys that `accelerate launch` would refuse, or not look at."""
+    engine = next(group for group in launch_command_parser()._action_groups if group.title == ENGINE_ARGUMENTS)
+    known = {
+        (): [field.name for field in fields(ClusterConfig)],
+        ("deepspeed_config",): [action.dest for action in engine._group_actions],
+    }
+    sections = {(): file.data, ("deepspeed_config",): file.data["deepspeed_config"]}
+    problems = [
+        file.problem((*key, name), f"unknown key; {nearest(name, known[key])}")
+        for key, section in sections.items()
+        for name in section
+        if name not in known[key]
+    ]
+    flags = [field.name for field in fields(ClusterConfig) if field.type is bool and field.name in file.data]
+    wrong = [name for name in flags if not isinstance(file.data[name], bool)]
+    return problems + [file.problem((name,), f"is {shortened(file.data[name])}; write true or false") for name in wrong]
 
 
 def of_accelerator(accelerator: Accelerator) -> Launch:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from align.config import other_libraries
 from align.config.recipe_file import KeyPath, RecipeFile
+
+BOOLEAN = "must be a number, but it is true or false"
+
+LONGEST = 200  # characters of a value that a message shows
 
 # pydantic's types of errors
 MISSING = ("missing", "missing_keyword_only_argument")
@@ -20,24 +26,12 @@ UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "finite_number")
 
 
-# keys of TRL whose nearest name here would be another thing
-OTHER_LIBRARIES = {
-    "num_generations": "sampling.group_size",
-    "max_completion_length": "sampling.max_response_tokens",
-    "max_prompt_length": "data.max_prompt_tokens",
-    "learning_rate": "optim.lr",
-    "num_iterations": "optim.updates_per_step",
-    "epsilon": "clip_low and clip_high of the objective",
-    "epsilon_high": "clip_high of the objective",
-    "beta": "add: [{kl_policy_ref: {coef: ...}}] to the objective",
-}
-
-
 def nearest(word: str, words: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or the list of what there is where nothing is close."""
-    words = sorted(words)
-    close = difflib.get_close_matches(str(word), words, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(words)}"
+    """`did you mean 'x'?`, or the list of what there is where nothing is close. Swapped letters are closest."""
+    word, there = str(word).lower(), {name.lower(): name for name in sorted(set(words), reverse=True)}
+    close = difflib.get_close_matches(word, there, n=max(1, len(there)))
+    close.sort(key=lambda name: sorted(name) != sorted(word))
+    return f"did you mean {there[close[0]]!r}?" if close else f"there are: {', '.join(sorted(there.values()))}"
 
 
 def distinct(names: list[str]) -> list[str]:
@@ -70,6 +64,22 @@ def paths_in(hint: Any, prefix: str = "") -> list[str]:
     return [path for name, field in fields for path in (name, *paths_in(field.annotation, f"{name}."))]
 
 
+def booleans(hints: Sequence[Any], value: Any) -> list[KeyPath]:
+    """The places below `value`, which one of the types must take, where true or false stands for a number.
+
+    Pydantic would read 1 and 0.
+    """
+    members = [member for hint in hints for member in _members(hint)]
+    if isinstance(value, bool):
+        return [()] if {int, float} & {*members} and not {bool, Any} & {*members} else []
+    if isinstance(value, Mapping):
+        inside = list(value.items())
+    else:
+        inside = list(enumerate(value)) if isinstance(value, list) else []
+    below = [(name, [hint for member in members for hint in _below(member, name)], inner) for name, inner in inside]
+    return [(name, *place) for name, hints, inner in below for place in booleans(hints, inner)]
+
+
 def explain(
     error: ValidationError, data: Any, file: RecipeFile, key: KeyPath, names: Callable[[KeyPath], list[str]]
 ) -> list[str]:
@@ -80,21 +90,65 @@ def explain(
     problems: dict[KeyPath, list[str]] = {}
     for place, item in _meant(error, data):
         if item["type"] in UNKNOWN and place[-1] in names(place[:-1]):
-            what = "does not go with the keys beside it; leave one out"
+            problems.setdefault(place, []).append("does not go with the keys beside it; leave one out")
         elif item["type"] in UNKNOWN:
-            elsewhere = OTHER_LIBRARIES.get(place[-1])
-            belongs = [path for path in file.keys if path.rpartition(".")[2] == place[-1]]
-            belongs = [path if "." in path else "the top level" for path in belongs]
-            fix = f"it belongs at {' or '.join(belongs)}" if belongs else nearest(place[-1], names(place[:-1]))
-            if elsewhere and not belongs:
-                fix = f"write {elsewhere} (recipes/coming_from_trl.md)"
-            what = f"unknown key; {fix}"
+            for leaf, what in _unknown((*key, *place), item["input"], file, names(place[:-1])):
+                problems.setdefault((*place, *leaf), []).append(what)
         elif item["type"] in MISSING:
-            what = "missing; this key is needed"
+            problems.setdefault(place, []).append("missing; this key is needed")
+        elif item["loc"][-1] == "[key]" or item["type"] == "invalid_key":
+            problems.setdefault(place, []).append("a name here is text; put it in quotes")
         else:
-            what = f"{item['msg']}, but it is {item['input']!r}"
-        problems.setdefault(place, []).append(what)
+            problems.setdefault(place, []).append(f"{item['msg']}, but it is {shortened(item['input'])}")
     return [file.problem((*key, *place), "; or ".join(dict.fromkeys(whats))) for place, whats in problems.items()]
+
+
+def shortened(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _unknown(key: KeyPath, value: Any, file: RecipeFile, names: list[str]) -> list[tuple[KeyPath, str]]:
+    """[(place below `key`, what to do)] of an unknown key; several where it is a section of another library."""
+    if what := _belongs(key[-1], file):
+        return [((), f"unknown key; {what}")]
+    leaves = other_libraries.leaves((), value)
+    told = {leaf: other_libraries.advice(".".join(map(str, (*key, *leaf)))) for leaf in leaves}
+    if any(told.values()):
+        fixes = {leaf: told[leaf] or _belongs((*key, *leaf)[-1], file) or nearest(key[-1], names) for leaf in leaves}
+        return [(leaf, f"unknown key; {fix}") for leaf, fix in fixes.items()]
+    return [((), f"unknown key; {nearest(key[-1], names)}")]
+
+
+def _belongs(name: Any, file: RecipeFile) -> str | None:
+    """Say where a key of this name belongs; None where no section has one."""
+    paths = [path for path in file.keys if path.rpartition(".")[2] == name]
+    places = dict.fromkeys(path if "." in path else "the top level" for path in paths)
+    return f"it belongs at {' or '.join(places)}" if places else None
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types of a union, each without its ranges; of any other type itself."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _members(parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for part in parts for member in _members(part)]
+    return [hint]
+
+
+def _below(member: Any, name: Any) -> list[Any]:
+    """The types that may stand at a key or an index of a value of this type."""
+    parts = typing.get_args(member)
+    if inspect.isclass(member) and issubclass(member, BaseModel):
+        fields = member.model_fields.items()
+        return [field.annotation for key, field in fields if name in (key, field.alias)]
+    if not parts:
+        return []
+    if isinstance(name, int):
+        return list(parts[:1]) if typing.get_origin(member) in (list, tuple, Sequence) else []
+    return list(parts[1:]) if typing.get_origin(member) in (dict, Mapping) else []
 
 
 def _meant(error: ValidationError, data: Any) -> list[tuple[KeyPath, dict]]:

@@ -15,11 +15,14 @@ from align.ranges import (
     Count,
     CountOrZero,
     Fraction,
+    Gib,
+    GroupSize,
     LoraRank,
     Momentum,
     Positive,
     Probability,
     RelativeProbability,
+    Seconds,
     Section,
     Seed,
     Several,
@@ -123,7 +126,7 @@ class DynamicSampling(Section):
 class Sampling(Section):
     """How rollouts are sampled, and by which engine."""
 
-    group_size: Count = 8
+    group_size: GroupSize = 8
     temperature: Positive = Field(1.0, description="also that at which all log-probabilities are read, pairs' too")
     top_p: Probability = Field(
         1.0, description="sample from the likeliest tokens that together have this probability; the policy is cut alike"
@@ -140,13 +143,13 @@ class Sampling(Section):
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
     dynamic_sampling: DynamicSampling | None = None
     old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
-    cache_gib: Positive = Field(1.0, description="memory of the engine's key-value cache, for each process")
+    cache_gib: Gib = Field(1.0, description="memory of the engine's key-value cache, for each process")
     compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
     max_sequences: Count = Field(64, description="responses that the engine works on at once")
     tolerance: Positive | None = Field(
         None, description="mean nats a token that sampler and trainer may differ by; default: by model.dtype"
     )
-    deadline_s: Positive = Field(1800.0, description="seconds after which a generation or a sync counts as hung")
+    deadline_s: Seconds = Field(1800.0, description="seconds after which a generation or a sync counts as hung")
 
 
 class Reward(Section):
@@ -160,8 +163,8 @@ class Reward(Section):
 class RewardLimits(Section):
     """Time and memory that a call of a reward function may take, and how often one may fail."""
 
-    seconds: Positive = Field(60.0, description="of one call; of async functions, of one row")
-    memory_gib: Positive = Field(8.0, description="address space of the process that calls them")
+    seconds: Seconds = Field(60.0, description="of one call; of async functions, of one row")
+    memory_gib: Gib = Field(8.0, description="address space of the process that calls them")
     concurrency: Count = Field(16, description="rows that an async function works on at once")
     max_failed: Fraction = Field(
         0.5, description="a reward that fails on more of a step's rows than this stops the run"

@@ -14,11 +14,15 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from align.config.factories import check_survives, load_object
+from align.config.problems import nearest, shortened
 from align.config.recipe import Data
+from align.config.recipe_file import DEEPEST, HALF
 from align.data.prompts import DataError, Prompt, Prompts
 from align.data.tokenise import Ends, LongPrompt, check_variables, make_pair, make_prompt, with_prompt
 from align.system import files
 from align.system.blame import no_exit
+
+LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # of local files, by `datasets`
 
 SHOWN = 10  # problems of a source, and rows of a problem, that are listed one by one
 
@@ -97,9 +101,10 @@ def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> l
     if by is None:
         return random.Random(seed).sample(distinct, count)
     groups: dict[str, list[Prompt]] = {}  # by repr: a column may hold lists
-    for i, prompt in enumerate(distinct):
+    for prompt in distinct:
         if by not in prompt.columns:
-            raise DataError(f"data.holdout_by: row {i} has no column {by!r}; there are: {', '.join(prompt.columns)}")
+            what = f"a row has no column {by!r}; {nearest(by, prompt.columns)}"
+            raise DataError(f"data.holdout_by: {what}: {prompt.text[:60]!r}...")
         groups.setdefault(repr(prompt.columns[by]), []).append(prompt)
     held_out: list[Prompt] = []
     for group in random.Random(seed).sample(list(groups.values()), len(groups)):
@@ -109,19 +114,26 @@ def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> l
     return held_out
 
 
-def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
-    """Read the rows of a source; `key` is where the recipe names it. Raises `DataError`."""
+def is_missing(source: str) -> bool:
+    """Whether a source is the name of a local file that is not there."""
+    return Path(source).suffix in LOADERS and not Path(source).is_file()
+
+
+def _rows(key: str, source: str, args: dict[str, Any]) -> list[tuple[int, Any]]:
+    """(number, row) of each row of a source, the first is 1; of JSON lines the number of the line.
+
+    `key` is where the recipe names the source. Raises `DataError`.
+    """
     path = Path(source)
-    loaders = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-    if path.suffix in loaders and not path.is_file():
+    if is_missing(source):
         raise DataError(f"{key}: {source}: no such file")
-    if path.suffix in loaders and path.stat().st_size == 0:
+    if path.suffix in LOADERS and path.stat().st_size == 0:
         raise DataError(f"{key}: {source}: no rows")
     try:
         if path.suffix == ".jsonl" and not args:
-            rows = _json_lines(path)
-        elif path.suffix in loaders:
-            rows = list(load_dataset(loaders[path.suffix], data_files=source, **{"split": "train", **args}))
+            return _json_lines(path)
+        elif path.suffix in LOADERS:
+            rows = list(load_dataset(LOADERS[path.suffix], data_files=source, **{"split": "train", **args}))
         elif ":" in source:
             check_survives(source, lambda rows: list(rows(**args)))
             with no_exit(source):
@@ -136,21 +148,31 @@ def _rows(key: str, source: str, args: dict[str, Any]) -> list[Any]:
         raise DataError(f"{key}: {source}: {type(error).__name__}: {error}") from error
     if not rows:
         raise DataError(f"{key}: {source}: no rows")
+    return list(enumerate(rows, 1))
+
+
+def _json_lines(path: Path) -> list[tuple[int, Any]]:
+    """The file's values as they are written; a table would turn "2024-01-01" into a date and 1 into 1.0.
+
+    Raises `ValueError`.
+    """
+    with path.open("rb") as file:
+        rows = list(files.numbered_json_lines(file))
+    if not rows:
+        raise ValueError("no rows")
     return rows
 
 
-def _json_lines(path: Path) -> list[Any]:
-    """The file's values as they are written; a table would turn "2024-01-01" into a date and 1 into 1.0."""
-    with path.open("rb") as file:
-        return list(files.json_lines(file))
-
-
 def _prompts(
-    rows: list[Any], source: str, data: Data, tokenizer: PreTrainedTokenizerBase, make: Callable[..., Prompt]
+    rows: list[tuple[int, Any]],
+    source: str,
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    make: Callable[..., Prompt],
 ) -> tuple[list[Prompt], list[str], int]:
     """(rows that can be used, problems of the others, number of those dropped for the length of their prompt)."""
     out, wrong, dropped = [], {}, 0
-    for i, row in enumerate(rows):
+    for i, row in rows:
         try:
             row = with_prompt(row) if data.pairs else row
             _check_row(row, f"{source}: row {i}")
@@ -182,12 +204,28 @@ def _listed(wrong: dict[int, str], source: str) -> list[str]:
 
 
 def _check_row(row: Any, where: str) -> None:
-    """Raise `DataError` unless a row is a dictionary with a prompt."""
+    """Raise `DataError` unless a row is a dictionary with a prompt, of values that can be passed on."""
     if not isinstance(row, dict):
-        raise DataError(f"{where}: must be a dictionary with a 'prompt', but it is {row!r}")
+        raise DataError(f"{where}: must be a dictionary with a 'prompt', but it is {shortened(row)}")
+    if odd := next((name for name in row if not isinstance(name, str)), None):
+        raise DataError(f"{where}: a column is called {shortened(odd)}; rename it, a name is text")
+    if what := _flaw(row):
+        raise DataError(f"{where}: {what}")
     if not isinstance(row.get("prompt"), (str, list)) or not row["prompt"]:
         there = ", ".join(map(str, row))
-        what = f"'prompt' must be text or a list of messages; there are: {there}; it is {row.get('prompt')!r}"
+        what = f"'prompt' must be text or a list of messages; there are: {there}; it is {shortened(row.get('prompt'))}"
         if "prompt" not in row and {"chosen", "rejected"} <= row.keys():
             what += "; without it, chosen and rejected must be conversations that begin with the same messages"
         raise DataError(f"{where}: {what}")
+
+
+def _flaw(value: Any, depth: int = 0) -> str | None:
+    """Say what of a value no file and no other process would take; None where nothing is wrong."""
+    if isinstance(value, str) and HALF.search(value):
+        return f"{shortened(value)} holds half a character; write the whole one"
+    if depth > DEEPEST:
+        return f"a value stands more than {DEEPEST} lists deep; make it flat"
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    inside = value if isinstance(value, (list, tuple)) else ()
+    return next(filter(None, (_flaw(inner, depth + 1) for inner in inside)), None)

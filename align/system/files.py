@@ -44,14 +44,21 @@ def write_whole(path: Path, text: str) -> None:
 
 def json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
     """The value of each line that is not blank. Raises `ValueError` for the first line that is not UTF-8 or JSON."""
+    return (value for _, value in numbered_json_lines(lines))
+
+
+def numbered_json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each line that is not blank; the first line is 1. Raises as `json_lines`."""
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                yield json.loads(line.decode())
+                yield number, json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise ValueError(f"line {number} is not text: {error}; save it as UTF-8") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number} is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # more digits or more depth than Python reads
+            raise ValueError(f"line {number} cannot be read: {error}; shorten it") from error
 
 
 def numbered(folder: Path) -> dict[int, Path]:

@@ -67,7 +67,7 @@ def test_defects_of_all_kinds_are_told_at_once(bench):
     bench.recipe["rewards"] = [{"fn": OWN + "raises"}, {"fn": OWN + "gone"}, {"fn": OWN + "wants_solution"}]
     told = "\n".join(bench.checked()["problems"])
     for part in (
-        *(r"optim\.learning_rate", r"run\.steps", r"eval\.pass_at", r"model\.safetensors: is cut", "row 8", "row 9"),
+        *(r"optim\.learning_rate", r"run\.steps", r"eval\.pass_at", r"model\.safetensors: is cut", "row 9", "row 10"),
         *("reward 'raises'", "'gone'", "needs 'solution'"),
     ):
         assert re.search(part, told), (part, told)
@@ -79,13 +79,13 @@ def test_a_broken_model_hides_no_row_and_no_reward(bench, lost):
     bench.row({"prompt": ""})
     bench.reward(OWN + "raises")
     told = "\n".join(bench.checked()["problems"])
-    assert "model.policy" in told and "row 3: 'prompt'" in told and "reward 'raises'" in told
+    assert "model.policy" in told and "row 4: 'prompt'" in told and "reward 'raises'" in told
 
 
 def test_many_broken_rows_take_few_lines(bench):
     bench.rows([{"prompt": ""}] * 25)
     (told,) = bench.checked()["problems"]
-    assert told.endswith("it is '' (and 24 more: rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...)")
+    assert told.endswith("it is '' (and 24 more: rows 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...)")
     bench.rows([{"prompt": i} for i in range(25)])
     told = bench.checked()["problems"]
     assert len(told) == 11 and "25 rows cannot be used, for 25 reasons" in told[-1]

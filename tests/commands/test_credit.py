@@ -470,3 +470,24 @@ def test_command_wants_files_that_exist(files):
     result = command(files[0], files[1] + "x")
     said = " ".join(result.stderr.replace("│", " ").split())  # it is wrapped in a box
     assert result.exit_code == 2 and "does not exist" in said
+
+
+def test_samples_of_a_run_are_replayed_as_they_are(replay):
+    """At the first update of a step the policy is the one that sampled."""
+    rows = a1()
+    for row in rows:
+        row["logprob"] = row["sampler_logprob"]
+    whole = replay(rows, "{name: grpo}")
+    fields = {"step": 1, "prompt": "p", "response": "r", "rewards": {"one": 1.0}, "kept": [True], "advantage": [[1.0]]}
+    samples = [{name: value for name, value in row.items() if name != "logprob"} | fields for row in rows]
+    assert replay(samples, "{name: grpo}") == whole
+
+
+def test_the_first_line_that_lacks_a_value_is_named(replay, folder):
+    solved = [{"group": "easy", "response_ids": [1, 2], "reward": 1.0}] * 2
+    rows = a1()
+    del rows[0]["sampler_logprob"]
+    with pytest.raises(ReplayError) as caught:
+        replay([*solved, *rows], "{name: grpo}")
+    file = f"{folder}/rollouts.jsonl"
+    assert str(caught.value) == f"{file}:1: sampler_logprob: missing, and clipped_surrogate needs it in {file}:3"

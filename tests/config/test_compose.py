@@ -110,3 +110,28 @@ def test_the_resolved_objective_has_every_default():
             }
         ],
     }
+
+
+def test_a_dotted_path_is_looked_at_before_it_is_called(recipe, tmp_path):
+    """A recipe could run any function of any module with arguments of its own."""
+    ran, made = tmp_path / "ran", "loss: {clipped_surrogate: {}}"
+    for spec, what in (
+        (f"{{name: 'subprocess:getoutput', cmd: 'touch {ran}'}}", "does not say what it returns; write `-> Objective`"),
+        (f"{{name: 'os:mkdir', path: '{ran}'}}", "is not a function"),
+        (f"{{'pathlib:Path': {{path: '{ran}'}}}}", "is not a function"),
+        (
+            f"{{chain: [{{'os:makedirs': {{name: '{ran}'}}}}], {made}}}",
+            "write `-> Transform`",
+        ),
+        (f"{{name: grpo, add: [{{'os:makedirs': {{name: '{ran}'}}}}]}}", "write `-> Transform`"),
+        (
+            "{name: 'user_code:own_transform'}",
+            "returns Transform, as it says, which cannot stand here; name one of Obj",
+        ),
+        ("{name: 'user_code:lies'}", "user_code:lies returned a int, which cannot stand here"),
+        ("{name: 'user_code:misspelt'}", "has annotations that cannot be read: NameError"),
+        ("{name: 'user_code:breaks'}", "calling it raised KeyError: 'inside'"),
+    ):
+        (problem,) = problems_of(recipe, objective(spec))
+        assert what in problem
+    assert not ran.exists()

@@ -5,7 +5,9 @@ from support.paths import ROOT
 from support.recipes import model, objective, problems_of, rewards, run, sampling
 
 from align.config.experiment import load_experiment
+from align.config.problems import nearest
 from align.config.recipe_file import ConfigError
+from align.registry import OBJECTIVES
 
 CHAIN = "chain: [{group_advantage: {}}]"
 LOSS = "loss: {clipped_surrogate: {}}"
@@ -159,7 +161,7 @@ BAD = [
         objective("{'user_code:own_transform': {}}"),
         9,
         "objective.user_code:own_transform",
-        "user_code:own_transform returned a Transform, which cannot stand here",
+        "user_code:own_transform returns Transform, as it says, which cannot stand here",
     ),
     (objective("{name: 'user_code:own_objective', eps: x}"), 9, "objective.eps", "valid number, unable"),
     (objective("{name: 'user_code:moody', x: 3}"), 9, "objective", "x = 3 is odd"),
@@ -278,3 +280,79 @@ def test_a_key_of_trl_gets_its_name_here(override, fix):
         load_experiment(ROOT / "recipes/gfpo_chain_sum.yaml", [override])
     where = f"command line: {override.partition('=')[0]}"
     assert error.value.problems == [f"{where}: unknown key; {fix} (recipes/coming_from_trl.md)"]
+
+
+def test_true_is_no_number(recipe):
+    for override in (
+        "optim.lr=true",
+        "optim.lr=false",
+        "run.steps=true",
+        "eval.pass_at=[true]",
+        "sentinel.no_signal.for_steps=true",
+        "rewards={'user_code:correct': true}",
+        "objective.k=true",
+        "objective={gfpo: {k: {easy: true}}}",
+        "objective={name: gfpo, k: 4, add: [{kl_policy_ref: {coef: true}}]}",
+        "objective={'user_code:own_objective': {eps: true}}",
+        "model.adapter={rank: true}",
+        "data={one: {prompts: p.jsonl, holdout: true}}",
+    ):
+        problems = problems_of(recipe, overrides=[override])
+        assert any("must be a number, but it is true or false" in problem for problem in problems), (override, problems)
+
+
+def test_true_stays_true_where_it_may_stand(recipe):
+    experiment = recipe(overrides=["sampling.compile=false", "run.verbose=true", "data.args={streaming: true}"])
+    assert experiment.recipe.run.verbose is True and experiment.recipe.data.args == {"streaming": True}
+
+
+@pytest.mark.parametrize(
+    "word, words, said",
+    [
+        ("gpfo", OBJECTIVES, "did you mean 'gfpo'?"),
+        ("gsop", OBJECTIVES, "did you mean 'gspo'?"),
+        ("GFPO", OBJECTIVES, "did you mean 'gfpo'?"),
+        ("grpoo", OBJECTIVES, "did you mean 'grpo'?"),
+        ("zzz", ["b", "a", "b", "a"], "there are: a, b"),
+        ("", [], "there are: "),
+    ],
+)
+def test_the_nearest_name(word, words, said):
+    assert nearest(word, words) == said
+
+
+def test_a_key_belongs_to_the_objective_that_is_named(recipe):
+    beta = "beta: unknown key; "
+    (problem,) = problems_of(recipe, overrides=["beta=0.04"])
+    assert beta + "write add: [{kl_policy_ref: {coef: ...}}] to the objective" in problem  # gfpo has no beta
+    pairs = ["data={pairs: p.jsonl}", "rewards={}", "beta=0.04"]
+    for spec, place in (
+        ("objective={name: dpo}", "objective.beta"),
+        ("objective={dpo: {}}", "objective.dpo.beta"),
+    ):
+        (problem,) = problems_of(recipe, overrides=[*pairs, spec])
+        assert f"{beta}it belongs at {place}" in problem
+
+
+def test_keys_of_verl_get_their_names_one_by_one(recipe):
+    words = ["actor_rollout_ref.rollout.n=8", "actor_rollout_ref.actor.optim.lr=1e-6", "algorithm.adv_estimator=grpo"]
+    problems = problems_of(recipe, overrides=[*words, "data.train_batch_size=8", "trainer.nnodes=2"])
+    page = "(recipes/coming_from_verl.md)"
+    assert sorted(problems) == [
+        f"command line: actor_rollout_ref.actor.optim.lr: unknown key; write optim.lr {page}",
+        f"command line: actor_rollout_ref.rollout.n: unknown key; write sampling.group_size {page}",
+        f"command line: algorithm.adv_estimator: unknown key; write objective: {{name: ...}} {page}",
+        f"command line: data.train_batch_size: unknown key; write data.prompts_per_step {page}",
+        f"command line: trainer.nnodes: unknown key; there is no key for it here {page}",
+    ]
+
+
+def test_a_name_that_is_no_text(recipe):
+    for change in (("prompts: prompts.jsonl", "prompts: prompts.jsonl\n  args: {1: 2}"), "1: 2\n", "~: 2\n"):
+        (problem,) = problems_of(recipe, change)
+        assert "a name here is text; put it in quotes" in problem
+
+
+def test_a_long_value_is_cut(recipe):
+    (problem,) = problems_of(recipe, overrides=[f"run.steps={'x' * 5000}"])
+    assert len(problem) < 500

@@ -172,23 +172,23 @@ ROWS = [
     # (rows, message after the source)
     (
         [{"question": "x", "answer": 1}],
-        "row 0: 'prompt' must be text or a list of messages; there are: question, answer",
+        "row 1: 'prompt' must be text or a list of messages; there are: question, answer",
     ),
-    ([{"prompt": "x"}, {"prompt": None}], "row 1: 'prompt' must be text or a list of messages; there are: prompt"),
-    ([{"prompt": "x"}, {"prompt": ""}], "row 1: 'prompt' must be text"),
-    ([{"prompt": 3}], "row 0: 'prompt' must be text"),
-    ([{"prompt": []}], "row 0: 'prompt' must be text"),
-    ([{"prompt": ["hi"]}], "row 0: a conversation is a list of {role: ..., content: ...}"),
-    ([{"prompt": [{"from": "user", "value": "hi"}]}], "row 0: a conversation is a list of {role: ..., content: ...}"),
+    ([{"prompt": "x"}, {"prompt": None}], "row 2: 'prompt' must be text or a list of messages; there are: prompt"),
+    ([{"prompt": "x"}, {"prompt": ""}], "row 2: 'prompt' must be text"),
+    ([{"prompt": 3}], "row 1: 'prompt' must be text"),
+    ([{"prompt": []}], "row 1: 'prompt' must be text"),
+    ([{"prompt": ["hi"]}], "row 1: a conversation is a list of {role: ..., content: ...}"),
+    ([{"prompt": [{"from": "user", "value": "hi"}]}], "row 1: a conversation is a list of {role: ..., content: ...}"),
     (
         [{"prompt": "short"}, {"prompt": "x" * 101}],
-        "row 1: the prompt has 101 tokens and data.max_prompt_tokens is 100; rai",
+        "row 2: the prompt has 101 tokens and data.max_prompt_tokens is 100; rai",
     ),
     (
         [{"prompt": [chat("x" * 94)]}],
-        "row 0: the prompt has 113 tokens and data.max_prompt_tokens is 100; raise it or drop",
+        "row 1: the prompt has 113 tokens and data.max_prompt_tokens is 100; raise it or drop",
     ),
-    ([{"prompt": "\u00e9"}], "row 0: the prompt has no tokens"),
+    ([{"prompt": "\u00e9"}], "row 1: the prompt has no tokens"),
 ]
 
 
@@ -232,7 +232,7 @@ FUNCTIONS = [
     ("align.data:nothing", "module 'align.data' has no attribute 'nothing'"),
     ("align:__version__", "'str' object is not callable"),
     ("builtins:dict", "no rows"),
-    ("support.rows:words", "row 0: must be a dictionary with a 'prompt', but it is 'just text'"),
+    ("support.rows:words", "row 1: must be a dictionary with a 'prompt', but it is 'just text'"),
     ("support.rows:wants_more", "missing 1 required positional argument: 'more'"),
 ]
 
@@ -249,7 +249,7 @@ def test_a_holdout_by_column_keeps_values_on_one_side(file):
     split = read(file(rows), holdout=5, holdout_by="problem")
     sides = [{prompt.columns["problem"][0] for prompt in side} for side in (split.train, split.held_out)]
     assert sides[0].isdisjoint(sides[1]) and len(split.held_out) == 6 and len(split.train) == 24
-    with pytest.raises(DataError, match="holdout_by: row 0 has no column 'film'; there are: problem"):
+    with pytest.raises(DataError, match="holdout_by: a row has no column 'film'; there are: problem"):
         read(file(rows), holdout=5, holdout_by="film")
     with pytest.raises(DataError, match="leave none to train on"):
         read(file(rows[:6]), holdout=4, holdout_by="problem")

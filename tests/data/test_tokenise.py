@@ -174,7 +174,7 @@ def test_conversations_that_share_no_prompt(file, row, message):
 def test_a_conversation_without_a_chat_template(file):
     bare = tiny_model.tokenizer()
     bare.chat_template = None
-    with pytest.raises(DataError, match="row 0: the prompt is a conversation, but the tokenizer has no chat template"):
+    with pytest.raises(DataError, match="row 1: the prompt is a conversation, but the tokenizer has no chat template"):
         read(file([{"prompt": [chat("hi")]}]), tokenizer=bare)
     assert read(file([{"prompt": "hi"}], "plain.jsonl"), tokenizer=bare).train[0].text == "hi"
 
@@ -212,14 +212,14 @@ def test_a_row_without_a_rejected_answer_is_for_objectives_that_compare_nothing(
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"prompt": "p", "rejected": "a"}, "row 1: 'chosen' must be text as the prompt is, but it is None"),
-        ({"prompt": "p", "chosen": "", "rejected": "a"}, "row 1: 'chosen' must be text"),
-        ({"prompt": "p", "chosen": "a", "rejected": None}, "row 1: 'rejected' must be text"),
-        ({"prompt": "p", "chosen": [chat("a")], "rejected": "b"}, "row 1: 'chosen' must be text as the prompt is"),
-        ({"prompt": [chat("p")], "chosen": "a", "rejected": "b"}, "row 1: 'chosen' must be a list of messages"),
-        ({"prompt": "p", "chosen": "same", "rejected": "same"}, "row 1: chosen and rejected are the same response"),
-        ({"chosen": "a", "rejected": "b"}, "row 1: 'prompt' must be text or a list of messages"),
-        ("text", "row 1: must be a dictionary"),
+        ({"prompt": "p", "rejected": "a"}, "row 2: 'chosen' must be text as the prompt is, but it is None"),
+        ({"prompt": "p", "chosen": "", "rejected": "a"}, "row 2: 'chosen' must be text"),
+        ({"prompt": "p", "chosen": "a", "rejected": None}, "row 2: 'rejected' must be text"),
+        ({"prompt": "p", "chosen": [chat("a")], "rejected": "b"}, "row 2: 'chosen' must be text as the prompt is"),
+        ({"prompt": [chat("p")], "chosen": "a", "rejected": "b"}, "row 2: 'chosen' must be a list of messages"),
+        ({"prompt": "p", "chosen": "same", "rejected": "same"}, "row 2: chosen and rejected are the same response"),
+        ({"chosen": "a", "rejected": "b"}, "row 2: 'prompt' must be text or a list of messages"),
+        ("text", "row 2: must be a dictionary"),
     ],
 )
 def test_bad_pairs_name_their_row(row, message, file):
@@ -252,7 +252,7 @@ USER = [chat("p")]
     ],
 )
 def test_bad_conversations_name_their_row(row, message, file):
-    with pytest.raises(DataError, match=f"row 0: .*{message}"):
+    with pytest.raises(DataError, match=f"row 1: .*{message}"):
         paired(file([row]))
 
 

@@ -31,6 +31,6 @@ def test_two_ranks_tell_every_problem_once_and_load_nothing(tmp_path):
         timeout=300,
     )
     assert done.returncode != 0
-    told = ("optim.learning_rate: unknown key", "row 3: 'prompt'", "reward 'raises' failed: KeyError")
+    told = ("optim.learning_rate: unknown key", "row 4: 'prompt'", "reward 'raises' failed: KeyError")
     assert [done.stderr.count(problem) for problem in told] == [1, 1, 1], done.stderr[-3000:]
     assert not (tmp_path / "runs").exists()

@@ -40,11 +40,20 @@ def biggest(prompts, completions, *, floor, **columns):
 def own_transform(*, strength: int = 1) -> Transform:
     return Transform("own_transform", lambda batch: batch)
 
-def early(**args):
+def early(**args) -> Transform:
     return Transform("early", lambda batch: batch, needs=("advantage",))
 
 def own_objective(*, eps: float = 0.0) -> Objective:
     return Objective("own", (group_advantage(eps=eps),), (clipped_surrogate(),))
+
+def lies() -> Objective:
+    return 3
+
+def misspelt() -> 'Objektive':
+    return 3
+
+def breaks() -> Objective:
+    raise KeyError("inside")
 
 def moody(*, x: int = 0) -> Objective:
     raise ValueError(f"x = {x} is odd")

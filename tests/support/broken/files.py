@@ -12,7 +12,54 @@ from safetensors.torch import load_file, save_file
 from support.broken.corpus import AT, Bench, put
 
 DATA = [
-    ("no file", put("data.prompts", "nowhere.jsonl"), r"nowhere\.jsonl", "no such file"),
+    ("no file", put("data.prompts", "nowhere.jsonl"), AT + r"data\.prompts: nowhere\.jsonl", "no such file"),
+    (
+        "a file of another name",
+        put("data.prompts", "prompt.jsonl"),
+        AT + r"data\.prompts: prompt\.jsonl: no such file",
+        r"did you mean 'prompts\.jsonl'",
+    ),
+    (
+        "half a character",
+        lambda bench: bench.row({"answer": "\ud83d"}),
+        r"prompts\.jsonl: row 4: ",
+        r"'\\ud83d' holds half a character; write the whole one",
+    ),
+    (
+        "half a character in a name",
+        lambda bench: bench.row({"\ud83d": "x"}),
+        r"prompts\.jsonl: row 4: ",
+        "holds half a character",
+    ),
+    (
+        "a long number",
+        lambda bench: bench.write("prompts.jsonl", '{"prompt": "a", "answer": ' + "9" * 5000 + "}\n"),
+        AT + r"data\.prompts: prompts\.jsonl: line 1 cannot be read",
+        "shorten it",
+    ),
+    (
+        "a list in a list in a list",
+        lambda bench: bench.write("prompts.jsonl", '{"prompt": "a", "answer": ' + "[" * 500 + "]" * 500 + "}\n"),
+        r"prompts\.jsonl: row 1",
+        "more than 50 lists deep",
+    ),
+    (
+        "a list too deep to read",
+        lambda bench: bench.write(
+            "prompts.jsonl", '{"prompt": "a", "answer": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
+        ),
+        r"prompts\.jsonl: line 1 cannot be read",
+        "recursion depth",
+    ),
+    (
+        "a number for a column",
+        lambda bench: (
+            bench.write("numbered_rows.py", "def rows():\n    return [{'prompt': 'a', 1: 'b'}]\n"),
+            bench.put("data.prompts", "numbered_rows:rows"),
+        ),
+        "numbered_rows:rows: row 1: a column is called 1",
+        "a name is text",
+    ),
     ("empty file", lambda bench: bench.write("prompts.jsonl", ""), r"prompts\.jsonl", "no rows"),
     (
         "not JSON",
@@ -29,51 +76,56 @@ DATA = [
     (
         "a list for a row",
         lambda bench: bench.rows([{"prompt": "a"}, ["b"]]),
-        r"prompts\.jsonl: row 1",
+        r"prompts\.jsonl: row 2",
         "must be a dictionary with a 'prompt'",
     ),
     (
         "no prompt",
         lambda bench: bench.rows([{"question": "a", "answer": "b"}]),
-        r"prompts\.jsonl: row 0: 'prompt'",
+        r"prompts\.jsonl: row 1: 'prompt'",
         "there are: question, answer",
     ),
     (
         "empty prompt",
         lambda bench: bench.row({"prompt": ""}),
-        r"prompts\.jsonl: row 3: 'prompt'",
+        r"prompts\.jsonl: row 4: 'prompt'",
         "must be text or a list",
     ),
     (
         "a number for a prompt",
         lambda bench: bench.row({"prompt": 7}),
-        r"prompts\.jsonl: row 3: 'prompt'",
+        r"prompts\.jsonl: row 4: 'prompt'",
         "must be text .* it is 7",
     ),
     (
         "message without content",
         lambda bench: bench.row({"prompt": [{"role": "user"}]}),
-        r"prompts\.jsonl: row 3: 'prompt'",
+        r"prompts\.jsonl: row 4: 'prompt'",
         "role: ..., content: text",
     ),
     (
         "message without a role",
         lambda bench: bench.row({"prompt": [{"role": "user", "content": "a"}, {"content": "b"}]}),
-        r"prompts\.jsonl: row 3: 'prompt'",
+        r"prompts\.jsonl: row 4: 'prompt'",
         "role: ..., content: text",
     ),
     (
         "long prompt",
         lambda bench: bench.row({"prompt": "x" * 100}),
-        r"prompts\.jsonl: row 3: the prompt has 100",
+        r"prompts\.jsonl: row 4: the prompt has 100",
         r"data\.max_prompt_tokens is 64; raise it",
     ),
     ("everything held out", put("data.holdout", 8), r"data\.holdout: 8 of 8", "leaves none to train on"),
-    ("no such column", put("data.holdout_by", "topic"), r"data\.holdout_by: row 0", "there are: answer"),
+    (
+        "no such column",
+        put("data.holdout_by", "topic"),
+        AT + r"data\.holdout_by: a row has no column 'topic'",
+        "there are: answer",
+    ),
     (
         "csv without the column",
         lambda bench: (bench.write("p.csv", "question,answer\na,b\n"), bench.put("data.prompts", "p.csv")),
-        r"p\.csv: row 0: 'prompt'",
+        r"p\.csv: row 1: 'prompt'",
         "there are: question, answer",
     ),
     (
@@ -93,25 +145,25 @@ DATA = [
     (
         "no chosen",
         lambda bench: bench.learns_from_pairs([{"prompt": "a", "rejected": "b"}]),
-        r"pairs\.jsonl: row 0: 'chosen'",
+        r"pairs\.jsonl: row 1: 'chosen'",
         "must be text",
     ),
     (
         "no rejected",
         lambda bench: bench.learns_from_pairs([{"prompt": "a", "chosen": "b"}]),
-        "data: row 0",
+        "data: row 1",
         "no 'rejected', which dpo needs",
     ),
     (
         "same responses",
         lambda bench: bench.pair({"rejected": "4"}),
-        r"pairs\.jsonl: row 3: chosen and rejected",
+        r"pairs\.jsonl: row 4: chosen and rejected",
         "drop the row",
     ),
     (
         "text and messages",
         lambda bench: bench.pair({"chosen": [{"role": "assistant", "content": "4"}]}),
-        r"row 3: 'chosen'",
+        r"row 4: 'chosen'",
         "must be text as the prompt",
     ),
     (
@@ -251,13 +303,13 @@ MODELS = [
     (
         "no template",
         lambda bench: bench.remove("model/chat_template.jinja"),
-        r"prompts\.jsonl: row 0: the prompt is a conversation",
+        r"prompts\.jsonl: row 1: the prompt is a conversation",
         "no chat template",
     ),
     (
         "template that refuses",
         lambda bench: bench.write("model/chat_template.jinja", "{{ raise_exception('only one user') }}"),
-        r"prompts\.jsonl: row 0: .*chat template refuses",
+        r"prompts\.jsonl: row 1: .*chat template refuses",
         "change the messages, or data.system",
     ),
     ("targets", put("model.adapter.targets", ["query"]), AT + r"model\.adapter\.targets", "query"),
@@ -357,6 +409,9 @@ DATA += [
     *leaves("module of rows", put("data.prompts", "leaving:made"), r"data\.prompts: .*leaving:made"),
     *leaves("function of rows", put("data.prompts", "leaving:made"), r"data\.prompts: .*leaving:made", IN_FUNCTION),
 ]
+
+
+OF_AN_OBJECTIVE = "from align.objectives import Objective\n\ndef made(**args) -> Objective:\n    {line}\n"
 
 
 def learns(bench: Bench):
@@ -506,5 +561,5 @@ REWARDS = [
 ]
 REWARDS += [
     *leaves("module of an objective", learns, AT + r"objective"),
-    *leaves("function of an objective", learns, AT + r"objective", IN_FUNCTION),
+    *leaves("function of an objective", learns, AT + r"objective", OF_AN_OBJECTIVE),
 ]

@@ -76,7 +76,7 @@ KEYS = [
     (
         "no mapping",
         lambda bench: setattr(bench, "text", "- model"),
-        r"recipe\.yaml: a recipe is a mapping",
+        r"recipe\.yaml: must be a mapping",
         "keys such as model",
     ),
 ]
@@ -85,6 +85,8 @@ RANGES = [
     ("text for a number", put("optim.lr", "fast"), AT + r"optim\.lr", "valid number.*'fast'"),
     ("negative rate", put("optim.lr", -0.1), AT + r"optim\.lr", "greater than 0.*-0.1"),
     ("no group", put("sampling.group_size", 0), AT + r"sampling\.group_size", "greater than or equal to 1"),
+    ("a group beyond memory", put("sampling.group_size", 10**18), AT + r"sampling\.group_size", "equal to 100000"),
+    ("hours without end", put("reward_limits", {"seconds": 1e10}), AT + r"reward_limits\.seconds", "equal to 1000000"),
     ("half a step", put("run.steps", 1.5), AT + r"run\.steps", "valid integer.*1.5"),
     ("cold", put("sampling.temperature", 0), AT + r"sampling\.temperature", "greater than 0"),
     ("infinite rate", put("optim.lr", float("inf")), AT + r"optim\.lr", "finite"),
