@@ -46,6 +46,8 @@ FILES = (
 
 BESIDE = ("README.md", NAME)  # the card, which is written anew with each push, and the record itself
 
+TEMPLATES = "additional_chat_templates/*"  # which tokenizers read too; results have theirs in tokenizer_config.json
+
 # Files whose hashes records had before they were complete: those that decide how weights and text are read.
 DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")
 
@@ -183,7 +185,7 @@ def unrecorded(folder: Path, recorded: Record) -> list[str]:
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     others = [name for name in names if name not in recorded.files and name not in BESIDE]
     if recorded.complete:
-        return others
+        return others + sorted(str(file.relative_to(folder)) for file in folder.glob(TEMPLATES))
     return [name for name in others if any(fnmatch(name, kind) for kind in DESCRIBING)]
 
 

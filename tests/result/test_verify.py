@@ -96,6 +96,14 @@ def test_what_nobody_recorded_does_not_pass(adapter, name):
     assert verify(str(adapter))[-1].passed
 
 
+def test_templates_beside_the_recorded_ones_do_not_pass(adapter):
+    """The tokenizer would read them."""
+    (adapter / "additional_chat_templates").mkdir()
+    (adapter / "additional_chat_templates/tool_use.jinja").write_text("other")
+    what = f"additional_chat_templates/tool_use.jinja is not in the record; take it out of {adapter}"
+    assert failed(adapter) == ("description", what)
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "curve.png", "merges.txt"])
 def test_what_was_recorded_and_is_gone_does_not_pass(made, adapter, name):
     (adapter / name).write_text("{}")
