@@ -155,7 +155,10 @@ def failure(error: BaseException) -> Failure:
     """Put an error of user code, with its line, into about `LONGEST` characters."""
     line, memory = user_line(error), isinstance(error, MemoryError)
     hint = "; raise reward_limits.memory_gib if it needs more" if memory else ""
-    what = _short(f"{type(error).__name__}: {error}".removesuffix(": "))
+    try:
+        what = _short(f"{type(error).__name__}: {error}".removesuffix(": "))
+    except Exception:  # of the error's own class
+        what = f"{type(error).__name__}, which cannot be shown"
     return Failure(what + (f" ({line})" if line else "") + hint, memory)
 
 
