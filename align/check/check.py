@@ -97,6 +97,8 @@ def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
     problems = [*found.problems, *found.missing_stages]
     for trial in try_rewards(found).values() if accelerator.is_main_process else ():
         problems += trial.problems
+        for note in trial.notes:
+            accelerator.print(f"note: {for_terminal(scrub(note, experiment.file.data))}")
         for doubt in trial.doubts:
             text = scrub(doubt, experiment.file.data)
             accelerator.print(f"{for_terminal(text)}; rows on which it fails are masked (reward_limits)")

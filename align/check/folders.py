@@ -16,6 +16,8 @@ def check_out(experiment: Experiment) -> None:
     check_writable(out)
     if experiment.recipe.model:
         check_apart(out, experiment)
+    if experiment.recipe.data:
+        check_data_apart(out, experiment)
     try:
         check_free(out)
     except HeldError as error:
@@ -46,10 +48,27 @@ def check_writable(out: Path) -> None:
 def check_apart(out: Path, experiment: Experiment) -> None:
     """Raise `ConfigError` where a run would write into, or move away, a model that it reads."""
     model, here = experiment.recipe.model, out.resolve()
-    for key, name in (("model.policy", model.policy), ("model.guide", model.guide)):
+    start = model.adapter and model.adapter.start
+    for key, name in (("model.policy", model.policy), ("model.guide", model.guide), ("model.adapter.from", start)):
         if not isinstance(name, str) or not (Path(name).is_dir() or name in experiment.stage_recipes):
             continue
         there = Path(name).resolve()
         if here.is_relative_to(there) or there.is_relative_to(here):
             where = "is" if here == there else "is inside" if here.is_relative_to(there) else "holds"
             raise ConfigError([f"{out} {where} {name}, the folder of {key}, which must stay; name another folder"])
+
+
+def check_data_apart(out: Path, experiment: Experiment) -> None:
+    """Raise `ConfigError` where a new run would move away, with an earlier run in its folder, data that it reads. One
+    that goes on in place moves nothing."""
+    resumed, here = experiment.recipe.run.resume, out.resolve()
+    if resumed and Path(resumed).resolve().is_relative_to(here):
+        return
+    several = len(experiment.recipe.sources()) > 1
+    for source, data in experiment.recipe.sources().items():
+        for key in ("prompts", "pairs", "bank", "eval_prompts"):
+            name = getattr(data, key)
+            if name and Path(name).resolve().is_relative_to(here) and os.path.exists(name):
+                where = f"data.{source}.{key}" if several else f"data.{key}"
+                what = f"{name}, which {where} names, is inside {out}, which a run that starts anew moves away"
+                raise ConfigError([f"{what}; keep it elsewhere, or name another folder"])

@@ -36,7 +36,8 @@ def checkup(recipe: Path, overrides: Iterable[str] = (), launch_file: Path | Non
     problems += [*found.problems, *(text for trial in trials.values() for text in (*trial.problems, *trial.doubts))]
     if problems:
         return _result([scrub(problem, experiment.file.data) for problem in problems])
-    return _result([], summary.notes(found), summary.facts(found, trials))
+    notes = [scrub(note, experiment.file.data) for trial in trials.values() for note in trial.notes]
+    return _result([], [*summary.notes(found), *notes], summary.facts(found, trials))
 
 
 def show(result: Mapping[str, Any]) -> None:

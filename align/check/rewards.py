@@ -64,6 +64,7 @@ class Trial:
     problems: tuple[str, ...] = ()  # with these no response would get a reward
     doubts: tuple[str, ...] = ()  # it fails on some texts: in training such rows are masked
     means: Mapping[str, float] = field(default_factory=dict)  # {kind of response: mean reward where it applied}
+    notes: tuple[str, ...] = ()  # what its `ready` says of this machine
 
 
 @contextmanager
@@ -84,14 +85,15 @@ def try_reward(
     reward = worker.reward
     try:
         worker.wait()
+        notes = tuple(f"reward {reward.name!r}: {note}" for note in worker.ready.notes)
         problems = parameter_problems(reward, worker.ready.parameters, prompts, file) if prompts else []
         if problems or not prompts:
-            return Trial(tuple(problems))
+            return Trial(tuple(problems), notes=notes)
         found = _tried(worker, prompts, tokenizer)
         problems, doubts = (
             [file.problem(reward.key, text) for text in texts] for texts in (found.problems, found.doubts)
         )
-        return Trial(tuple(problems), tuple(doubts), found.means)
+        return Trial(tuple(problems), tuple(doubts), found.means, notes)
     except RewardError as error:
         return Trial((file.problem(reward.key, with_fix(str(error))),))
 

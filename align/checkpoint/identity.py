@@ -97,7 +97,7 @@ def _one_folder(change: Change) -> bool:
 
 def _shown(value: Any) -> str:
     """The value on one line, as plain ASCII: it stands in a comment, and on the terminal."""
-    return "not set" if value is None else json.dumps(value)
+    return "not set" if value is None else json.dumps(value, default=str)
 
 
 def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:

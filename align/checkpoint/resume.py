@@ -155,6 +155,8 @@ def _first(out: Path) -> Origin:
     if not recipe:
         return Origin()
     first = recipe["run"].get("resume")
+    if not isinstance(first, str | None):
+        raise CheckpointError(f"run.resume: {out / 'config.yaml'}: run.resume is {first!r} and no folder; mend it")
     return replace(Origin() if first is None else _intact(Path(first)), recipe=followed(recipe))
 
 

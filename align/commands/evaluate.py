@@ -21,6 +21,7 @@ from align.run.log import question
 from align.run.setup import load, make_accelerator, set_threads
 from align.run.terminal import quiet, stage
 from align.system.clock import Clock
+from align.system.text import for_terminal
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def read_recipe(path: Path, adapter: str | None, overrides: Iterable[str]) -> Ex
     the place of the recipe's own. Problems are noted in it, as `examine` does. Raises `ConfigError`."""
     alone = ["hub=null", "run.resume=null", "run.trackers=[]"]
     if adapter is not None:
-        alone.append(f"model.adapter={{from: {json.dumps(adapter)}}}")
+        alone.append(f"model.adapter={{from: {json.dumps(adapter, ensure_ascii=False)}}}")
     return examine(path, [*overrides, *alone])
 
 
@@ -79,11 +80,11 @@ def show(found: Evaluated, shown: int = 3) -> Group:
         interval = ""
         if f"{name}_low" in found.metrics:
             interval = f" [{found.metrics[f'{name}_low']:.3f}, {found.metrics[f'{name}_high']:.3f}]"
-        table.add_row(Text(name), Text(f"{value:.3f}{interval}"))
+        table.add_row(Text(for_terminal(name)), Text(f"{value:.3f}{interval}"))
     panels = []
     for sample in found.samples[:shown]:
         grid = Table.grid("", "", padding=(0, 2, 1, 0))
         for label in ("prompt", "response", "reward"):
-            grid.add_row(Text(label, style="bold"), Text(str(sample[label])))
+            grid.add_row(Text(label, style="bold"), Text(for_terminal(sample[label])))
         panels.append(Panel(grid))
     return Group(table, *panels)

@@ -51,8 +51,11 @@ def copy(name: str, into: Path) -> list[Path]:
     while wanted:
         key = wanted.pop()
         if not (into / key).exists():
-            (into / key).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(files[key], into / key)
+            try:
+                (into / key).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(files[key], into / key)
+            except OSError as error:
+                raise ConfigError([f"{into / key} cannot be written: {error.strerror}; name another --into"]) from error
             out.append(into / key)
         wanted += [stage for stage in stages(files[key]) if stage in files]
     return out

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from pydantic import TypeAdapter
 
 from align.config.hub_name import base_problem
 from align.config.recipe import Gate
@@ -22,6 +23,8 @@ from align.result.card import RunSummary, card
 from align.result.record import RecordError
 
 SUMMARY = "summary.json"  # of a run's folder: what its card says
+
+WHOLE = TypeAdapter(RunSummary)
 
 
 class NotPushed(ValueError):
@@ -50,9 +53,12 @@ def read_summary(run: Path) -> RunSummary:
     """What the card of a run says. Raises `SummaryError` where it cannot be read or is not of the result beside it."""
     try:
         summary = RunSummary(**json.loads((run / SUMMARY).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        what = f"{run / SUMMARY} cannot be read: {error}"
+        WHOLE.validate_python(vars(summary))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        what = f"{run / SUMMARY} cannot be read: {' '.join(str(error).split())}"
         raise SummaryError(f"{what}; name the folder of a finished run, or resume it") from error
+    if summary.gate and not all(isinstance(summary.gate.get(name), int | float) for name in ("value", "at_least")):
+        raise SummaryError(f"{run / SUMMARY}: its gate has no numbers; end the run with --resume, which writes it anew")
     folder = result_of(run, summary)
     if summary.record and (folder / record.NAME).is_file() and summary.record != record.fingerprint(folder):
         what = f"the figures in {run / SUMMARY} are not of this result: its {record.NAME} is another one"

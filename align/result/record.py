@@ -46,6 +46,8 @@ FILES = (
 
 BESIDE = ("README.md", NAME)  # the card, which is written anew with each push, and the record itself
 
+TEMPLATES = "additional_chat_templates/*"  # which tokenizers read too; results have theirs in tokenizer_config.json
+
 # Files whose hashes records had before they were complete: those that decide how weights and text are read.
 DESCRIBING = ("*config.json", "tokenizer.json", "*.jinja", "*.model")
 
@@ -175,15 +177,15 @@ def result_in(folder: Path) -> Path:
 
 def described(folder: Path) -> dict[str, str]:
     """{file: SHA-256} of the files of a result, of configurations without the local paths that a push removes."""
-    return {file.name: _file_hash(file) for kind in FILES for file in sorted(folder.glob(kind))}
+    return {file.name: _file_hash(file) for kind in FILES for file in sorted(folder.glob(kind)) if file.is_file()}
 
 
 def unrecorded(folder: Path, recorded: Record) -> list[str]:
     """Names of files in a result's folder that its record does not have; the hidden ones do not count."""
-    names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    names = sorted(file.name for file in folder.iterdir() if not (file.is_dir() or file.name.startswith(".")))
     others = [name for name in names if name not in recorded.files and name not in BESIDE]
     if recorded.complete:
-        return others
+        return others + sorted(str(file.relative_to(folder)) for file in folder.glob(TEMPLATES))
     return [name for name in others if any(fnmatch(name, kind) for kind in DESCRIBING)]
 
 

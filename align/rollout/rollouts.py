@@ -123,7 +123,8 @@ def gather(rollouts: Sequence[Rollout]) -> list[Rollout]:
 def failing(worker: Worker, failed: Sequence[Rollout], rows: int) -> str:
     """One line that says how often a reward failed, why first, and where to read on."""
     name = worker.reward.name
-    what = f"reward {name!r} failed on {len(failed)} of {rows} responses, first: {failed[0].failed[name]}"
+    first = " ".join(failed[0].failed[name].split())
+    what = f"reward {name!r} failed on {len(failed)} of {rows} responses, first: {first}"
     where = f"; what it prints is in {worker.log}" if worker.log else ""
     return f"{what}; they take no part, and later ones are counted in rewards/{name}/failed{where}"
 

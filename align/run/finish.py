@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from rich.console import Console
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from align.checkpoint.provenance import command, resolved, versions
 from align.config.recipe import Hub
@@ -48,7 +49,7 @@ def finish(run: Run, log: RunLog) -> None:
         with files.writing(out / "curve.png"):
             report.plot(out / "metrics.jsonl", out / "curve.png")
         with whole(out / kind):
-            run.tokenizer.save_pretrained(out / kind)
+            save_tokenizer(run.tokenizer, out / kind)
             shutil.copyfile(out / "curve.png", out / kind / record.CURVE)
             record.save(out / kind, run.learner.engine.module, recipe.model.policy, sequences, versions())
         console = Console()
@@ -71,6 +72,11 @@ def finish(run: Run, log: RunLog) -> None:
     accelerator.end_training()
     if refused:
         raise refused
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer; several chat templates in its configuration, which the record has, and not in a folder."""
+    tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from typing import Annotated, Any
@@ -30,6 +30,8 @@ from align.system.blame import user_line
 from align.system.parent import die_with_parent
 
 LONGEST = 600  # characters of a reason; an error of a reward may be of any size
+
+MOST = 20  # notes of `ready`
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32: the batch holds rewards in it
 
@@ -58,6 +60,7 @@ class Ready:
     is_async: bool
     parameters: list[Argument]
     seconds: float  # that loading it took
+    notes: list[str] = field(default_factory=list)  # what its `ready` returned
 
 
 Value = float | None | Failure  # None: the reward does not apply to the row
@@ -94,7 +97,7 @@ def serve(pipe: int, parent: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         start = time.monotonic()
         fn = attempt(lambda: load(reward.path))
-        described = fn if isinstance(fn, Failure) else Ready(is_async(fn), parameters(fn), time.monotonic() - start)
+        described = fn if isinstance(fn, Failure) else attempt(lambda: describe(fn, start))
         reply(number, READY, described)
         while True:
             number, message = receive(connection)
@@ -104,8 +107,7 @@ def serve(pipe: int, parent: int) -> None:
 
 
 def load(path: str) -> Callable | Failure:
-    """Load the function, look at it, and call its attribute `ready`, if any, which raises where this machine lacks
-    something. A `Failure` for what is no reward function."""
+    """Load the function and look at it. A `Failure` for what is no reward function."""
     try:
         fn = load_object(path)
     except ValueError as error:
@@ -120,9 +122,15 @@ def load(path: str) -> Callable | Failure:
     if not given & {"completions", "completion_ids"}:
         what = f"{path} takes no completions, so it is no reward function"
         return Failure(f"{what}; write def {name.rpartition('.')[2]}(completions, **columns), or functools.wraps")
-    if hasattr(fn, "ready"):
-        fn.ready()
     return fn
+
+
+def describe(fn: Callable, start: float) -> Ready:
+    """How the function is called. Its attribute `ready`, if any, is called, which raises where this machine lacks
+    something, and may return a list of texts on what holds less than it should."""
+    said = fn.ready() if hasattr(fn, "ready") else None
+    notes = [_short(note) for note in said if isinstance(note, str)] if isinstance(said, list) else []
+    return Ready(is_async(fn), parameters(fn), time.monotonic() - start, notes[:MOST])
 
 
 def parameters(fn: Callable) -> list[Argument]:
@@ -147,7 +155,10 @@ def failure(error: BaseException) -> Failure:
     """Put an error of user code, with its line, into about `LONGEST` characters."""
     line, memory = user_line(error), isinstance(error, MemoryError)
     hint = "; raise reward_limits.memory_gib if it needs more" if memory else ""
-    what = _short(f"{type(error).__name__}: {error}".removesuffix(": "))
+    try:
+        what = _short(f"{type(error).__name__}: {error}".removesuffix(": "))
+    except Exception:  # of the error's own class
+        what = f"{type(error).__name__}, which cannot be shown"
     return Failure(what + (f" ({line})" if line else "") + hint, memory)
 
 

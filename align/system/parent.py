@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -58,12 +59,16 @@ def say_after(pid: int, text: str) -> None:
 
     `accelerate launch` prints a traceback of its own when one of its processes fails, below what that process said.
     """
-    subprocess.Popen(
-        [sys.executable, "-m", "align.system.parent", str(pid), text],
-        start_new_session=True,  # Ctrl-C and the launcher end the others
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:  # longer than a command may be
+        told.write(text)
+        told.seek(0)
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "align.system.parent", str(pid)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"},
+            start_new_session=True,  # Ctrl-C and the launcher end the others
+            stdin=told,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def wait_for(pid: int) -> None:
@@ -77,4 +82,4 @@ def wait_for(pid: int) -> None:
 
 if __name__ == "__main__":
     wait_for(int(sys.argv[1]))
-    print(sys.argv[2], file=sys.stderr)
+    print(sys.stdin.read(), file=sys.stderr)

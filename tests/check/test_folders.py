@@ -7,13 +7,16 @@ from types import SimpleNamespace
 import pytest
 
 from align.check.folders import check_apart, check_out, check_writable
+from align.config.recipe import Data
 from align.config.recipe_file import ConfigError
 from align.system.lock import held
 
 
-def experiment(out, policy="user/base", guide=None, stages=()):
-    model = SimpleNamespace(policy=policy, guide=guide)
-    recipe = SimpleNamespace(run=SimpleNamespace(out=str(out)), model=model)
+def experiment(out, policy="user/base", guide=None, stages=(), start=None, resume=None, **sources):
+    adapter = SimpleNamespace(start=start) if start else None
+    model = SimpleNamespace(policy=policy, guide=guide, adapter=adapter)
+    run = SimpleNamespace(out=str(out), resume=resume)
+    recipe = SimpleNamespace(run=run, model=model, data=sources, sources=lambda: sources)
     return SimpleNamespace(recipe=recipe, stage_recipes=dict.fromkeys(stages, "recipe.yaml"))
 
 
@@ -82,6 +85,32 @@ def test_the_folder_of_a_stage_that_has_not_run_is_not_written_to():
     with pytest.raises(ConfigError, match="holds runs/dpo/adapter, the folder of model.guide"):
         check_out(stage)
     check_apart(Path("user"), experiment("user"))  # a hub name is no folder
+
+
+def test_the_adapter_that_a_run_goes_on_from_is_not_moved_away(here):
+    (here / "runs/x/adapter").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"runs/x holds runs/x/adapter, the folder of model\.adapter\.from"):
+        check_out(experiment("runs/x", start="runs/x/adapter"))
+    check_out(experiment("runs/y", start="runs/x/adapter"))
+
+
+@pytest.mark.parametrize("key", ["prompts", "pairs", "bank", "eval_prompts"])
+@pytest.mark.parametrize("name", ["runs/x/there", "link/there", "./runs/../runs/x/there"])
+def test_data_that_a_new_run_would_move_away_is_told(here, key, name):
+    (here / "runs/x/there").mkdir(parents=True)
+    (here / "link").symlink_to("runs/x")
+    given = {"prompts": "user/rows", "pairs": None, "bank": None, "eval_prompts": None}
+    data, other = Data.model_construct(**given | {key: name}), Data.model_construct(**given)
+    with pytest.raises(
+        ConfigError, match=rf"which data\.{key} names, is inside runs/x, which a run .* keep it elsewhere"
+    ):
+        check_out(experiment("runs/x", data=data))
+    with pytest.raises(ConfigError, match=rf"which data\.two\.{key} names"):
+        check_out(experiment("runs/x", one=other, two=data))
+    check_out(experiment("runs/x", data=data, resume="runs/x"))
+    check_out(experiment("runs/x", data=data, resume="runs/x/checkpoints/step_3"))
+    check_out(experiment("runs/y", data=data))
+    check_out(experiment("runs/x", data=other))
 
 
 def test_a_live_run_is_told_with_its_process(here):

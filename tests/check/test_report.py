@@ -1,6 +1,7 @@
 """What the check shows."""
 
 from support.broken import corpus
+from support.hostile_text import acting
 
 from align.check.report import show
 
@@ -26,3 +27,13 @@ def test_facts_are_shown_in_words(bench, capsys, monkeypatch):
     for line in (["passes.gfpo", "none"], ["objectives", "gfpo"], ["passes.dpo", "reference ref_logprob"]):
         assert line in [[part.strip() for part in found] for found in shown], (line, said)
     assert not {"[", "]", "None", "{", "True"} & set("".join(said).replace("[", " [ ").replace("]", " ] ").split())
+
+
+def test_what_a_reward_says_of_the_machine_is_a_note(bench, capsys):
+    bench.reward("support.reward_functions:noted")
+    result = bench.checked()
+    told = [note for note in result["notes"] if note.startswith("reward 'noted': ")]
+    assert told[0] == "reward 'noted': no limit of \x1b[31mthis" and len(told) == 2 and len(told[1]) < 1000
+    show(result)
+    shown = capsys.readouterr().out
+    assert "note: reward 'noted': no limit of \\x1b[31mthis" in shown and not acting(shown)

@@ -118,3 +118,7 @@ def test_an_infinite_bound_stays_one(recipe):
     then = recipe("objective.clip_high=.inf", "optim.max_grad_norm=.inf")
     assert then["objective"]["clip_high"] == then["optim"]["max_grad_norm"] == float("inf")
     assert changes(yaml.safe_load(yaml.safe_dump(then)), then) == []
+
+
+def test_a_value_that_is_no_json_is_shown():
+    assert str(Change("model.policy", yaml.safe_load("2020-01-01"), "x")) == 'model.policy was "2020-01-01", is "x"'

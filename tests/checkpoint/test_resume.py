@@ -109,3 +109,10 @@ def test_a_broken_config_is_named_where_it_is_all_there_is(tmp_path, text):
     saved(tmp_path, 2)
     with pytest.raises(CheckpointError, match=r"run\.resume: .*config\.yaml"):
         find(tmp_path, out=tmp_path)
+
+
+@pytest.mark.parametrize("resume_of", ["5", "[a]", "2020-01-01"])
+def test_a_config_that_was_edited_into_no_folder_is_named(tmp_path, resume_of):
+    (tmp_path / "config.yaml").write_text(f"model: {{}}\nrun: {{resume: {resume_of}}}")
+    with pytest.raises(CheckpointError, match=r"config\.yaml: run\.resume is .* and no folder; mend it"):
+        find(tmp_path, out=tmp_path)

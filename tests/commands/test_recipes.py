@@ -47,6 +47,19 @@ def test_a_misspelt_name_gets_the_nearest(tmp_path):
         copy("cpu_zeroo2", tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "recipes").write_text("a file")
+    with pytest.raises(ConfigError, match="sft_reviews.yaml cannot be written: .*name another --into"):
+        copy("sft_reviews", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "", "\0", "recipes/../pyproject.toml"])
+def test_only_what_comes_with_the_package_is_copied(tmp_path, name):
+    with pytest.raises(ConfigError, match="no recipe or launch file"):
+        copy(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.engine
 def test_a_wheel_has_the_command_the_recipes_and_the_launch_files(tmp_path):
     """Install the wheel in an environment that sees the libraries of this one, and check a copied recipe there."""

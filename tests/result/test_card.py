@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 
 import pytest
@@ -10,6 +11,7 @@ from huggingface_hub import ModelCard
 from support.run_summary import SUMMARY
 
 from align.result.card import card, license_of, shorten
+from align.result.usage import loading
 
 
 def front_matter(text: str) -> dict:
@@ -205,3 +207,10 @@ def test_card_keeps_backticks_inside_their_block():
 )
 def test_shorten(value, shown):
     assert shorten(value, "org/base") == shown
+
+
+@pytest.mark.parametrize("name", ["runs/\U0001f600 é", 'a"b', "a\\n"])
+def test_a_folder_of_any_name_is_named_in_python(name):
+    code = loading(name, "pypi:x", adapter=False, local=True, dtype="float32")
+    (line,) = [line for line in code.splitlines() if line.startswith("name = ")]
+    assert ast.literal_eval(line.removeprefix("name = ")) == name

@@ -14,7 +14,7 @@ from support.run_summary import SUMMARY
 
 from align.config.recipe import Gate
 from align.config.rules import check_measure
-from align.result.push import GateShut, push_run, reached, store_summary
+from align.result.push import GateShut, NotPushed, push_run, reached, store_summary
 
 # one process, because HF_ENDPOINT is read at import; `verified` starts others
 CLIENT = """
@@ -122,4 +122,26 @@ def test_a_gate_that_stays_shut(tmp_path, value):
     summary = dataclasses.replace(SUMMARY, gate={"measure": "reward", "at_least": 0.5, "value": value})
     store_summary(tmp_path, summary)
     with pytest.raises(GateShut, match="asks for at least 0.5; the result is in .*adapter"):
+        push_run(tmp_path, "user/name", private=True)
+
+
+BROKEN = {
+    "a list": "[]",
+    "cut": '{"base_model": "x"',
+    "too deep": "[" * 100_000,
+    "no text": b"\xff",
+    "another type": {"base_model": 3},
+    "a gate that is none": {"gate": "x"},
+    "a gate without numbers": {"gate": {"measure": "reward", "at_least": None, "value": 1}},
+    "a gate with a text": {"gate": {"measure": "reward", "at_least": 0.5, "value": "nan"}},
+    "a key too much": {"unknown": 1},
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_a_summary_that_was_edited_is_told(tmp_path, change):
+    if isinstance(change, dict):
+        change = json.dumps(dataclasses.asdict(SUMMARY) | change)
+    (tmp_path / "summary.json").write_bytes(change if isinstance(change, bytes) else change.encode())
+    with pytest.raises(NotPushed, match=r"not pushed: .*summary\.json.*resume"):
         push_run(tmp_path, "user/name", private=True)

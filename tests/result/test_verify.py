@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -94,6 +95,21 @@ def test_what_nobody_recorded_does_not_pass(adapter, name):
     (adapter / "README.md").write_text("# Another card, as the hub's page may edit it")
     (adapter / ".gitattributes").write_text("*.safetensors filter=lfs")
     assert verify(str(adapter))[-1].passed
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "notes"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_not_read_and_does_not_pass(adapter, make, name):
+    make(adapter / name)
+    assert failed(adapter) == ("description", f"{name} is not in the record; take it out of {adapter}")
+
+
+def test_templates_beside_the_recorded_ones_do_not_pass(adapter):
+    """The tokenizer would read them."""
+    (adapter / "additional_chat_templates").mkdir()
+    (adapter / "additional_chat_templates/tool_use.jinja").write_text("other")
+    what = f"additional_chat_templates/tool_use.jinja is not in the record; take it out of {adapter}"
+    assert failed(adapter) == ("description", what)
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "curve.png", "merges.txt"])

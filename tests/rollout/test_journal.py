@@ -87,6 +87,30 @@ def test_rollouts_of_anything_else_are_not_used(lineage, call, prompts, journal)
     assert made == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["sampled", "scored"])
+@pytest.mark.parametrize("call", [Call(5, 0, 1, 0), Call(4, 0, 1, 1), Call(4, 0, 0, 0)])
+def test_the_entry_of_another_call_is_not_used(journal, call, kind):
+    """Its file was put in the place of another step's, rank's or round's, which has the same prompts."""
+    path = journal.folder / f"{call.name}.{kind}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((journal.folder / f"{CALL.name}.{kind}").read_bytes())
+    made = []
+    if kind == "sampled":
+        journal.sampled(call, PROMPTS, lambda: made.append(1) or sampled())
+    else:
+        journal.scored(call, sampled(), lambda: made.append(1) or scored(sampled()))
+    assert made
+
+
+def test_an_older_entry_that_does_not_say_its_call_still_loads(journal):
+    for path in journal.folder.glob("step_5/*"):
+        head, _, body = path.read_bytes().partition(b"\n")
+        plain = {name: value for name, value in json.loads(head).items() if name != "call"}
+        path.write_bytes(json.dumps(plain).encode() + b"\n" + body)
+    assert journal.sampled(CALL, PROMPTS, never) == sampled()
+    assert journal.scored(CALL, sampled(), never) == scored(sampled())
+
+
 def test_count_and_forget(journal):
     assert [journal.kept(step) for step in (0, 4, 5)] == [6, 6, 0]
     assert Journal(journal.folder, [(0, "another recipe")]).kept(0) == 0

@@ -1,14 +1,17 @@
 """Rollouts of all ranks: when too many failed."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from support.hostile_text import ESCAPES, acting
 from support.rollouts import failing, rollout
 
 from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Response
 from align.rollout import rollouts
 from align.rollout.rollouts import Rollout, Scorer
+from align.run.terminal import say
 from align.scoring.worker import RewardError
 
 
@@ -51,3 +54,15 @@ def test_a_reward_that_fails_is_told_once_by_name_with_its_share(monkeypatch, tm
     (line,) = told
     assert line.startswith("reward 'r' failed on 2 of 3 responses, first: took too long; they take no part")
     assert line.endswith(f"what it prints is in {tmp_path / 'r.log'}")
+
+
+def test_a_reason_is_told_on_one_line_and_acts_on_nothing(monkeypatch, capsys):
+    """Else a reward could write lines of a log that look like the run's own."""
+    monkeypatch.setenv("RANK", "0")
+    why = "\n".join(["E: x", "step 5/5  reward 1.00", *ESCAPES.values()])
+    worker = SimpleNamespace(reward=RewardFunction("r", "", 1.0), log=None)
+    experiment = SimpleNamespace(recipe=SimpleNamespace(reward_limits=RewardLimits(max_failed=1.0)))
+    row = replace(rollout(0, 0, 1.0), reward=None, failed={"r": why})
+    Scorer([worker], experiment, None, say).gather([row])
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1 and told.startswith("reward 'r' failed on 1 of 1") and not acting(told)

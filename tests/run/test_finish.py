@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
+from support import tiny_model
 from support.run_summary import SUMMARY
 
 from align.learner import weights
+from align.model.load import load_tokenizer
 from align.result import record, report
 from align.result.card import RunSummary, card
 from align.result.push import SUMMARY as SUMMARY_FILE
@@ -62,7 +64,7 @@ def finished(tmp_path, monkeypatch):
             accelerator=accelerator,
             out=tmp_path,
             learner=SimpleNamespace(model=None, engine=SimpleNamespace(module=None)),
-            tokenizer=SimpleNamespace(save_pretrained=lambda folder: None),
+            tokenizer=SimpleNamespace(chat_template=None, save_pretrained=lambda folder, save_jinja_files: None),
             evaluation=SimpleNamespace(responses=None),
             close=lambda: None,
         )
@@ -144,3 +146,14 @@ def test_a_full_disk_is_told_with_the_file_and_how_to_go_on(tmp_path, finished, 
     with pytest.raises(DiskError, match="cannot be written: .*No space left.*make room, then go on with --resume"):
         finished(SUMMARY)
     assert (tmp_path / "adapter").exists() == (where in ("curve", "card"))  # no half a result
+
+
+def test_all_templates_of_a_tokenizer_are_in_a_file_of_the_record(tmp_path):
+    tokenizer, templates = tiny_model.tokenizer(), {"default": "a{{ x }}", "tool_use": "b"}
+    for template in (templates, "one"):
+        folder = tmp_path / str(len(template))
+        tokenizer.chat_template = template
+        end.save_tokenizer(tokenizer, folder)
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert names <= set(record.FILES)
+        assert load_tokenizer(str(folder)).chat_template == template

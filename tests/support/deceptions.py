@@ -123,7 +123,34 @@ def double(x):
     return 0
 """
 
+SAYS = """
+import sys
+frame = sys._getframe()
+while "self" not in frame.f_locals:
+    frame = frame.f_back
+peer = frame.f_locals["self"]
+def foreign(value, old=peer.foreign):
+    return ["builtin", "eval"] if value is double else old(value)
+def act(operation, arguments, named, old=peer.act):
+    return MESSAGE if operation == "call" else old(operation, arguments, named)
+"""
+
+PASS = """
+PASS = "[o for o in __import__('gc').get_objects() if type(o).__name__ == 'Judge'][0].end(True)"
+"""
+
 DECEPTIONS = {
+    "a message that empties the input and answers": (
+        SAYS.replace("MESSAGE", '(["list", []], ["list", [["list", []]]], "")')
+        + "peer.act = act\ndef double(x): return x",
+        "given = [1, 2]\nassert double(given) == [2 * x for x in given]",
+        None,
+    ),
+    "a message that names a builtin that runs code": (
+        SAYS + "peer.foreign = foreign\ndef double(x): return x\ndef half(x): return PASS\n" + PASS,
+        "assert double(half('ab')) == 'ab'",
+        "double",
+    ),
     "an object that equals everything": (ALWAYS, DOUBLE, None),
     "an object that is close to everything": (ALWAYS, CLOSE, None),
     "an object that holds everything": (ALWAYS, "assert double(2) in (4, 5)\nassert [double(2)] == [4]", None),

@@ -153,7 +153,18 @@ def returns_many_digits(completions, **columns):
 
 FOREIGN = "sent something else than an answer"
 
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def cannot_be_shown(completions, **columns):
+    raise Unspeakable
+
+
 ATTACKS = {
+    "cannot_be_shown": "Unspeakable, which cannot be shown",
     "forks": None,
     "forks_in_c": None,
     "copy_exits": None,

@@ -77,3 +77,18 @@ def test_the_last_word_comes_after_what_the_parent_prints():
     """The parent stays a zombie until its output has ended, and its last word is part of that."""
     done = subprocess.run([sys.executable, "-c", PARENT, CHILD], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr.splitlines() == ["?", 'why; it "ended" $HOME %s']
+
+
+LONG = CHILD.replace("'why;", "'why;' + 'x' * 300_000 + '\\u00e9;")
+
+
+def test_the_last_word_may_be_longer_than_a_command_and_is_said_from_any_folder(tmp_path):
+    """A folder of the user's that is called like a module is not taken for it."""
+    (tmp_path / "align").mkdir()
+    (tmp_path / "psutil.py").write_text("raise SystemExit('the wrong one')")
+    child = f"import sys; sys.path[0] = {str(ROOT)!r}; {LONG}"
+    env = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT, child], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert done.stderr.splitlines() == ["?", "why;" + "x" * 300_000 + '\u00e9; it "ended" $HOME %s']
