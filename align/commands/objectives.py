@@ -88,7 +88,7 @@ def show(name: str | None, console: Console) -> None:
 
 
 def flowing(text: str) -> str:
-    """A docstring with each paragraph on one line, which any terminal can wrap; `Paper:` and `Limit:` begin their own."""
+    """A docstring with each paragraph on one line, which a terminal wraps; `Paper:` and `Limit:` begin their own."""
     return re.sub(r"(?<=\S)\n(?=\S)(?!Paper:|Limit:)", " ", text)
 
 
