@@ -31,7 +31,7 @@ from align.rollout.sync_check import SyncError
 from align.run import folder
 from align.run.arguments import parse
 from align.run.finish import NothingLearned, finish
-from align.run.log import RunLog
+from align.run.log import CallbackError, RunLog
 from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
 from align.run.terminal import evaluation_of, is_main, progress, quiet, say, stage, tell_imports
@@ -46,10 +46,16 @@ from align.system.parent import end_with_launcher, say_last
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
     *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError, HeldError, NothingLearned),
-    UserExit,
+    *(UserExit, CallbackError),
 )
 
-OWN_ERRORS = (RewardError, DeadlineError, DiskError, UserExit)  # of one rank; the others fail on all alike
+OWN_ERRORS = (
+    RewardError,
+    DeadlineError,
+    DiskError,
+    UserExit,
+    CallbackError,
+)  # of one rank; the others fail on all alike
 
 
 def main(arguments: list[str]) -> int:
@@ -98,7 +104,7 @@ def train(loaded: Run, origin: Origin) -> None:
     """Take the run from its origin to its end."""
     changes = resume.changed(loaded.experiment, origin)
     start(loaded, origin, changes)
-    log = RunLog(loaded.out, loaded.accelerator, origin.step)
+    log = RunLog(loaded.out, loaded.accelerator, origin.step, loaded.experiment.callbacks)
     log.describe(resolved(loaded.experiment), versions(), folder.noted(origin, changes, loaded.out))
     first_evaluation(loaded, log, origin.step)
     steps(loaded, log, origin.step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from align.config import locations
 from align.config.compose import argument_paths, build_objectives
-from align.config.factories import check_path
+from align.config.factories import check_path, check_survives, load_object
 from align.config.problems import BOOLEAN, booleans, explain, names_at, nearest, paths_in
 from align.config.recipe import Correct, FromRecipe, Recipe, RewardFunction
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, read
@@ -32,6 +33,7 @@ class Experiment:
     rewards: tuple[RewardFunction, ...]
     correct: Correct | None  # None where there are no rewards
     file: RecipeFile
+    callbacks: Mapping[str, Callable] = field(default_factory=dict)  # {dotted path: function} of run.callbacks
     stage_recipes: Mapping[str, str] = field(default_factory=dict)  # {folder: recipe that writes it}
     problems: tuple[str, ...] = ()  # what is wrong: a section that is not valid is None then, and bad rewards left out
 
@@ -68,6 +70,7 @@ def examine(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rul
     for rule in TRAINING if rules is None else rules:
         problems += rule(recipe, objectives, file)
     correct = attempt(lambda: _correct(recipe, rewards, file)) if rewards and not wrong else None
+    callbacks = attempt(lambda: _callbacks(recipe, file)) or {} if recipe.run else {}
     problems += hub_problems(recipe, file)
     problems += [file.problem(key, TOKEN) for key in hub_tokens(file.data)]
     stage_recipes = attempt(lambda: _stages(recipe, file)) or {} if recipe.model else {}
@@ -76,7 +79,8 @@ def examine(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rul
         if "adapter" in folders:
             folders["adapter"] = recipe.model.adapter.model_copy(update={"start": folders["adapter"]})
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=folders)})
-    return Experiment(recipe, objectives, rewards, correct, file, dict(stage_recipes.values()), tuple(problems))
+    stages = dict(stage_recipes.values())
+    return Experiment(recipe, objectives, rewards, correct, file, callbacks, stages, tuple(problems))
 
 
 def _clashes(file: RecipeFile) -> list[str]:
@@ -128,6 +132,27 @@ def _rewards(recipe: Recipe, file: RecipeFile) -> tuple[tuple[RewardFunction, ..
             name = next(numbered for n in count(1) if (numbered := f"{name}_{n}") not in used)
         out.append(RewardFunction(name, reward.fn, reward.weight, reward.args, key))
     return tuple(out), problems
+
+
+def _callbacks(recipe: Recipe, file: RecipeFile) -> dict[str, Callable]:
+    """{dotted path: function that takes a step and its metrics} of `run.callbacks`. Raises `ConfigError`."""
+    out, problems = {}, []
+    for i, path in enumerate(recipe.run.callbacks):
+        try:
+            check_path(path)
+            check_survives(path, lambda _: None)
+            out[path] = load_object(path)
+            if not inspect.isfunction(out[path]):
+                raise ValueError(f"{path} is not a function")
+            inspect.signature(out[path]).bind(1, {})
+        except TypeError as error:
+            what = f"{path} cannot be called with a step and its metrics: {error}; write def f(step, metrics)"
+            problems.append(file.problem(("run", "callbacks", i), what))
+        except ValueError as error:
+            problems.append(file.problem(("run", "callbacks", i), str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return out
 
 
 def _stages(recipe: Recipe, file: RecipeFile) -> dict[str, tuple[str, str]]:

@@ -224,6 +224,9 @@ class Run(Section):
         None, description="run folder or checkpoint to go on from, your own: it is unpickled; --resume: that in run.out"
     )
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
+    callbacks: list[str] = Field(
+        [], description="module:function, each called as f(step, metrics) after every step and evaluation"
+    )
     verbose: bool = Field(
         False, description="show what torch, DeepSpeed, vLLM and transformers print; so does ALIGN_VERBOSE=1"
     )

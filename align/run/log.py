@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 from accelerate import Accelerator
@@ -15,8 +16,15 @@ from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
 from align.run.terminal import say
 from align.system import files
+from align.system.blame import no_exit, user_line
+
+NO_CALLBACKS: Mapping[str, Callable] = MappingProxyType({})
 
 METRICS, SAMPLES, GREEDY = LINES = ("metrics.jsonl", "samples.jsonl", "greedy.jsonl")
+
+
+class CallbackError(RuntimeError):
+    """A function of run.callbacks raised."""
 
 
 class RunLog:
@@ -25,8 +33,10 @@ class RunLog:
     An evaluation is there once its line in metrics.jsonl is, which is written after its responses.
     """
 
-    def __init__(self, out: Path, accelerator: Accelerator, start: int):
-        self.out, self.accelerator = out, accelerator
+    def __init__(
+        self, out: Path, accelerator: Accelerator, start: int, callbacks: Mapping[str, Callable] = NO_CALLBACKS
+    ):
+        self.out, self.accelerator, self.callbacks = out, accelerator, callbacks
         self.writes = accelerator.is_main_process
         self._files = [out / name for name in LINES]
         self._metrics, self._samples, self._greedy = self._files
@@ -50,14 +60,14 @@ class RunLog:
         self._append(self._metrics, [{"step": step, **metrics}])
         for number, source in enumerate(batches):
             self._append(self._samples, _sample_rows(f"{number}-{step}" if number else str(step), step, source))
-        self.accelerator.log(metrics, step=step)
+        self._tell(step, metrics)
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
         """Write an evaluation after so many steps: its greedy responses, then its metrics."""
         rows = [{"step": step, "prompt": question(r), "response": r.text, "reward": r.reward} for r in greedy]
         self._append(self._greedy, rows)
         self._append(self._metrics, [{"step": step, **metrics}])
-        self.accelerator.log(metrics, step=step)
+        self._tell(step, metrics)
 
     def evaluations(self) -> list[dict[str, float]]:
         """All evaluations of this run so far; a resumed one has those before its start."""
@@ -86,6 +96,18 @@ class RunLog:
         rows = _read(self._greedy)
         first, last = rows[0]["step"], rows[-1]["step"]
         return [r for r in rows if r["step"] == first], [r for r in rows if r["step"] == last]
+
+    def _tell(self, step: int, metrics: dict[str, float]) -> None:
+        """Give the metrics to the trackers, and on the main process to the callbacks. Raises `CallbackError`."""
+        self.accelerator.log(metrics, step=step)
+        for path, function in self.callbacks.items() if self.writes else ():
+            try:
+                with no_exit(path):
+                    function(step, dict(metrics))
+            except Exception as error:  # the function is the user's: whatever it raises belongs to its name
+                where = f" ({line})" if (line := user_line(error)) else ""
+                what = f"{path} raised {type(error).__name__} after step {step}: {error}{where}"
+                raise CallbackError(f"run.callbacks: {what}; mend it, then go on with --resume") from error
 
     def _append(self, path: Path, rows: list[dict]) -> None:
         if self.writes:

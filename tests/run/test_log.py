@@ -12,7 +12,7 @@ from align.credit import assign
 from align.objectives import grpo
 from align.rollout import rollouts
 from align.rollout.sources import Collected, SourceBatch
-from align.run.log import RunLog
+from align.run.log import CallbackError, RunLog
 
 
 def write(path, rows, tail=""):
@@ -75,3 +75,24 @@ def test_only_responses_with_a_reward_have_credit_in_the_samples(tmp_path, main_
     assert [row.get("failed") for row in rows[:4]] == [None, None, {"r": "took too long"}, None]
     assert ["kept" in row for row in rows[:4]] == [True, False, False, True]
     assert rows[0]["advantage"] == [[1.0] * 2] and rows[3]["advantage"] == [[-1.0] * 5]
+
+
+def test_callbacks_see_steps_and_evaluations(tmp_path, main_process):
+    seen = []
+    log = RunLog(tmp_path, main_process, 0, {"mine:f": lambda step, metrics: seen.append((step, metrics))})
+    log.step(1, {"loss": 0.5}, [])
+    log.evaluation(1, {"eval/reward": 0.25}, [])
+    assert seen == [(1, {"loss": 0.5}), (1, {"eval/reward": 0.25})]
+
+
+def leave(step, metrics):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("function, why", [(lambda step, metrics: {}["x"], "KeyError"), (leave, "sys.exit")])
+def test_a_callback_that_raises_is_named(tmp_path, main_process, function, why):
+    log = RunLog(tmp_path, main_process, 0, {"mine:f": function})
+    with pytest.raises(CallbackError, match=rf"^run.callbacks: mine:f .*{why}.*--resume") as raised:
+        log.step(3, {"loss": 0.5}, [])
+    assert "after step 3" in str(raised.value) and "test_log.py:" in str(raised.value)
+    assert log.steps() == [{"step": 3, "loss": 0.5}]  # it was written before

@@ -62,7 +62,7 @@ FOLDERS = {
     "loop.py": "the step, alone: sample, score, credit, update, sync",
     "check": "what can go wrong, before anything is loaded",
     "run": "a run around the loop: setup, logs, evaluation, the sentinel, the end",
-    "commands": "`python -m align annotate`, `credit` and `objectives`",
+    "commands": "what `align COMMAND` does: annotate, credit, evaluate, objectives, recipes",
     "train.py": "from a recipe to a result: check, load, loop, finish",
     "__main__.py": "the command line",
 }
