@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -82,8 +83,13 @@ def show(name: str | None, console: Console) -> None:
     for key in found.arguments:
         shown.add_row(*map(Text, (key.name, key.kind, key.default)))
     named = {**found.parts, "source": found.source}
-    console.print(Text(found.text), *([shown] if found.arguments else ["takes no keys"]))
+    console.print(Text(flowing(found.text)), *([shown] if found.arguments else ["takes no keys"]))
     console.print(*(Text(f"{what}: {names}") for what, names in named.items()), sep="\n")
+
+
+def flowing(text: str) -> str:
+    """A docstring with each paragraph on one line, which a terminal wraps; `Paper:` and `Limit:` begin their own."""
+    return re.sub(r"(?<=\S)\n(?=\S)(?!Paper:|Limit:)", " ", text)
 
 
 def parts(factory: Callable) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from align.__main__ import app
-from align.commands.objectives import entry
+from align.commands.objectives import entry, flowing
 from align.registry import LOSSES, OBJECTIVES, TRANSFORMS
 
 
@@ -45,6 +45,10 @@ def test_every_transform_and_loss_is_described(name):
     found = entry(name)
     assert found.summary and found.source.startswith("align/") and "reads" in found.parts
     assert ("counts" in found.parts) == (name in LOSSES)
+
+
+def test_a_paragraph_flows_on_a_terminal_of_any_width():
+    assert flowing("One\ntwo.\n\nThree.\n\nPaper: P.\nLimit: L.") == "One two.\n\nThree.\n\nPaper: P.\nLimit: L."
 
 
 def test_an_objective_lists_its_chain():

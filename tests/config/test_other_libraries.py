@@ -48,3 +48,8 @@ def test_the_last_parts_of_a_key_decide(prefix):
 @pytest.mark.parametrize("key", ["model.adapter.lora_dropout", "model.adapter.dropout", "model.adapter.use_dora"])
 def test_what_is_refused_says_why(key):
     assert advice(key).startswith("there is no key for it here: ")
+
+
+@pytest.mark.parametrize("key", ["wandb_project", "load_best_model_at_end"])
+def test_what_a_trainer_has_and_a_recipe_has_not_is_told_with_the_page(key):
+    assert advice(f"run.{key}") == f"there is no key for it here ({TRL})"
