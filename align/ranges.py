@@ -33,6 +33,13 @@ def _named(value: str) -> str:
     return value
 
 
+def _warm(value: float) -> float:
+    """A sampling temperature. Raises `ValueError` below 0.01, where vLLM samples at 0.01 and logits overflow in time."""
+    if value < 0.01:
+        raise ValueError("is below 0.01, at which vLLM would sample instead; write 0.01 or more")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_named)]  # of a file, a folder, a model or a function
 
 # Factors
@@ -70,7 +77,7 @@ TokenId = Annotated[int, Ge(0)]  # an index of the vocabulary
 LoraRank = Annotated[int, Ge(1), Le(512)]  # of the adapter's two factors
 Seed = Annotated[int, Ge(0), Le(2**31)]  # of the run's random numbers
 Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: nats, a learning rate, a temperature
-Temperature = Annotated[FiniteFloat, Gt(0), Ge(0.01)]  # vLLM samples at 0.01 where less is asked for
+Temperature = Annotated[FiniteFloat, Gt(0), AfterValidator(_warm)]  # what logits are divided by
 Epochs = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # passes over the data
 Seconds = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # 11 days; clocks of the machine do not take much more
 Gib = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # of memory

@@ -186,7 +186,8 @@ def _flaw(loader: Loader, node: yaml.Node, above: tuple[yaml.Node, ...]) -> str 
     except (ValueError, LookupError, AttributeError) as error:  # a date that is none, a tag that does not fit
         if node.tag in NUMBERS and node.value.lstrip("+-").isdecimal():  # more digits than Python reads
             return large
-        return f"{node.value[:40]!r} cannot be read as {node.tag.rpartition(':')[2]}: {error}"
+        why = error if isinstance(error, ValueError) else f"it is no {node.tag.rpartition(':')[2]}"
+        return f"{node.value[:40]!r} cannot be read: {why}"
     return large if isinstance(value, int) and abs(value) >= 2**63 else None
 
 
