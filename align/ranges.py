@@ -34,7 +34,7 @@ def _named(value: str) -> str:
 
 
 def _warm(value: float) -> float:
-    """A sampling temperature. Raises `ValueError` below 0.01, where vLLM samples at 0.01 and logits overflow in time."""
+    """A sampling temperature. Raises `ValueError` below 0.01, where vLLM samples at 0.01 instead."""
     if value < 0.01:
         raise ValueError("is below 0.01, at which vLLM would sample instead; write 0.01 or more")
     return value

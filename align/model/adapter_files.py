@@ -155,12 +155,12 @@ def adapter_config(folder: str | Path) -> dict:
     ]
     if str(config.get("init_lora_weights")).lower() not in PLAIN_INITS:
         strange.append("init_lora_weights")
-    if what := _unusable(config):
-        raise ModelError(f"{folder}: {what} in adapter_config.json; save the adapter again")
     if strange:
         what = f"{strange[0]}: {config[strange[0]]!r} in adapter_config.json can change the base that it is put over"
         fix = "save it as a plain LoRA adapter (PEFT: path_initial_model_for_weight_conversion), or name a whole model"
         raise ModelError(f"{folder}: {what}, which policy and reference share; {fix}")
+    if what := _unusable(config):
+        raise ModelError(f"{folder}: {what} in adapter_config.json; save the adapter again")
     return config
 
 
