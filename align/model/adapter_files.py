@@ -151,7 +151,7 @@ def adapter_config(folder: str | Path) -> dict:
     defaults = LoraConfig().to_dict()
     unset = (None, False, [], {})
     strange = [
-        k for k, v in config.items() if k not in (*OWN, *IDLE, *HARMLESS) and v not in unset and v != defaults.get(k, v)
+        k for k, v in config.items() if k not in (*OWN, *IDLE, *HARMLESS) and v not in unset and v != defaults.get(k)
     ]
     if str(config.get("init_lora_weights")).lower() not in PLAIN_INITS:
         strange.append("init_lora_weights")
