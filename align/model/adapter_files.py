@@ -149,9 +149,11 @@ def adapter_config(folder: str | Path) -> dict:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: adapter_config.json describes no plain LoRA adapter, and others are not loaded")
     defaults = LoraConfig().to_dict()
-    unset = (None, False, [], {})
+    unset = (None, False, [])  # {} turns a kind of LoRA on whose settings are None by default
     strange = [
-        k for k, v in config.items() if k not in (*OWN, *IDLE, *HARMLESS) and v not in unset and v != defaults.get(k)
+        key
+        for key, value in config.items()
+        if key not in (*OWN, *IDLE, *HARMLESS) and value not in unset and value != defaults.get(key, {})
     ]
     if str(config.get("init_lora_weights")).lower() not in PLAIN_INITS:
         strange.append("init_lora_weights")
