@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat
 
 
 class Section(BaseModel):
@@ -22,6 +23,24 @@ class Recorded(Section):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+
+def _named(value: str) -> str:
+    """The name of a file, a folder or a model. Raises `ValueError` for one that names nothing."""
+    if not value.strip():
+        raise ValueError("is empty; write a name, or leave the key out")
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise ValueError("holds a line end or another control character; write the name alone")
+    return value
+
+
+def _warm(value: float) -> float:
+    """A sampling temperature. Raises `ValueError` below 0.01, where vLLM samples at 0.01 instead."""
+    if value < 0.01:
+        raise ValueError("is below 0.01, at which vLLM would sample instead; write 0.01 or more")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_named)]  # of a file, a folder, a model or a function
 
 # Factors
 Coef = Annotated[float, Ge(0)]  # of a term of the loss, the reward or the advantage; 0 leaves it out
@@ -58,6 +77,8 @@ TokenId = Annotated[int, Ge(0)]  # an index of the vocabulary
 LoraRank = Annotated[int, Ge(1), Le(512)]  # of the adapter's two factors
 Seed = Annotated[int, Ge(0), Le(2**31)]  # of the run's random numbers
 Positive = Annotated[FiniteFloat, Gt(0)]  # an amount: nats, a learning rate, a temperature
+Temperature = Annotated[FiniteFloat, Gt(0), AfterValidator(_warm)]  # what logits are divided by
+Epochs = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # passes over the data
 Seconds = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # 11 days; clocks of the machine do not take much more
 Gib = Annotated[FiniteFloat, Gt(0), Le(1_000_000)]  # of memory
 Fraction = Annotated[FiniteFloat, Ge(0), Le(1)]  # part of a whole

@@ -13,6 +13,8 @@ from align.system.lock import HeldError, check_free
 def check_out(experiment: Experiment) -> None:
     """Raise `ConfigError` where a run cannot write to `run.out`, or should not."""
     out = Path(experiment.recipe.run.out)
+    if str(out).startswith("~"):
+        raise ConfigError([f"{out}: ~ is no home here; write the folder's whole path, or one below this directory"])
     check_writable(out)
     if experiment.recipe.model:
         check_apart(out, experiment)

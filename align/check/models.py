@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import ValidationError
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.check import model_files
 from align.check.requirements import fill_defaults
 from align.check.survey import Survey
-from align.config.recipe import Adapter, FromRecipe
+from align.config.recipe import Adapter
 from align.config.recipe_file import read
 from align.model.adapter_files import check_base_name, filled, guide_adapter, is_adapter, start_folder
 from align.model.adapters import add_adapter, check_layers
@@ -115,7 +116,12 @@ def _over_this_base(folder: str, found: Survey, here: bool) -> bool:
 
 def _planned(adapter: Adapter, stage: str) -> Adapter:
     """The section with rank, alpha and targets that the recipe `stage` will give to the adapter it trains."""
-    theirs = Adapter.model_validate(read(stage).data["model"]["adapter"])
+    try:
+        theirs = Adapter.model_validate(read(stage).data["model"]["adapter"])
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        place = ".".join(map(str, ("model", "adapter", *wrong["loc"])))
+        raise ModelError(f"{stage}: {place}: {wrong['msg']}; mend that recipe, `align check` shows it") from error
     keys = {"rank", "alpha", "targets"} - adapter.model_fields_set
     return adapter.model_copy(update={key: getattr(theirs, key) for key in keys})
 
@@ -133,9 +139,11 @@ def first_model(found: Survey, name: str) -> str | None:
         model = read(stage_recipes[name]).data.get("model")
         policy = model.get("policy") if isinstance(model, dict) else None
         if isinstance(policy, dict) and isinstance(policy.get("from"), str) and Path(policy["from"]).is_file():
-            stage = FromRecipe.model_validate(policy)
-            name = f"{read(stage.recipe).data['run']['out']}/model"
-            stage_recipes[name] = stage.recipe
+            run = read(policy["from"]).data.get("run")
+            if not isinstance(run, dict) or not isinstance(run.get("out"), str):
+                raise ModelError(f"{policy['from']} has no run.out, so it writes nothing; `align check` shows it")
+            name = f"{run['out']}/model"
+            stage_recipes[name] = policy["from"]
         elif isinstance(policy, str):
             name = policy
         else:

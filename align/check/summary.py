@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from align.check import model_files
 from align.check.memory import engine_memory, sizes, step_tokens, training_memory
 from align.check.requirements import REFERENCE, needs
-from align.check.rewards import Trial
+from align.check.rewards import GIVEN, Trial
 from align.check.survey import Survey
 from align.config.recipe import Data
 from align.data.prompts import Pair
@@ -165,11 +166,40 @@ def notes(found: Survey) -> list[str]:
         cut = sum(answer.truncated for answer in answers)
         if cut:
             out.append(f"{name}: {cut} of {len(answers)} responses are cut at max_response_tokens; raise it")
+    out += _unused(found)
+    if recipe.optim.schedule == "linear" and recipe.optim.schedule_steps < recipe.run.steps:
+        what = f"lr is 0 from step {recipe.optim.schedule_steps} of {recipe.run.steps} on"
+        out.append(f"optim.schedule_steps: {what}; raise it, or leave it out")
     if recipe.optim.warmup_steps >= recipe.optim.schedule_steps:
         out.append(f"optim.warmup_steps: {recipe.optim.warmup_steps} never reaches optim.lr; lower it")
     if recipe.run.eval_every and not any(source.held_out for source in found.sources.values()):
         out.append("run.eval_every: nothing is held out to evaluate on; give data.holdout or data.eval_prompts")
     return out + _end_notes(found)
+
+
+def _unused(found: Survey) -> list[str]:
+    """Notes on keys and columns that have no effect, and on files that a later run would move."""
+    recipe, rewards, out = found.experiment.recipe, found.experiment.rewards, []
+    for name, data in recipe.sources().items():
+        rows = found.rows[name]
+        if not any(row.conversational for row in rows):
+            for key in ("system", "chat_template_kwargs"):
+                if getattr(data, key):
+                    out.append(f"{name}.{key}: has no effect, for no prompt is a list of messages; leave it out")
+        if data.holdout_by and not data.holdout and not data.eval_prompts:
+            out.append(f"{name}.holdout_by: has no effect without holdout or eval_prompts; leave it out")
+        if data.eval_args and not data.eval_prompts:
+            out.append(f"{name}.eval_args: has no effect without eval_prompts; leave it out")
+        hidden = sorted(GIVEN & {column for row in rows for column in row.columns})
+        if hidden and rewards:
+            out.append(f"{name}: rewards get {hidden[0]} of the run, not the column of this name; rename it")
+        for path in filter(None, (data.prompts, data.pairs, data.eval_prompts)):
+            if Path(path).exists() and Path(path).resolve().is_relative_to(Path(recipe.run.out).resolve()):
+                what = f"{recipe.run.out} holds {path}, which the next run there would move away with it"
+                out.append(f"run.out: {what}; name another folder")
+    if rewards and not any(reward.weight for reward in rewards):
+        out.append("rewards: every weight is 0, so all responses are worth the same; give one a weight")
+    return out
 
 
 def _end_notes(found: Survey) -> list[str]:

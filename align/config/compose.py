@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from align.config.factories import call, check_survives, load_object, unfit
-from align.config.problems import distinct, nearest
+from align.config.problems import distinct, nearest, shortened
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, collect
 from align.losses.loss import Loss
 from align.objectives.objective import Objective
@@ -63,6 +64,8 @@ def build_objective(spec: Any, file: RecipeFile, key: KeyPath) -> Objective:
             objective = replace(objective, chain=_inserted(objective.chain, piece))
         else:
             objective = replace(objective, losses=(*objective.losses, piece))
+    if not objective.losses:
+        raise ConfigError([file.problem(key, f"{objective.name} has no loss, so nothing is trained; name one")])
     _check_order(objective, file, key)
     if data is not None and not isinstance(data, str):
         raise ConfigError([file.problem((*key, "data"), f"must be the name of a source, but it is {data!r}")])
@@ -143,7 +146,21 @@ def _factory(
     made = call(factory, args, file, key)
     if not isinstance(made, kind):
         raise ConfigError([file.problem(name_key, f"{name} returned a {type(made).__name__}, which cannot stand here")])
+    if what := _misbuilt(made):
+        raise ConfigError([file.problem(name_key, f"{name} returned a {type(made).__name__} whose {what}")])
     return made
+
+
+def _misbuilt(made: Objective | Transform | Loss) -> str | None:
+    """Say what of a user's own objective, transform or loss has the wrong type; None where all is right."""
+    if not isinstance(made.name, str) or not re.fullmatch(r"\w[\w .+:-]*", made.name):  # metrics bear it
+        return f"name is {made.name!r}; write letters, digits, spaces or any of _ . + : -"
+    parts = (("chain", Transform), ("losses", Loss)) if isinstance(made, Objective) else ()
+    for part, kind in parts:
+        held = getattr(made, part)
+        if not isinstance(held, tuple) or not all(isinstance(piece, kind) for piece in held):
+            return f"{part} is {shortened(held)}; write a tuple of {kind.__name__}"
+    return None
 
 
 def _inserted(chain: tuple[Transform, ...], transform: Transform) -> tuple[Transform, ...]:

@@ -90,6 +90,14 @@ def _unknown(file: RecipeFile) -> list[str]:
         for name in section
         if name not in known[key]
     ]
+    if file.data.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        problems.append(file.problem(("compute_environment",), "must be LOCAL_MACHINE"))
+    least = {"num_machines": 1, "machine_rank": 0, "main_process_port": 0}
+    problems += [
+        file.problem((name,), f"must be a whole number of at least {at_least}, but it is {shortened(value)}")
+        for name, at_least in least.items()
+        if (value := file.data.get(name)) is not None and (type(value) is not int or value < at_least)
+    ]
     flags = [field.name for field in fields(ClusterConfig) if field.type is bool and field.name in file.data]
     wrong = [name for name in flags if not isinstance(file.data[name], bool)]
     return problems + [file.problem((name,), f"is {shortened(file.data[name])}; write true or false") for name in wrong]

@@ -46,6 +46,8 @@ def near(path: str, folder: str) -> str:
     where, name = os.path.split(path)
     for place in (os.path.join(folder, where), where):
         there = sorted(os.listdir(place or ".")) if os.path.isdir(place or ".") else []
+        if name in there:
+            return f", but a {'folder' if os.path.isdir(os.path.join(place, name)) else 'device'} of this name"
         if close := difflib.get_close_matches(name, there, n=1):
             return f"; did you mean {os.path.join(where, close[0])!r}?"
     return ""

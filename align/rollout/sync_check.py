@@ -268,11 +268,13 @@ def _sampling(sampler: SamplerLogprobs, trainer: TrainerLogprobs, temperature: f
     if gained.any():
         return f"{int(gained.sum())} tokens can be sampled that the recipe cuts off: top-k, top-p or min-p"
     found, right = found[right.isfinite()], right[right.isfinite()]
-    if float((found - right).std()) <= tolerance:
+    if float((found - right).std(correction=0)) <= tolerance:
         mass = math.exp(-float((found - right).mean()))
         return f"it samples from {mass:.1%} of the distribution: top-k, top-p or min-p"
     x, y = right - right.mean(), found - found.mean()
     stretch = float((x * y).sum() / (x * x).sum())  # slope of the line through the points
+    if stretch == 0:
+        return f"it samples the likeliest tokens all alike, as at no temperature, and not as at {temperature:g}"
     return f"it samples as at temperature {temperature / stretch:.3g} instead of {temperature:g}"
 
 

@@ -8,6 +8,7 @@ import datasets
 import pytest
 from support.broken import corpus
 from support.broken.files import DATA, MODELS, OWN, REWARDS
+from support.broken.inputs import KINDS, NAMES
 from support.broken.models import MODEL_FILES
 from support.broken.recipes import CROSS, KEYS, LAUNCH, RANGES
 from typer.testing import CliRunner
@@ -31,7 +32,7 @@ def bench(template, tmp_path, monkeypatch):
 
 
 CORPUS = {"keys": KEYS, "ranges": RANGES, "cross-rules": CROSS, "data": DATA, "models": MODELS, "rewards": REWARDS}
-CORPUS["files of models"] = MODEL_FILES
+CORPUS |= {"files of models": MODEL_FILES, "names": NAMES, "other kinds": KINDS}
 CASES = [pytest.param(*case, id=f"{kind}: {name}") for kind, cases in CORPUS.items() for name, *case in cases]
 
 

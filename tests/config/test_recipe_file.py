@@ -46,6 +46,10 @@ BAD_OVERRIDES = [
     ("run.steps", "'run.steps'", "write key=value, for example run.steps=10"),
     ("=3", "'=3'", "write key=value, for example run.steps=10"),
     ("hub=x", "hub", "must be written user/name"),
+    ("run.=3", "'run.=3'", "write key=value, for example run.steps=10"),
+    (".run.steps=3", "'.run.steps=3'", "write key=value, for example run.steps=10"),
+    ("run..steps=3", "'run..steps=3'", "write key=value, for example run.steps=10"),
+    ("run.out=''", "run.out", "is empty; write a name"),
 ]
 
 
@@ -134,6 +138,9 @@ FLAWS = [
     (str(2**63), "is larger than 64 bits hold"),
     ("0x" + "f" * 5000, "is larger than 64 bits hold"),
     ("2024-13-45", "'2024-13-45' cannot be read: month must be in 1..12"),
+    ("!!bool x", "'x' cannot be read: it is no bool"),
+    ("!!int x", "'x' cannot be read: invalid literal"),
+    ("!!timestamp x", "'x' cannot be read: it is no timestamp"),
     (r'"\ud83d"', "holds half a character; write the whole one"),
     (r'{"\ud83d": 1}', "holds half a character; write the whole one"),
     ("{lr: 1, lr: 2}", "lr: stands twice; keep one"),

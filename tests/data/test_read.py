@@ -231,14 +231,18 @@ FUNCTIONS = [
     ("nowhere:rows", "cannot import 'nowhere' for 'nowhere:rows'; is it installed or on PYTHONPATH?"),
     ("align.data:nothing", "module 'align.data' has no attribute 'nothing'"),
     ("align:__version__", "'str' object is not callable"),
-    ("builtins:dict", "no rows"),
+    ("builtins:dict", "is a part of Python; name a function of your own"),
+    ("os.path:exists", "is a part of Python; name a function of your own"),
+    ("support.rows:nothing", "no rows"),
+    ("support.rows:without_end", "gives more than 9 rows; does it end?"),
     ("support.rows:words", "row 1: must be a dictionary with a 'prompt', but it is 'just text'"),
     ("support.rows:wants_more", "missing 1 required positional argument: 'more'"),
 ]
 
 
 @pytest.mark.parametrize("source, message", FUNCTIONS, ids=[source for source, _ in FUNCTIONS])
-def test_a_function_that_gives_no_rows(source, message):
+def test_a_function_that_gives_no_rows(source, message, monkeypatch):
+    monkeypatch.setattr("align.data.read.MOST", 9)
     with pytest.raises(DataError) as caught:
         read(source)
     assert source in str(caught.value) and message in str(caught.value)

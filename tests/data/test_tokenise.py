@@ -71,6 +71,9 @@ def test_variables_of_the_chat_template_reach_prompts_and_answers(file, given, e
 def test_variables_of_a_row_are_named_values(file):
     with pytest.raises(DataError, match="'chat_template_kwargs' must be {name: value}, but it is 'x'"):
         read(file([{"prompt": [chat("hi")], "chat_template_kwargs": "x"}]))
+    for name in ("chat_template", "tokenize", "add_generation_prompt", "messages"):
+        with pytest.raises(DataError, match=f"row 1: .*'chat_template_kwargs' holds '{name}'.*leave it out"):
+            read(file([{"prompt": [chat("hi")], "chat_template_kwargs": {name: "x"}}]))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tell what a sampler has by its log-probabilities, without engines; with planted failures: tests/integration."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,12 @@ def top_k(k):
 def test_the_right_weights_sampled_in_another_way(temperature, cut, what):
     finding = found(sampler_of(LOGITS, temperature, cut))
     assert finding.kind == "temperature or top-p support" and what in finding.what
+
+
+def test_a_sampler_that_draws_all_of_the_likeliest_alike_is_told():
+    sampler = sampler_of(LOGITS)
+    flat = replace(sampler, following=dict.fromkeys(sampler.following, -2.0))
+    assert "all alike" in found(flat).what
 
 
 CUT = Cut(top_k=5)

@@ -31,3 +31,12 @@ def words():
 
 def wants_more(more):
     return more
+
+
+def nothing():
+    return []
+
+
+def without_end():
+    while True:
+        yield {"prompt": "again"}
