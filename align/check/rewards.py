@@ -128,7 +128,7 @@ def values_of(
                 break
     at = next((row for row, value in enumerate(values) if isinstance(value, Failure)), None)
     if at is not None:
-        return values, f"on row {at}: {texts[at][:200]!r}"
+        return values, f"on row {at + 1}: {texts[at][:200]!r}"
     return ([answer], "on the batch as a whole") if isinstance(answer, Failure) else (values, "")
 
 

@@ -103,8 +103,8 @@ def _shown(value: Any) -> str:
 def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A recorded recipe with the defaults of keys that are newer than it; as it is where it is no recipe any more."""
     try:
-        whole = Recipe.model_validate({**config, "run": {"out": "", **config["run"]}})
-        plain = whole.model_dump(mode="json", exclude_none=True)
+        whole = Recipe.model_validate({**config, "run": {"out": "anywhere", **config["run"]}})
+        plain = whole.model_dump(mode="json", by_alias=True, exclude_none=True)
         if "objective" in plain:
             plain |= {"objective": with_defaults(plain["objective"])}
         else:

@@ -21,6 +21,8 @@ LONGEST = 200  # characters of a value that a message shows
 # pydantic's types of errors
 MISSING = ("missing", "missing_keyword_only_argument")
 
+NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
+
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "too_short", "finite_number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import tempfile
 from pathlib import Path
@@ -76,7 +77,10 @@ def _folder(name: str, commit: str | None, wanted: list[str]) -> str:
     try:
         return snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=NOT_FETCHED)
     except (HTTPError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(f"{name}: no such folder, and the hub does not give it: {error}") from error
+        beside = [str(path) for path in Path(name).parent.glob("*") if path.is_dir()]
+        close = difflib.get_close_matches(name, beside, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise ModelError(f"{name}: no such folder{meant}, and the hub does not give it: {error}") from error
 
 
 def _place(name: str) -> str:

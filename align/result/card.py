@@ -52,6 +52,7 @@ class RunSummary:
     example: str | list[dict] | None = None  # a prompt in the form of the data, to generate with
     samples: list[dict] = field(default_factory=list)  # rows of prompt, before, after: greedy answers
     curve: str | None = None  # file of the result with the curve
+    failed: int = 0  # responses of the last evaluation on which a reward failed
 
 
 def license_of(base_model: str, folder: str) -> str | None:
@@ -117,7 +118,7 @@ def card(run: RunSummary, repo: str | None = None) -> str:
         f"# {for_markdown(title)}\n\n{kind} trained with `align`: objective {for_markdown(name)}, {run.steps} steps, "
         f"from {base}." + _lineage(run, config.get("model") or {}),
         *_usage(run, place, local=repo is None),
-        f"## Evaluation\n\nMean over {run.eval_prompts} prompts, with its 95% interval.\n\n{rows}",
+        f"## Evaluation\n\nMean over {run.eval_prompts} prompts, with its 95% interval.{_failed(run)}\n\n{rows}",
         *_shown(run),
         *_proofs(run, place),
         f"## Objective\n\n{fenced(yaml_dump(objective, sort_keys=False), 'yaml')}",
@@ -153,6 +154,11 @@ def _results(run: RunSummary, data: dict) -> list[EvalResult] | None:
         )
         for row in run.evaluation
     ] or None
+
+
+def _failed(run: RunSummary) -> str:
+    """How many responses of the last evaluation have no reward, where there are any."""
+    return f" Responses of the last evaluation without a reward, since one failed: {run.failed}." if run.failed else ""
 
 
 def _lineage(run: RunSummary, model: dict) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,7 +55,13 @@ def _asked(
 def parse(words: Sequence[str]) -> Asked | int:
     """Return what the words ask for; the exit code where they ask for help (0) or are wrong (2), told in one line."""
     try:
-        return app(list(words), prog_name="recipes/train.py", standalone_mode=False)
+        asked = app(list(words), prog_name="recipes/train.py", standalone_mode=False)
+        if isinstance(asked, Asked) and not Path(asked.recipe).is_file():
+            beside = [str(path) for path in Path(asked.recipe).parent.glob("*.y*ml")]
+            close = difflib.get_close_matches(asked.recipe, beside, n=1)
+            fix = f"did you mean {close[0]}?" if close else "align recipes NAME copies one that comes with align."
+            raise typer.BadParameter(f"{asked.recipe}: no such recipe; {fix}")
+        return asked
     except UsageError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say_last(scrub(f"{error.format_message()} Usage: {USAGE}"))

@@ -57,6 +57,8 @@ def finish(run: Run, log: RunLog) -> None:
         rows = comparison(found[0], found[-1]) if found else []
         if rows:
             console.print(report.table(rows))
+        if failed := found and found[-1].get("eval/failed"):
+            console.print(f"responses of the last evaluation without a reward, since one failed: {failed:.0f}")
         if rows and run.evaluation.responses:
             console.print(report.samples(*log.greedy_samples()))
         console.print(f"{recipe.run.steps} steps in {log.training_seconds():.0f} s, evaluations apart")
@@ -128,6 +130,7 @@ def summary(run: Run, rows: list[dict], log: RunLog) -> RunSummary:
         if responses
         else sum(len(source.held_out) for source in run.prompts.values()),
         steps=recipe.run.steps,
+        failed=int(log.evaluations()[-1].get("eval/failed", 0)) if rows else 0,
         data=[
             {"source": name, "split": split, "rows": len(rows), "sha256": fingerprint(rows)}
             for name, source in run.prompts.items()

@@ -122,3 +122,8 @@ def test_an_infinite_bound_stays_one(recipe):
 
 def test_a_value_that_is_no_json_is_shown():
     assert str(Change("model.policy", yaml.safe_load("2020-01-01"), "x")) == 'model.policy was "2020-01-01", is "x"'
+
+
+def test_a_start_from_an_adapter_is_the_same_run_again(recipe):
+    overrides = ("model.adapter={from: runs/first/adapter}", "objective.metric=token_efficiency")
+    assert changes(yaml.safe_load(yaml.safe_dump(recipe(*overrides))), recipe(*overrides)) == []

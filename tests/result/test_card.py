@@ -214,3 +214,8 @@ def test_a_folder_of_any_name_is_named_in_python(name):
     code = loading(name, "pypi:x", adapter=False, local=True, dtype="float32")
     (line,) = [line for line in code.splitlines() if line.startswith("name = ")]
     assert ast.literal_eval(line.removeprefix("name = ")) == name
+
+
+def test_responses_without_a_reward_are_told():
+    assert "without a reward, since one failed: 3." in card(dataclasses.replace(SUMMARY, failed=3))
+    assert "since one failed" not in card(SUMMARY)

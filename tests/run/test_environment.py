@@ -103,6 +103,7 @@ def test_what_prepare_leaves(tmp_path, more, expected):
     script = tmp_path / "elsewhere" / "script.py"
     script.parent.mkdir()
     script.write_text(PREPARED)
+    (tmp_path / "recipe.yaml").touch()
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=tmp_path,
