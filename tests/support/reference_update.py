@@ -86,7 +86,8 @@ def updated(folder, guide_folder, kind, family) -> dict[str, Tensor]:
     heads = dict(policy.heads.named_parameters())
     rate = ragged_batches.RATES.get(family, 0.1)
     rates = {**dict.fromkeys(trained, rate), **dict.fromkeys(heads, 0.05 if family == "value" else rate)}
-    decay = {name: 0.01 if family == "masks" and name in heads else 0.0 for name in rates}
+    decayed = [name for name in heads if family == "masks" and ".norm." not in name and not name.endswith("bias")]
+    decay = {name: 0.01 if name in decayed else 0.0 for name in rates}
     out = {}
     for i, objectives in enumerate(updates):
         batch = ragged_batches.batch()
