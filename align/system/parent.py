@@ -75,7 +75,7 @@ def wait_for(pid: int) -> None:
     """Wait until a process that need not be a child has ended. One that nobody has asked about yet has ended too."""
     try:
         while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.05)
+            time.sleep(0.2)
     except psutil.NoSuchProcess:
         pass
 
