@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,7 +177,7 @@ def notes(found: Survey) -> list[str]:
 
 
 def _unused(found: Survey) -> list[str]:
-    """Notes on keys and columns that have no effect, and on files that a later run would move."""
+    """Notes on keys and columns that have no effect."""
     recipe, rewards, out = found.experiment.recipe, found.experiment.rewards, []
     for name, data in recipe.sources().items():
         rows = found.rows[name]
@@ -193,10 +192,6 @@ def _unused(found: Survey) -> list[str]:
         hidden = sorted(GIVEN & {column for row in rows for column in row.columns})
         if hidden and rewards:
             out.append(f"{name}: rewards get {hidden[0]} of the run, not the column of this name; rename it")
-        for path in filter(None, (data.prompts, data.pairs, data.eval_prompts)):
-            if Path(path).exists() and Path(path).resolve().is_relative_to(Path(recipe.run.out).resolve()):
-                what = f"{recipe.run.out} holds {path}, which the next run there would move away with it"
-                out.append(f"run.out: {what}; name another folder")
     if rewards and not any(reward.weight for reward in rewards):
         out.append("rewards: every weight is 0, so all responses are worth the same; give one a weight")
     return out

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Group
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from align.check.check import check_run
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment, examine
 from align.config.recipe_file import ConfigError
+from align.result import report
 from align.run.log import question
 from align.run.setup import load, make_accelerator, set_threads
 from align.run.terminal import quiet, stage
@@ -71,20 +71,15 @@ def evaluate(experiment: Experiment) -> Evaluated:
     return Evaluated({name.removeprefix("eval/"): value for name, value in metrics.items()}, samples)
 
 
-def show(found: Evaluated, shown: int = 3) -> Group:
-    """A table of all measures with their 95% intervals, and the first samples."""
-    table = Table("measure", "value", caption="mean over prompts [95% interval]")
-    for name, value in found.metrics.items():
-        if name.endswith(("_low", "_high")):
-            continue
-        interval = ""
-        if f"{name}_low" in found.metrics:
-            interval = f" [{found.metrics[f'{name}_low']:.3f}, {found.metrics[f'{name}_high']:.3f}]"
-        table.add_row(Text(for_terminal(name)), Text(f"{value:.3f}{interval}"))
-    panels = []
-    for sample in found.samples[:shown]:
-        grid = Table.grid("", "", padding=(0, 2, 1, 0))
-        for label in ("prompt", "response", "reward"):
-            grid.add_row(Text(label, style="bold"), Text(for_terminal(sample[label])))
-        panels.append(Panel(grid))
-    return Group(table, *panels)
+def show(found: Evaluated, samples: int = 3) -> Group:
+    """A table of all measures, with their 95% intervals where they have one, and the first samples."""
+    measured, table = found.metrics, Table("measure", "value", caption="mean over prompts [95% interval]")
+    ends = {f"{name}{end}" for name in measured for end in ("_low", "_high")}
+    for name in (name for name in measured if name not in ends):
+        bounds = [measured[f"{name}{end}"] for end in ("_low", "_high") if f"{name}{end}" in measured]
+        value = report.estimate(measured[name], *bounds) if bounds else report.short(measured[name])
+        table.add_row(Text(for_terminal(name)), Text(value))
+    panels = [
+        {label: sample[label] for label in ("prompt", "response", "reward")} for sample in found.samples[:samples]
+    ]
+    return Group(table, *map(report.panel, panels))

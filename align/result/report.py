@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -17,16 +17,16 @@ from align.system.text import for_terminal
 
 
 def cells(row: dict) -> tuple[str, str, str]:
-    """(name, before, after) as text, `0.800 [0.700, 0.900]`; intervals are row keys before_interval, after_interval."""
-
-    def estimate(when: str) -> str:
-        low, high = row[f"{when}_interval"]
-        return f"{_short(row[when])} [{_short(low)}, {_short(high)}]"
-
-    return row["name"], estimate("before"), estimate("after")
+    """(name, before, after) as text; intervals are row keys before_interval, after_interval."""
+    return row["name"], *(estimate(row[when], *row[f"{when}_interval"]) for when in ("before", "after"))
 
 
-def _short(value: float) -> str:
+def estimate(value: float, low: float, high: float) -> str:
+    """A value with its interval, `0.800 [0.700, 0.900]`."""
+    return f"{short(value)} [{short(low)}, {short(high)}]"
+
+
+def short(value: float) -> str:
     """Three decimals; of a large number its first four digits."""
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3e}"
 
@@ -102,10 +102,16 @@ def samples(before: list[dict], after: list[dict], n: int = 3) -> Group:
     """
     if [row["prompt"] for row in before] != [row["prompt"] for row in after]:
         raise ValueError("samples before and after training must be of the same prompts in the same order")
-    panels = []
-    for old, new in islice(zip(before, after, strict=True), n):
-        shown = Table.grid("", "", padding=(0, 2, 1, 0))
-        for label, text in (("prompt", old["prompt"]), ("before", old["response"]), ("after", new["response"])):
-            shown.add_row(Text(label, style="bold"), Text(for_terminal(text)))  # Text: a response may look like markup
-        panels.append(Panel(shown))
-    return Group(*panels)
+    labelled = (
+        {"prompt": old["prompt"], "before": old["response"], "after": new["response"]}
+        for old, new in zip(before, after, strict=True)
+    )
+    return Group(*map(panel, islice(labelled, n)))
+
+
+def panel(texts: Mapping[str, object]) -> Panel:
+    """Texts of others, each with its label, in a frame."""
+    shown = Table.grid("", "", padding=(0, 2, 1, 0))
+    for label, text in texts.items():
+        shown.add_row(Text(label, style="bold"), Text(for_terminal(text)))  # Text: a response may look like markup
+    return Panel(shown)

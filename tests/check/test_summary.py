@@ -72,17 +72,13 @@ def test_notes_of_what_has_no_effect(bench):
     bench.recipe["optim"] |= {"schedule": "linear", "schedule_steps": 1}
     bench.reward("corpus_rewards:fine", weight=0.0)
     rows = [{"prompt": f"{i}+1?", "answer": "1", "truncated": i} for i in range(8)]
-    bench.rows(rows, "runs.jsonl")
-    (bench.root / "runs/corpus").mkdir(parents=True)
-    (bench.root / "runs.jsonl").rename(bench.root / "runs/corpus/rows.jsonl")
-    bench.put("data.prompts", "runs/corpus/rows.jsonl")
+    bench.rows(rows)
     result = bench.checked()
     assert result["ok"], result["problems"]
     notes = "\n".join(result["notes"])
     for part in (
         *("data.holdout_by: has no effect", "data.eval_args: has no effect", "data.system: has no effect"),
         *("lr is 0 from step 1 of 2 on", "every weight is 0", "rewards get truncated of the run"),
-        "runs/corpus holds runs/corpus/rows.jsonl",
     ):
         assert part in notes, (part, notes)
 
