@@ -38,7 +38,7 @@ def test_a_full_disk_at_the_end_is_one_line_and_the_run_goes_on(folder, tmp_path
 
 def test_a_run_whose_updates_were_all_left_out_ends_with_an_error(folder, tmp_path):
     out = tmp_path / "run"
-    wrong = 'objective={name: "support.faults:not_finite", at: 0.0}'
+    wrong = 'objective={name: "support.faults:not_finite", at: 0.0, groups: 4}'
     own = [word for word in words(folder, out, wrong) if not word.startswith("objective.k=")]
     code, said = fork("cpu", TRAIN, *own)
     assert code == 1 and "Traceback" not in said, said

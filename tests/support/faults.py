@@ -13,12 +13,12 @@ def _with(transform: Transform) -> Objective:
     return replace(base, name=transform.name, chain=(*base.chain, transform))
 
 
-def not_finite(*, at: float) -> Objective:
-    """One token's advantage is not a number, in one step."""
+def not_finite(*, at: float, groups: int = 1) -> Objective:
+    """One token's advantage is not a number, in one step of at least so many groups; the check makes up three."""
 
     def apply(batch):
         advantage = batch.advantage.clone()
-        if batch.progress == at:
+        if batch.progress == at and len(batch.group.unique()) >= groups:
             advantage[tuple(advantage.nonzero()[0])] = torch.nan
         return replace(batch, advantage=advantage)
 
