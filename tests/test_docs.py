@@ -17,9 +17,10 @@ from support.rollouts import failing, rollout
 from align.check.check import bytewise
 from align.commands.credit import credit
 from align.config.compose import build_objective
+from align.config.data_keys import Data
 from align.config.experiment import examine, load_experiment
 from align.config.problems import paths_in
-from align.config.recipe import Data, Recipe, RewardFunction
+from align.config.recipe import Recipe, RewardFunction
 from align.config.recipe_file import RecipeFile
 from align.config.rules import REPLAY
 from align.data.read import read_rows

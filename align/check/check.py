@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
+from align.check.defaults import fill_steps
 from align.check.folders import check_out
 from align.check.models import survey_guide, survey_policy
 from align.check.objectives import try_objectives
@@ -22,7 +23,6 @@ from align.check.requirements import (
     CheckedRun,
     check_activations,
     check_pairs,
-    fill_steps,
     head_gives,
     load_banks,
     needed_context,
@@ -33,9 +33,10 @@ from align.check.rewards import Trial, started, try_reward
 from align.check.survey import CheckError, Survey
 from align.checkpoint import resume
 from align.config import locations
+from align.config.data_keys import Data
 from align.config.experiment import Experiment
 from align.config.launch import Launch, of_accelerator
-from align.config.recipe import Data, RewardLimits
+from align.config.recipe import RewardLimits
 from align.config.recipe_file import ConfigError, KeyPath
 from align.config.redact import scrub
 from align.config.rules import check_measure

@@ -50,14 +50,14 @@ def training_memory(found: Survey) -> dict[str, float]:
         "reference and guide": _own_models(found) * whole * width / shards["weights"],
         "activations": activations(found),
         "logits": LOGIT_COPIES * CHUNK * found.config.get_text_config().vocab_size * FLOAT,
-        "libraries": 0 if torch.cuda.is_available() else LIBRARIES * GIB,
+        "libraries": 0 if found.launch.hardware.is_gpu else LIBRARIES * GIB,
     }
     return _in_gib(terms)
 
 
 def engine_memory(found: Survey) -> dict[str, float]:
     """{term: GiB} of one process's sampler; `total` alone, 0, where none is loaded beside the trainer's weights."""
-    recipe, on_cpu = found.experiment.recipe, not torch.cuda.is_available()
+    recipe, on_cpu = found.experiment.recipe, not found.launch.hardware.is_gpu
     if found.context is None or recipe.sampling.engine == "transformers":
         return {"total": 0.0}
     base = sum(p.numel() for name, p in found.skeleton.named_parameters() if "lora_" not in name)

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.check import model_files
-from align.check.requirements import fill_defaults
+from align.check.defaults import fill_defaults
 from align.check.survey import Survey
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.config.recipe_file import read
 from align.model.adapter_files import check_base_name, filled, guide_adapter, is_adapter, start_folder
 from align.model.adapters import add_adapter, check_layers
@@ -51,7 +51,7 @@ def survey_policy(found: Survey) -> None:
         _survey_adapter(found, recipe.model.adapter, here)
     if found.config and recipe.sampling and recipe.optim and recipe.run and recipe.eval:
         filled = found.attempt(fill_defaults, found.experiment, found.config, found.launch)
-        found.experiment = filled or found.experiment
+        found.experiment, found.chosen = filled or (found.experiment, [])
 
 
 def survey_guide(found: Survey) -> None:

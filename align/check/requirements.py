@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from align.config.experiment import Experiment
-from align.config.launch import Launch
 from align.config.recipe import Recipe
-from align.config.recipe_file import ConfigError
 from align.data import bank
 from align.data.bank import Bank
 from align.data.prompts import DataError, Prompts, pairs_in
 from align.losses.head import Head
-from align.model import layouts
 from align.model.activations import recorded
 from align.model.adapter_files import is_adapter
 from align.model.locate import ModelError, fingerprint
 from align.objectives.objective import Objective
-from align.rollout.sync_check import TOLERANCE
 
 REFERENCE = {"ref_logprob", "ref_kl", "reward_mask", "kl_mask"}  # quantities that only the reference gives
 
@@ -140,48 +135,3 @@ def bank_identity(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) ->
     if model.guide:
         models["guide"] = fingerprint(model.guide)
     return bank.identity(tokenizer, models, experiment.recipe.sampling.temperature)
-
-
-def fill_defaults(experiment: Experiment, model_config: PretrainedConfig, launch: Launch) -> Experiment:
-    """Fill in the keys whose default depends on model or machine. Raises `ConfigError` for keys that do not fit."""
-    recipe, file = experiment.recipe, experiment.file
-    try:
-        layout = layouts.choose(recipe.optim.layout, model_config)
-    except ValueError as error:
-        raise ConfigError([file.problem(("optim", "layout"), str(error))]) from error
-    if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
-        problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
-        raise ConfigError([file.problem(("sampling", "engine"), problem)])
-    sync = recipe.sampling.sync
-    if recipe.sampling.engine == "vllm" and sync is None:
-        sync = "adapter" if recipe.model.adapter and torch.cuda.is_available() else "merged"
-    temperature = recipe.eval.temperature or recipe.sampling.temperature
-    filled = {
-        "optim": recipe.optim.model_copy(update={"layout": layout}),
-        "sampling": recipe.sampling.model_copy(
-            update={"sync": sync, "tolerance": recipe.sampling.tolerance or TOLERANCE[recipe.model.dtype]}
-        ),
-        "eval": recipe.eval.model_copy(update={"temperature": temperature}),
-        "correct": experiment.correct,
-    }
-    return replace(experiment, recipe=recipe.model_copy(update=filled))
-
-
-def fill_steps(experiment: Experiment, sources: Mapping[str, Prompts]) -> Experiment:
-    """Turn epochs and shares into steps: those of the run, of its schedules, and of the warm-up.
-
-    An epoch takes as many prompts as all sources train on.
-    """
-    run, optim = experiment.recipe.run, experiment.recipe.optim
-    steps = run.steps
-    if steps is None:
-        trained = sum(len(source.train) for source in sources.values())
-        per_step = sum(data.prompts_per_step for data in experiment.recipe.sources().values())
-        steps = math.ceil(run.epochs * trained / per_step)
-    span = optim.schedule_steps or steps
-    warmup = optim.warmup_steps if optim.warmup_share is None else round(optim.warmup_share * span)
-    filled = {
-        "run": run.model_copy(update={"steps": steps, "epochs": None}),
-        "optim": optim.model_copy(update={"schedule_steps": span, "warmup_steps": warmup, "warmup_share": None}),
-    }
-    return replace(experiment, recipe=experiment.recipe.model_copy(update=filled))

@@ -12,7 +12,7 @@ from align.check.memory import engine_memory, sizes, step_tokens, training_memor
 from align.check.requirements import REFERENCE, needs
 from align.check.rewards import GIVEN, Trial
 from align.check.survey import Survey
-from align.config.recipe import Data
+from align.config.data_keys import Data
 from align.data.prompts import Pair
 from align.learner.passes import PROVIDED_BY
 from align.model.load import context_length
@@ -33,6 +33,7 @@ def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
         "passes": passes(found),
         "memory_gib": memory(found),
         "steps": recipe.run.steps,
+        "chosen": [str(choice) for choice in found.chosen],
         "first": found.missing_stages,
         "objectives": [objective.name for objective in experiment.objectives],
     }

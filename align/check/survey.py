@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from align.check.defaults import Choice
 from align.checkpoint.checkpoint import CheckpointError
+from align.config.data_keys import Data
 from align.config.experiment import Experiment
 from align.config.launch import Launch
-from align.config.recipe import Data
 from align.config.recipe_file import KeyPath
 from align.data import bank
 from align.data.prompts import Prompt, Prompts
@@ -32,6 +33,7 @@ class Survey:
     experiment: Experiment  # its defaults filled in once the model's configuration is known
     launch: Launch
     problems: list[str] = field(default_factory=list)
+    chosen: list[Choice] = field(default_factory=list)  # values of keys that the recipe leaves open
     missing_stages: list[str] = field(default_factory=list)  # models that another recipe must train first
     path: str | None = None  # folder with the policy's configuration and tokenizer; of a hub name without weights
     tokenizer: PreTrainedTokenizerBase | None = None

@@ -11,6 +11,7 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from align.batch import Batch
+from align.check.defaults import fill_dtype
 from align.check.requirements import bank_identity, check_stages
 from align.config.experiment import Experiment
 from align.config.recipe_file import ConfigError
@@ -27,6 +28,7 @@ from align.model.locate import locate
 from align.model.policy import Policy, read_tokens
 from align.rollout import rollouts
 from align.run.setup import set_threads
+from align.system.hardware import here
 
 
 def annotate(experiment: Experiment) -> list[Path]:
@@ -34,6 +36,7 @@ def annotate(experiment: Experiment) -> list[Path]:
 
     Raises `ConfigError` where none does, `DataError` and `ModelError`.
     """
+    experiment = fill_dtype(experiment, here())
     recipe = experiment.recipe
     sources = {name: source for name, source in recipe.sources().items() if source.bank}
     if not sources:

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from align.config import locations
 from align.config.compose import argument_paths, build_objectives
 from align.config.factories import check_path, check_survives, load_object
+from align.config.model_keys import FromRecipe
 from align.config.problems import BOOLEAN, booleans, explain, names_at, nearest, paths_in
-from align.config.recipe import Correct, FromRecipe, Recipe, RewardFunction
+from align.config.recipe import Correct, Recipe, RewardFunction
 from align.config.recipe_file import ConfigError, KeyPath, RecipeFile, read
 from align.config.redact import hub_tokens
 from align.config.rules import TRAINING, Rule, hub_problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -12,19 +12,21 @@ from accelerate.commands.launch import launch_command_parser
 
 from align.config.problems import nearest, shortened
 from align.config.recipe_file import ConfigError, RecipeFile, read
+from align.system.hardware import Hardware, here
 
 ENGINE_ARGUMENTS = "DeepSpeed Arguments"  # the group of `accelerate launch --help` with the keys of deepspeed_config
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Processes and ZeRO of a run; by default one process without ZeRO, as in launch/cpu.yaml."""
+    """Processes, ZeRO and hardware of a run; by default one process without ZeRO, here, as in launch/cpu.yaml."""
 
     name: str = "launch"
     processes: int = 1
     zero_stage: int = 0
     mixed_precision: str = "no"
     accumulation: int = 1  # micro-batches that the launch file wants for a step
+    hardware: Hardware = field(default_factory=here)
 
     @property
     def problems(self) -> list[str]:

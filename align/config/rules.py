@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable
 
+from align.config.data_keys import Data
 from align.config.hub_name import base_problem, check_repo_name
+from align.config.model_keys import FromRecipe
 from align.config.problems import nearest
-from align.config.recipe import Data, FromRecipe, Gate, Recipe, Sampling
+from align.config.recipe import Gate, Recipe
 from align.config.recipe_file import KeyPath, RecipeFile
+from align.config.sampling_keys import Sampling
 from align.objectives.objective import Objective
 from align.transforms.transform import Stage
 

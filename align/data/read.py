@@ -15,9 +15,9 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
+from align.config.data_keys import Data
 from align.config.factories import check_survives, load_object
 from align.config.problems import nearest, shortened
-from align.config.recipe import Data
 from align.config.recipe_file import DEEPEST, HALF
 from align.data.prompts import DataError, Prompt, Prompts
 from align.data.tokenise import Ends, LongPrompt, check_variables, make_pair, make_prompt, with_prompt

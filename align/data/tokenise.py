@@ -12,8 +12,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational, maybe_apply_chat_template, maybe_extract_prompt
 
+from align.config.data_keys import Data
 from align.config.problems import nearest
-from align.config.recipe import Data
 from align.data.prompts import Answer, DataError, Pair, Prompt
 
 Ends = Collection[int]  # ids of the tokens that end a response

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trl.models import prepare_deepspeed
 
 from align.batch import Batch
-from align.config.recipe import Optim
+from align.config.optim_keys import Optim
 from align.credit import Credited
 from align.learner.engine_writer import keep_failures
 from align.learner.micro_batches import UNTRACKED, divide

@@ -11,7 +11,7 @@ from transformers import get_scheduler
 from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
 from transformers.trainer_pt_utils import get_parameter_names
 
-from align.config.recipe import Optim
+from align.config.optim_keys import Optim
 from align.model.policy import Policy
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from peft import LoraConfig
 from safetensors import safe_open
 
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.model.load import shapes
 from align.model.locate import ModelError, locate, same_model
 

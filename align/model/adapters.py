@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.config.recipe import Adapter, Model
+from align.config.model_keys import Adapter, Model
 from align.model.adapter_files import WEIGHTS, guide_adapter, is_adapter, layers_of
 from align.model.load import UNREADABLE, check_same_tokens, load_model, load_tokenizer
 from align.model.locate import ModelError, locate

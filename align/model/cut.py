@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from align.config.recipe import Sampling
+from align.config.sampling_keys import Sampling
 
 FEW = 1024  # tokens that are sorted at first: sorting all of a large vocabulary takes longer than the head
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from align.config.recipe import Sampling
+from align.config.sampling_keys import Sampling
 from align.data.prompts import Response
 
 LIKELIEST = 65  # next tokens that are compared: a support that is cut to 64 or fewer shows

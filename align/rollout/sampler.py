@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.config.recipe import Sampling
+from align.config.sampling_keys import Sampling
 from align.data.prompts import Prompt
 from align.learner.learner import Learner
 from align.rollout import rollouts

@@ -10,7 +10,8 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from align.batch import Batch
-from align.config.recipe import Data, Recipe, RewardFunction
+from align.config.data_keys import Data
+from align.config.recipe import Recipe, RewardFunction
 from align.credit import Credited
 from align.data.bank import Bank
 from align.data.prompts import Pair, Prompts

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor
 
-from align.config.recipe import Sampling
+from align.config.sampling_keys import Sampling
 from align.learner import weights
 from align.learner.learner import Learner
 from align.model.adapters import ModelRole

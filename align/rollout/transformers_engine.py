@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
-from align.config.recipe import Sampling
+from align.config.sampling_keys import Sampling
 from align.data.prompts import Response
 from align.model.cut import Cut
 from align.rollout.generator import LIKELIEST, SamplerLogprobs

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from workers import told, worker
 
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.learner import weights
 from align.model.adapters import add_adapter
 from align.model.load import load_model

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 from align import objectives
 from align.batch import Batch
 from align.check.requirements import head_specs
-from align.config.recipe import Adapter, Optim
+from align.config.model_keys import Adapter
+from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner.learner import Learner
 from align.learner.passes import ForwardPasses

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from align.check.folders import check_apart, check_out, check_writable
-from align.config.recipe import Data
+from align.config.data_keys import Data
 from align.config.recipe_file import ConfigError
 from align.system.lock import held
 

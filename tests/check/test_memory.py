@@ -6,7 +6,7 @@ from support import tiny_model
 from support.broken.corpus import facts
 
 from align.check import memory, model_files
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.model.adapters import add_adapter
 from align.model.load import load_model
 

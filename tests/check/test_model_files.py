@@ -4,7 +4,7 @@ from support import tiny_model
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from align.check import model_files
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.model.adapters import add_adapter
 from align.model.load import load_config
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.rows import TOKENIZER, numbered, read
 
-from align.config.recipe import Data
+from align.config.data_keys import Data
 from align.data.prompts import Prompt, Prompts, fingerprint
 from align.data.read import load_prompts
 

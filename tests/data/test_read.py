@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.pickles import Bomb
 from support.rows import TOKENIZER, chat, numbered, read, split_rows
 
-from align.config.recipe import Data
+from align.config.data_keys import Data
 from align.data.prompts import DataError, Prompt, Prompts
 from align.data.read import load_prompts
 

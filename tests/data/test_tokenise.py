@@ -4,7 +4,7 @@ import pytest
 from support import tiny_model
 from support.rows import TOKENIZER, chat, read
 
-from align.config.recipe import Data
+from align.config.data_keys import Data
 from align.data.prompts import DataError
 from align.data.read import load_prompts
 

@@ -3,7 +3,7 @@
 import pytest
 
 from align.check.requirements import head_specs
-from align.config.recipe import Optim
+from align.config.optim_keys import Optim
 from align.learner.optimizer import make_optimizer
 from align.model.load import load_model
 from align.model.policy import Policy

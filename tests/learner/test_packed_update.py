@@ -7,7 +7,7 @@ import torch
 from support import ragged_batches
 
 from align.check.requirements import head_specs
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.credit import assign
 from align.learner.learner import contribution, micro_batch
 from align.learner.micro_batches import divide

@@ -3,7 +3,7 @@
 import torch
 from support import guides
 
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.learner import weights
 from align.model.adapters import add_adapter, add_guide
 from align.model.load import load_model

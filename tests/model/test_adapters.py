@@ -9,7 +9,7 @@ from peft import PeftModel
 from support import guides, tiny_model
 from support.pickles import Bomb
 
-from align.config.recipe import Adapter, Model
+from align.config.model_keys import Adapter, Model
 from align.learner import weights
 from align.model import adapters
 from align.model.adapter_files import filled, guide_adapter, is_adapter, start_adapter

@@ -12,7 +12,8 @@ import pytest
 import torch
 from support.rollouts import WORDS
 
-from align.config.recipe import DynamicSampling, RewardFunction, RewardLimits, Sampling
+from align.config.recipe import RewardFunction, RewardLimits
+from align.config.sampling_keys import DynamicSampling, Sampling
 from align.credit import assign
 from align.data.prompts import Prompt, Prompts, Response
 from align.metrics.step import rollout_metrics, signal_metrics

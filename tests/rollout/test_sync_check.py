@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from align.config.recipe import Sampling
+from align.config.sampling_keys import Sampling
 from align.model.cut import Cut
 from align.rollout.generator import SamplerLogprobs, asked
 from align.rollout.sync_check import (

@@ -6,7 +6,7 @@ import torch
 from support import tiny_model
 
 from align.batch import Batch
-from align.config.recipe import Sampling
+from align.config.sampling_keys import Sampling
 from align.model import layouts
 from align.model.cut import Cut
 from align.model.load import load_model

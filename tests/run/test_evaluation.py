@@ -7,7 +7,7 @@ import torch
 from support.counting_learner import CountingLearner
 from support.rollouts import WORDS
 
-from align.config.recipe import Data
+from align.config.data_keys import Data
 from align.data.bank import Bank
 from align.data.prompts import Answer, Pair, Prompt, Prompts
 from align.objectives import dpo, sft

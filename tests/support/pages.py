@@ -25,8 +25,9 @@ from pydantic.fields import FieldInfo
 from align.batch import Batch
 from align.commands.objectives import entry, kind
 from align.config.compose import build_objective
+from align.config.model_keys import FromRecipe
 from align.config.problems import models_in
-from align.config.recipe import FromRecipe, Recipe
+from align.config.recipe import Recipe
 from align.config.recipe_file import RecipeFile
 from align.config.sentinel import Rule, Sentinel
 from align.credit import assign

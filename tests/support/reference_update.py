@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from align.check.requirements import head_specs
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.credit import assign
 from align.losses import Current
 from align.model.activations import recorded

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from align.batch import Batch
-from align.config.recipe import Adapter
+from align.config.model_keys import Adapter
 from align.learner import weights
 from align.model.adapters import add_adapter
 from align.model.layouts import padded

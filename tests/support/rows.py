@@ -1,6 +1,6 @@
 """Rows of data, and functions that give some."""
 
-from align.config.recipe import Data
+from align.config.data_keys import Data
 from align.data.read import load_prompts
 from support import tiny_model
 

@@ -13,7 +13,8 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from safetensors.torch import save_file
 from support import ragged_batches
 
-from align.config.recipe import Adapter, Optim
+from align.config.model_keys import Adapter
+from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner import weights
 from align.learner.learner import Learner

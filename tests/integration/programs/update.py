@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from support import ragged_batches
 
 from align.check.requirements import head_specs
-from align.config.recipe import Adapter, Model, Optim
+from align.config.model_keys import Adapter, Model
+from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner import weights
 from align.learner.learner import Learner

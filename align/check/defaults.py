@@ -1,0 +1,128 @@
+"""Fill in the keys whose default depends on the model, the data or the machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from align.config.experiment import Experiment
+from align.config.launch import Launch
+from align.config.recipe import Recipe
+from align.config.recipe_file import ConfigError
+from align.data.prompts import Prompts
+from align.model import layouts
+from align.rollout.sync_check import TOLERANCE
+from align.system.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value that a run takes for a key that its recipe leaves open."""
+
+    section: str
+    key: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.section}.{self.key}: {self.value}, {self.why}"
+
+
+def fill_defaults(
+    experiment: Experiment, model_config: PretrainedConfig, launch: Launch
+) -> tuple[Experiment, list[Choice]]:
+    """(the experiment with its defaults filled in, what was chosen). Raises `ConfigError` for keys that do not fit
+    model or machine."""
+    recipe, file = experiment.recipe, experiment.file
+    try:
+        layouts.choose(recipe.optim.layout, model_config)
+    except ValueError as error:
+        raise ConfigError([file.problem(("optim", "layout"), str(error))]) from error
+    if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
+        problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
+        raise ConfigError([file.problem(("sampling", "engine"), problem)])
+    chosen = list(choices(recipe, model_config, launch))
+    recipe = _with(recipe, *chosen)
+    if problem := sync_problem(recipe, launch.hardware):
+        raise ConfigError([file.problem(("sampling", "sync"), problem)])
+    return replace(experiment, recipe=recipe.model_copy(update={"correct": experiment.correct})), chosen
+
+
+def fill_dtype(experiment: Experiment, hardware: Hardware) -> Experiment:
+    """Fill in `model.dtype` alone, which banks depend on too."""
+    return replace(experiment, recipe=_with(experiment.recipe, *_dtype(experiment.recipe, hardware)))
+
+
+def sync_problem(recipe: Recipe, hardware: Hardware) -> str | None:
+    """Why the sampler cannot be synced as the recipe says; None where it can."""
+    if hardware.is_gpu and recipe.sampling.sync == "adapter" and recipe.model.dtype == "float32":
+        what = "vLLM's LoRA kernels for GPUs take no float32"
+        return f"adapter cannot be, for {what}; write model.dtype: bfloat16, or sync: merged"
+    return None
+
+
+def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> Iterator[Choice]:
+    """What a run takes for the keys that the recipe leaves open and that depend on model or machine."""
+    hardware, sampling, optim = launch.hardware, recipe.sampling, recipe.optim
+    yield from _dtype(recipe, hardware)
+    dtype = _with(recipe, *_dtype(recipe, hardware)).model.dtype
+    if optim.layout is None:
+        layout = layouts.choose(None, model_config)
+        yield Choice("optim", "layout", layout, "the fastest that the model can")
+    if sampling.engine == "vllm" and sampling.sync is None:
+        yield _sync(recipe, hardware, dtype)
+    if sampling.tolerance is None:
+        yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
+    if recipe.eval.temperature is None:
+        yield Choice("eval", "temperature", sampling.temperature, "as in training")
+
+
+def _dtype(recipe: Recipe, hardware: Hardware) -> Iterator[Choice]:
+    if recipe.model.dtype != "auto":
+        return
+    if hardware.is_gpu and hardware.bfloat16:
+        yield Choice("model", "dtype", "bfloat16", "on GPUs, with float32 master weights")
+    else:
+        why = "on a CPU" if not hardware.is_gpu else "for this GPU has no bfloat16"
+        yield Choice("model", "dtype", "float32", why)
+
+
+def _sync(recipe: Recipe, hardware: Hardware, dtype: str) -> Choice:
+    if not recipe.model.adapter:
+        return Choice("sampling", "sync", "merged", "for all weights are trained")
+    if hardware.is_gpu and dtype == "bfloat16":
+        return Choice("sampling", "sync", "adapter", "on GPUs, for it is smaller and not rounded")
+    why = "for vLLM's LoRA kernels for GPUs take no float32" if hardware.is_gpu else "on a CPU, where it samples faster"
+    return Choice("sampling", "sync", "merged", why)
+
+
+def _with(recipe: Recipe, *chosen: Choice) -> Recipe:
+    """The recipe with these values."""
+    for choice in chosen:
+        section = getattr(recipe, choice.section).model_copy(update={choice.key: choice.value})
+        recipe = recipe.model_copy(update={choice.section: section})
+    return recipe
+
+
+def fill_steps(experiment: Experiment, sources: Mapping[str, Prompts]) -> Experiment:
+    """Turn epochs and shares into steps: those of the run, of its schedules, and of the warm-up.
+
+    An epoch takes as many prompts as all sources train on.
+    """
+    run, optim = experiment.recipe.run, experiment.recipe.optim
+    steps = run.steps
+    if steps is None:
+        trained = sum(len(source.train) for source in sources.values())
+        per_step = sum(data.prompts_per_step for data in experiment.recipe.sources().values())
+        steps = math.ceil(run.epochs * trained / per_step)
+    span = optim.schedule_steps or steps
+    warmup = optim.warmup_steps if optim.warmup_share is None else round(optim.warmup_share * span)
+    filled = {
+        "run": run.model_copy(update={"steps": steps, "epochs": None}),
+        "optim": optim.model_copy(update={"schedule_steps": span, "warmup_steps": warmup, "warmup_share": None}),
+    }
+    return replace(experiment, recipe=experiment.recipe.model_copy(update=filled))

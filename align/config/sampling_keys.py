@@ -1,0 +1,57 @@
+"""The keys of a recipe's section `sampling`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+from pydantic import Field
+
+from align.ranges import (
+    Count,
+    CountOrZero,
+    Gib,
+    GroupSize,
+    Positive,
+    Probability,
+    RelativeProbability,
+    Seconds,
+    Section,
+    Several,
+    Temperature,
+)
+
+
+class DynamicSampling(Section):
+    """Drop groups whose responses are all correct or all wrong, and sample further prompts instead (DAPO)."""
+
+    rounds: Several = Field(4, description="most times that a step samples; then it takes what there is")
+
+
+class Sampling(Section):
+    """How rollouts are sampled, and by which engine."""
+
+    group_size: GroupSize = 8
+    temperature: Temperature = Field(1.0, description="also that at which all log-probabilities are read, pairs' too")
+    top_p: Probability = Field(
+        1.0, description="sample from the likeliest tokens that together have this probability; the policy is cut alike"
+    )
+    top_k: CountOrZero = Field(0, description="sample from so many of the likeliest tokens; 0: from all")
+    min_p: RelativeProbability = Field(
+        0.0, description="sample from tokens at least this many times as likely as the likeliest"
+    )
+    stop: list[Annotated[str, MinLen(1)]] = Field(
+        [], description="texts that end a response, which keeps them and does not count as truncated"
+    )
+    max_response_tokens: Count = 256
+    engine: Literal["vllm", "transformers"] = "vllm"
+    sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
+    dynamic_sampling: DynamicSampling | None = None
+    old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
+    cache_gib: Gib = Field(1.0, description="memory of the engine's key-value cache, for each process")
+    compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
+    max_sequences: Count = Field(64, description="responses that the engine works on at once")
+    tolerance: Positive | None = Field(
+        None, description="mean nats a token that sampler and trainer may differ by; default: by model.dtype"
+    )
+    deadline_s: Seconds = Field(1800.0, description="seconds after which a generation or a sync counts as hung")
