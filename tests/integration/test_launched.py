@@ -19,11 +19,12 @@ SCRIPT = str(ROOT / "recipes/train.py")
     [
         ((*FILE, SCRIPT), "Missing argument 'RECIPE'"),
         ((*FILE, "-m", "align", "train", "absent.yaml"), "absent.yaml"),
-        ((SCRIPT, "absent.yaml"), "absent.yaml"),  # without a config file
+        ((SCRIPT, "empty.yaml"), "empty.yaml"),  # without a config file
     ],
     ids=["no recipe", "module", "no config file"],
 )
 def test_the_reason_comes_last(tmp_path, words, last):
+    (tmp_path / "empty.yaml").touch()
     done = subprocess.run(
         [str(ACCELERATE), "launch", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
