@@ -1,7 +1,8 @@
 """Attention over packed rows: each response attends to its prompt and to itself, and nothing else is computed.
 
-Decoders of transformers call an attention function by name; here is one for packed sequences. A dense mask over the
-whole packed sequence would give the same and pay for every pair of responses.
+Decoders of transformers call an attention function by name; here is one for packed sequences: torch's attention on the
+parts, on a GPU flex attention. A dense mask over the whole packed sequence would give the same and pay for every pair
+of responses.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
+
+from align.model import flex
 
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")  # what some models ask of attention
 
@@ -31,20 +33,13 @@ class Packing:
         """Tokens of each prompt and response, in their order."""
         return [length for prompt, responses in self.groups for length in (prompt, *responses)]
 
-    def block_mask(self, device: torch.device) -> BlockMask:
-        """The mask of this packing for flex attention."""
-        lengths = torch.tensor(self.lengths)
-        prompts: list[int] = []
+    @property
+    def prompts(self) -> list[int]:
+        """For each prompt and response the number of its prompt, which is its own for a prompt."""
+        out: list[int] = []
         for _, responses in self.groups:
-            prompts += [len(prompts)] * (1 + len(responses))
-        part = torch.arange(len(lengths)).repeat_interleave(lengths).to(device)  # [S]
-        prompt_of = torch.tensor(prompts).repeat_interleave(lengths).to(device)  # [S] the part that is its prompt
-
-        def sees(b, h, query, key):
-            return (query >= key) & ((part[key] == part[query]) | (part[key] == prompt_of[query]))
-
-        compiled = device.type == "cuda"  # without compiling the mask would be dense first
-        return create_block_mask(sees, None, None, len(part), len(part), device=device, _compile=compiled)
+            out += [len(out)] * (1 + len(responses))
+        return out
 
 
 def packed_attention(
@@ -55,14 +50,14 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    packing: Packing | None = None,
+    packing: Packing | flex.Blocks | None = None,
     **asked: Any,
 ) -> tuple[Tensor, None]:
     """[1,S,H,D] from query [1,H,S,D], key and value [1,H/n,S,D]: causal in each prompt, and in each response behind
     its prompt.
 
     Raises `NotImplementedError` for a model that does not pass on `packing`, and for whatever it asks of attention that
-    would silently be left out here.
+    would silently be left out here; `ModelError` where a GPU has no kernel for it.
     """
     if packing is None:
         raise NotImplementedError("this model does not pass on to its attention what the decoder is given")
@@ -71,6 +66,8 @@ def packed_attention(
             raise NotImplementedError(f"attention over packed rows has no {name}")
     if attention_mask is not None or asked.get("dropout"):
         raise NotImplementedError("attention over packed rows has no mask of a model's own and no dropout")
+    if isinstance(packing, flex.Blocks):
+        return flex.attention(query, key, value, packing, scaling).transpose(1, 2), None
     parts = zip(*(tensor.split(packing.lengths, 2) for tensor in (query, key, value)), strict=True)
     out = []
     for prompt, responses in packing.groups:
@@ -95,18 +92,16 @@ def attending(
 ) -> Iterator[Mapping[str, Any]]:
     """Give the arguments that confine the decoder's attention, and set it up for them inside the block.
 
-    A [R,S] mask is used as it is; a packed sequence by flex attention on a GPU, by `packed_attention` elsewhere.
+    A [R,S] mask is used as it is; a packed sequence by flex attention on a GPU, in parts elsewhere.
     """
     if isinstance(attention, Tensor):
         yield {"attention_mask": attention.to(device)}
         return
+    gpu = device.type == "cuda"
+    packing = flex.blocks(attention.lengths, attention.prompts, device) if gpu else attention
     config, own = config.get_text_config(), config.get_text_config()._attn_implementation
     try:
-        if device.type == "cuda":
-            config._attn_implementation = "flex_attention"
-            yield {"attention_mask": attention.block_mask(device)}
-        else:
-            config._attn_implementation = "packed"
-            yield {"packing": attention}
+        config._attn_implementation = "packed"
+        yield {"packing": packing}
     finally:
         config._attn_implementation = own

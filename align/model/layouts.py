@@ -1,13 +1,15 @@
 """Layouts turn rows into model input: padded side by side, or packed behind their shared prompt.
 
 Both give the same log-probabilities. `padded` works for every model and is the oracle; `shared_prefix`
-computes the prompt of a group once, forward and backward, and needs a model that attends by mask alone.
+computes the prompt of a group once, forward and backward, and needs a model that attends by mask alone. On a GPU it
+fills its last block, since kernels for lengths of whole blocks serve all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from align.batch import Batch
 from align.model.attention import Packing
+from align.model.flex import BLOCK, filled
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Load:
     prompt: int = 0  # tokens of the longest
     response: int = 0
     positions: int = 0  # that the layers compute
+    filling: int = 0  # of these: those that only fill the last block
     attended: int = 0  # pairs of positions of which one attends to the other
     predictions: int = 0  # positions that the head reads
 
@@ -108,13 +112,14 @@ def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
 def _add_padded(load: Load, row: Row) -> Load:
     count, prompt, response = load.rows + 1, max(load.prompt, row.prompt), max(load.response, row.response, 1)
     width = prompt + response
-    return Load(count, row.group, prompt, response, count * width, count * width**2, count * response)
+    return Load(count, row.group, prompt, response, count * width, 0, count * width**2, count * response)
 
 
-def _shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
+def _shared_prefix(batch: Batch, wanted_BT: Tensor, whole: Callable[[int], int]) -> Inputs:
     """Pack one sequence: each group's prompt, then its responses, each of which attends to the prompt and itself only.
 
-    Positions restart behind the prompt. A response's last wanted token is no input: nothing is predicted from it.
+    Positions restart behind the prompt. A response's last wanted token is no input: nothing is predicted from it. What
+    `whole` makes the sequence longer is one more prompt, without responses.
     """
     T, ends = batch.mask.shape[1], last_wanted(wanted_BT).tolist()
     ids: list[int] = []
@@ -138,10 +143,12 @@ def _shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
             targets.append(response[t])
             token_index.append(i * T + t)
     prompts = {int(group): len(prompt) for group, prompt in zip(batch.group, batch.prompt_ids, strict=True)}
+    parts = [(prompts[group], tuple(lengths)) for group, (_, lengths) in groups.items()]
+    filling = whole(len(ids)) - len(ids)
     return Inputs(
-        input_ids=torch.tensor([ids]),
-        attention=Packing(tuple((prompts[group], tuple(lengths)) for group, (_, lengths) in groups.items())),
-        position_ids=torch.tensor([positions]),
+        input_ids=torch.tensor([ids + [0] * filling]),
+        attention=Packing(tuple(parts + [(filling, ())] * (filling > 0))),
+        position_ids=torch.tensor([positions + list(range(filling))]),
         predict_at=torch.tensor(predict_at, dtype=torch.int64),
         targets=torch.tensor([targets], dtype=torch.int64),
         logit_index=torch.arange(len(token_index)),
@@ -150,24 +157,53 @@ def _shared_prefix(batch: Batch, wanted_BT: Tensor) -> Inputs:
     )
 
 
-def _add_shared_prefix(load: Load, row: Row) -> Load:
+def _add_shared_prefix(
+    load: Load, row: Row, whole: Callable[[int], int], pairs: Callable[[int, int, int], int]
+) -> Load:
     prompt = 0 if load.rows and row.group == load.group else row.prompt
+    taken = load.positions - load.filling + prompt + max(row.response - 1, 0)
     return Load(
         rows=load.rows + 1,
         group=row.group,
         prompt=max(load.prompt, row.prompt),
         response=max(load.response, row.response),
-        positions=load.positions + prompt + max(row.response - 1, 0),
-        attended=load.attended + prompt**2 // 2 + row.response * (row.prompt + row.response),
+        positions=whole(taken),
+        filling=whole(taken) - taken,
+        attended=load.attended + pairs(prompt, row.prompt, row.response),
         predictions=load.predictions + row.wanted,
     )
 
 
+def _pairs_of_parts(new_prompt: int, prompt: int, response: int) -> int:
+    """Pairs that attention on the parts computes for a row: a prompt's triangle, a response's square, and its prompt."""
+    return new_prompt**2 // 2 + response * (prompt + response)
+
+
+def _pairs_of_blocks(new_prompt: int, prompt: int, response: int) -> int:
+    """About the pairs in the blocks of flex attention: of a triangle those on the diagonal whole, and what a part
+    shares with its neighbours' blocks."""
+    return new_prompt * (new_prompt // 2 + BLOCK) + response * (prompt + response // 2 + 2 * BLOCK)
+
+
 padded = Layout("padded", _padded, _add_padded)
 
-shared_prefix = Layout("shared_prefix", _shared_prefix, _add_shared_prefix)
+shared_prefix = Layout(
+    "shared_prefix",
+    partial(_shared_prefix, whole=int),
+    partial(_add_shared_prefix, whole=int, pairs=_pairs_of_parts),
+)
 
-LAYOUTS = {layout.name: layout for layout in (padded, shared_prefix)}
+shared_prefix_in_blocks = Layout(
+    "shared_prefix",
+    partial(_shared_prefix, whole=filled),
+    partial(_add_shared_prefix, whole=filled, pairs=_pairs_of_blocks),
+)
+
+
+def layout_on(device: str, name: str) -> Layout:
+    """The layout of this name for a kind of device, such as cpu or cuda."""
+    packed = shared_prefix_in_blocks if device == "cuda" else shared_prefix
+    return {layout.name: layout for layout in (padded, packed)}[name]
 
 
 def choose(name: str | None, config: PretrainedConfig) -> str:
