@@ -93,6 +93,7 @@ def keeps_master(found: Survey) -> bool:
 def step_tokens(found: Survey) -> int:
     """Most tokens that one process computes with a gradient in a step; packed, a prompt counts once a group."""
     recipe, total = found.experiment.recipe, 0
+    layout = layouts.layout_on(found.launch.hardware.kind, recipe.optim.layout)
     for name, source in recipe.sources().items():
         prompts = found.sources[name].train
         if source.prompts:
@@ -101,7 +102,7 @@ def step_tokens(found: Survey) -> int:
         else:
             pairs = [prompt for prompt in prompts if isinstance(prompt, Pair)]
             groups = [(len(pair.ids), [len(answer.ids) for answer in pair.answers]) for pair in pairs]
-        total += source.prompts_per_step * max(_positions(recipe.optim.layout, *group) for group in groups)
+        total += source.prompts_per_step * max(_positions(layout, *group) for group in groups)
     return -(-total // found.launch.processes)
 
 
@@ -155,10 +156,10 @@ def _cached(found: Survey) -> float:
     return found.experiment.recipe.sampling.max_sequences * found.context * token
 
 
-def _positions(layout: str, prompt: int, responses: Sequence[int]) -> int:
+def _positions(layout: layouts.Layout, prompt: int, responses: Sequence[int]) -> int:
     """Positions that the layers compute for one group."""
     rows = [layouts.Row(i, 0, prompt, length, length) for i, length in enumerate(responses)]
-    return reduce(layouts.LAYOUTS[layout].add, rows, layouts.Load()).positions
+    return reduce(layout.add, rows, layouts.Load()).positions
 
 
 def _in_gib(terms: dict[str, float]) -> dict[str, float]:

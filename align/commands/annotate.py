@@ -46,14 +46,14 @@ def annotate(experiment: Experiment) -> list[Path]:
     path = locate(recipe.model.policy)
     tokenizer = load_tokenizer(path)
     ends = end_tokens(path, tokenizer)
-    layout = layouts.LAYOUTS[layouts.choose(recipe.optim.layout, load_config(path))]
+    layout = layouts.layout_on(here().kind, layouts.choose(recipe.optim.layout, load_config(path)))
     batches = {}
     for name, source in sources.items():
         pairs = load_prompts(source, tokenizer, recipe.run.seed, ends)
         batches[name] = rollouts.pairs_to_batch(pairs_in([*pairs.train, *pairs.held_out]), tokenizer)
     scored = {name: {} for name in sources}
     for quantity, policy in _models(experiment, path, tokenizer):
-        if layout is layouts.shared_prefix and not packs(policy):
+        if layout is not layouts.padded and not packs(policy):
             layout = layouts.padded
         for name, batch in batches.items():
             [plan] = divide(

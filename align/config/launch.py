@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import ParallelismConfig
 
 from align.config.problems import nearest, shortened
 from align.config.recipe_file import ConfigError, RecipeFile, read
 from align.system.hardware import Hardware, here
 
 ENGINE_ARGUMENTS = "DeepSpeed Arguments"  # the group of `accelerate launch --help` with the keys of deepspeed_config
+
+PARALLEL = ("tp_size", "cp_size", "sp_size")  # what divides layers or sequences, of accelerate's parallelism config
+
+# DeepSpeed Ulysses attends through a function of its own, which replaces every mask by the plain causal one
+WHOLE_ROWS = (
+    "each process computes whole rows with whole layers, and sequence parallelism would let packed responses see each "
+    "other; leave it out"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Launch:
     mixed_precision: str = "no"
     accumulation: int = 1  # micro-batches that the launch file wants for a step
     hardware: Hardware = field(default_factory=here)
+    divided: Mapping[str, object] = field(default_factory=dict)  # {setting that divides rows or layers: its value}
 
     @property
     def problems(self) -> list[str]:
@@ -38,7 +49,9 @@ class Launch:
         if self.accumulation != 1:
             what = f"is {self.accumulation}, and optim.micro_batch_tokens makes the micro-batches; write 1"
             out.append(f"{self.name}: deepspeed_config.gradient_accumulation_steps: {what}")
-        return out
+        return out + [
+            f"{self.name}: {name}: is {shortened(value)}; {WHOLE_ROWS}" for name, value in self.divided.items()
+        ]
 
     @property
     def shards(self) -> dict[str, int]:
@@ -72,6 +85,10 @@ def of_file(path: Path) -> Launch:
     if "deepspeed_config_file" in engine:
         what = "is not read here; write its keys into this file"
         problems.append(file.problem(("deepspeed_config", "deepspeed_config_file"), what))
+    if isinstance(parallel := given.get("parallelism_config"), Mapping):
+        wrong = [name for name in PARALLEL if parallel.get(f"parallelism_config_{name}", 1) != 1]
+        places = [("parallelism_config", f"parallelism_config_{name}") for name in wrong]
+        problems += [file.problem(key, f"is {shortened(parallel[key[1]])}; {WHOLE_ROWS}") for key in places]
     if problems:
         raise ConfigError(problems)
     processes, stage, accumulation = (value for value, _ in numbers.values())
@@ -113,4 +130,15 @@ def of_accelerator(accelerator: Accelerator) -> Launch:
         zero_stage=plugin.zero_stage,
         mixed_precision=accelerator.mixed_precision,
         accumulation=accelerator.gradient_accumulation_steps,
+        divided=_divided(accelerator.parallelism_config, plugin.deepspeed_config),
     )
+
+
+def _divided(parallel: ParallelismConfig | None, engine: Mapping[str, Any]) -> dict[str, object]:
+    """{setting: value} of what divides rows or layers over processes."""
+    found = {f"parallelism_config.{name}": getattr(parallel, name, 1) for name in PARALLEL}
+    found["deepspeed_config.sequence_parallel_size"] = engine.get("sequence_parallel_size", 1)
+    found["deepspeed_config.tensor_parallel.autotp_size"] = engine.get("tensor_parallel", {}).get("autotp_size", 1) or 1
+    found = {name: value for name, value in found.items() if value != 1}
+    passes = [name for name in engine.get("compile", {}).get("passes") or () if name in ("autosp", "autotp")]
+    return found | ({"deepspeed_config.compile.passes": passes} if passes else {})

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from align.batch import Batch
 from align.learner.learner import Learner
-from align.model.layouts import padded, shared_prefix, why_not_packed
+from align.model.layouts import layout_on, padded, why_not_packed
 from align.model.locate import ModelError
 from align.model.policy import Policy, read_tokens
 
@@ -24,6 +25,17 @@ def check_head(learner: Learner) -> None:
         kind = learner.model.config.get_text_config().model_type
         what = f"the head of {kind} makes logits in a way that is not known here (off by {gap:.3g})"
         raise ModelError(f"model.policy: {what}; it is not supported")
+
+
+def check_attention() -> None:
+    """Raise `ModelError` where DeepSpeed Ulysses has put itself in the place of attention in transformers: it splits
+    sequences over processes and replaces every mask by the plain causal one."""
+    for name, function in ALL_ATTENTION_FUNCTIONS.items():
+        if getattr(function, "__module__", "").startswith("deepspeed."):
+            what = (
+                f"DeepSpeed's sequence parallelism has replaced transformers' attention {name}, and ignores its masks"
+            )
+            raise ModelError(f"model.policy: {what}; do not register it (register_with_transformers)")
 
 
 @torch.no_grad()
@@ -43,7 +55,8 @@ def packs(module: nn.Module) -> bool:
     answers = [tokens[16:24], tokens[24:29], tokens[29:41], tokens[41:48]]
     batch = Batch.of([0, 0, 1, 1], answers, prompt_ids=[prompts[0], prompts[0], prompts[1], prompts[1]])
     try:
-        one, two = (read_tokens(module, layout, batch, batch.mask)[batch.mask] for layout in (padded, shared_prefix))
+        pair = (padded, layout_on(policy.model.device.type, "shared_prefix"))
+        one, two = (read_tokens(module, layout, batch, batch.mask)[batch.mask] for layout in pair)
     except NotImplementedError:
         return False
     rounding = 0.02 if policy.model.dtype == torch.bfloat16 else 1e-4

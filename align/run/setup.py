@@ -22,7 +22,7 @@ from align.config.recipe_file import ConfigError
 from align.data.bank import Bank
 from align.data.prompts import Prompts, pairs_in
 from align.learner.learner import Learner
-from align.learner.support import check_head, packs
+from align.learner.support import check_attention, check_head, packs
 from align.loop import Loop
 from align.model import layouts
 from align.model.adapter_files import is_adapter, start_folder
@@ -133,7 +133,10 @@ def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
     cut, heads = Cut.of(recipe.sampling), head_specs(experiment.objectives)
     policy = Policy(model, recipe.sampling.temperature, heads, cut)
     frozen = load_frozen(experiment, needs(experiment, checked.banks), checked.path, model, checked.tokenizer)
-    learner = Learner(accelerator, policy, layouts.LAYOUTS[recipe.optim.layout], recipe.optim, frozen)
+    learner = Learner(
+        accelerator, policy, layouts.layout_on(accelerator.device.type, recipe.optim.layout), recipe.optim, frozen
+    )
+    check_attention()
     check_head(learner)
     return learner
 
@@ -197,7 +200,7 @@ def load_frozen(
 def check_packing(experiment: Experiment, asked: str | None, learner: Learner) -> Experiment:
     """Switch to padded rows where packing a few rows changes a model's log-probabilities. Raises `ConfigError` where
     the recipe asked for packing."""
-    if learner.layout is not layouts.shared_prefix:
+    if learner.layout is layouts.padded:
         return experiment
     packed = [packs(module) for module in (learner.engine, *learner.frozen.values())]
     if all(packed):

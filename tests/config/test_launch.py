@@ -1,5 +1,7 @@
 """What a launch file says."""
 
+from types import SimpleNamespace
+
 import pytest
 from support.paths import ROOT
 
@@ -45,3 +47,40 @@ def test_a_typo_is_refused_with_its_line(tmp_path, old, new, told):
     with pytest.raises(ConfigError) as caught:
         launch.of_file(path)
     assert any(told in problem for problem in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize("name", ["sp_size", "cp_size", "tp_size"])
+def test_a_launch_file_divides_no_rows(tmp_path, name):
+    path = tmp_path / "launch.yaml"
+    path.write_text(f"{GOOD}parallelism_config: {{parallelism_config_{name}: 2}}\n")
+    with pytest.raises(ConfigError, match=rf"4: parallelism_config.parallelism_config_{name}: is 2; .*leave it out"):
+        launch.of_file(path)
+    path.write_text(f"{GOOD}parallelism_config: {{parallelism_config_{name}: 1}}\n")
+    assert launch.of_file(path).problems == []
+
+
+@pytest.mark.parametrize(
+    "parallel, engine, told",
+    [
+        ({"sp_size": 2}, {}, "parallelism_config.sp_size: is 2"),
+        ({"tp_size": 2}, {}, "parallelism_config.tp_size: is 2"),
+        ({}, {"sequence_parallel_size": 4}, "deepspeed_config.sequence_parallel_size: is 4"),
+        ({}, {"tensor_parallel": {"autotp_size": 2}}, "deepspeed_config.tensor_parallel.autotp_size: is 2"),
+        ({}, {"compile": {"passes": ["z1", "autosp"]}}, "deepspeed_config.compile.passes: is"),
+    ],
+)
+def test_an_accelerator_divides_no_rows(parallel, engine, told):
+    """However it came by its settings: the command line, the environment, a DeepSpeed config of its own."""
+    plugin = SimpleNamespace(zero_stage=2, deepspeed_config=engine)
+    sizes = SimpleNamespace(**{"sp_size": 1, "cp_size": 1, "tp_size": 1, **parallel}) if parallel else None
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(deepspeed_plugin=plugin),
+        num_processes=2,
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
+        parallelism_config=sizes,
+    )
+    [problem] = launch.of_accelerator(accelerator).problems
+    assert problem.startswith(f"launch: {told}") and "packed responses see each other; leave it out" in problem
+    plugin.deepspeed_config, accelerator.parallelism_config = {}, None
+    assert launch.of_accelerator(accelerator).problems == []

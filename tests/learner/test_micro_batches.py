@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from align.batch import Batch
 from align.learner.micro_batches import divide
-from align.model.layouts import padded, shared_prefix
+from align.model.layouts import padded, shared_prefix, shared_prefix_in_blocks
 
 NOTHING = torch.zeros(400, dtype=torch.bool)
 
@@ -21,8 +21,8 @@ def planned(batch, rows, ranks, tokens, layout, coupled=None, wanted=None, quadr
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=20),
     groups=st.integers(1, 4),
     ranks=st.integers(1, 3),
-    tokens=st.integers(1, 80),
-    layout=st.sampled_from([padded, shared_prefix]),
+    tokens=st.one_of(st.integers(1, 80), st.integers(200, 600)),
+    layout=st.sampled_from([padded, shared_prefix, shared_prefix_in_blocks]),
     data=st.data(),
 )
 def test_every_row_once_within_the_budget_and_as_often_on_every_rank(lengths, groups, ranks, tokens, layout, data):

@@ -1,5 +1,6 @@
 """Packed behind a shared prompt or padded side by side: the same log-probabilities, entropies and gradients."""
 
+import random
 from dataclasses import replace
 from functools import reduce
 
@@ -10,7 +11,8 @@ from transformers import AutoConfig
 
 from align.batch import Batch
 from align.learner.support import packs
-from align.model import layouts
+from align.model import flex, layouts
+from align.model.attention import Packing
 from align.model.policy import Policy
 
 
@@ -140,20 +142,42 @@ def test_models_that_cannot_be_packed_are_recognised(kind, changes, why):
         layouts.choose("shared_prefix", config)
 
 
-@pytest.mark.parametrize("layout", [layouts.padded, layouts.shared_prefix], ids=lambda layout: layout.name)
+ALL = {
+    "padded": layouts.padded,
+    **{f"packed on {kind}": layouts.layout_on(kind, "shared_prefix") for kind in ("cpu", "cuda")},
+}
+
+
+@pytest.mark.parametrize("layout", ALL.values(), ids=ALL)
 def test_a_load_is_what_the_inputs_take(layout):
     batch = ragged().rows(torch.tensor([0, 2, 4, 1, 3]))  # groups together, as a plan has them
     wanted = batch.mask & (torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(0)) > 0.4)
     load = reduce(layout.add, layouts.rows(batch, wanted), layouts.Load())
     inputs = layout.inputs(batch, wanted)
-    assert load.positions == inputs.input_ids.numel()
+    assert load.positions == inputs.input_ids.numel() == inputs.position_ids.numel()
     assert load.predictions == len(inputs.predict_at) * len(inputs.input_ids)
     if layout is layouts.padded:
         assert load.attended == 5 * inputs.input_ids.shape[1] ** 2
-    else:  # each prompt's triangle, and of each response its own square and its prompt
+    elif layout is layouts.shared_prefix:  # each prompt's triangle, and of each response its own square and its prompt
         reach = dict(enumerate(layouts.last_wanted(wanted).tolist()))
         own = sum(reach[i] * (len(batch.prompt_ids[i]) + reach[i]) for i in reach)
         assert load.attended == own + sum(n**2 // 2 for n in {len(prompt) for prompt in batch.prompt_ids})
+    else:
+        assert load.positions == 256 and load.filling == inputs.attention.groups[-1][0]
+
+
+@pytest.mark.parametrize("prompt, response, size, groups", [(200, 100, 8, 4), (100, 1000, 8, 2), (1000, 300, 16, 1)])
+def test_pairs_on_a_gpu_are_about_those_of_its_blocks(prompt, response, size, groups):
+    draw, rows, parts = random.Random(0), [], []
+    for group in range(groups):
+        own, lengths = draw.randint(prompt // 2, prompt), [draw.randint(2, response) for _ in range(size)]
+        rows += [layouts.Row(0, group, own, length, length) for length in lengths]
+        parts.append((own, tuple(length - 1 for length in lengths)))
+    load = reduce(layouts.shared_prefix_in_blocks.add, rows, layouts.Load())
+    packing = Packing((*parts, (load.filling, ())))
+    found = flex.blocks(packing.lengths, packing.prompts, torch.device("cpu"))
+    computed = int(found.pairs[0].sum() + found.pairs[2].sum()) * flex.BLOCK**2
+    assert load.attended == pytest.approx(computed, rel=0.15)
 
 
 def test_what_is_behind_the_last_wanted_token_is_not_computed():
