@@ -49,9 +49,8 @@ class Launch:
         if self.accumulation != 1:
             what = f"is {self.accumulation}, and optim.micro_batch_tokens makes the micro-batches; write 1"
             out.append(f"{self.name}: deepspeed_config.gradient_accumulation_steps: {what}")
-        return out + [
-            f"{self.name}: {name}: is {shortened(value)}; {WHOLE_ROWS}" for name, value in self.divided.items()
-        ]
+        divided = self.divided.items()
+        return out + [f"{self.name}: {setting}: is {shortened(value)}; {WHOLE_ROWS}" for setting, value in divided]
 
     @property
     def shards(self) -> dict[str, int]:

@@ -32,9 +32,7 @@ def check_attention() -> None:
     sequences over processes and replaces every mask by the plain causal one."""
     for name, function in ALL_ATTENTION_FUNCTIONS.items():
         if getattr(function, "__module__", "").startswith("deepspeed."):
-            what = (
-                f"DeepSpeed's sequence parallelism has replaced transformers' attention {name}, and ignores its masks"
-            )
+            what = f"DeepSpeed's sequence parallelism has replaced transformers' attention {name}; it drops masks"
             raise ModelError(f"model.policy: {what}; do not register it (register_with_transformers)")
 
 

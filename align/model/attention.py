@@ -99,9 +99,16 @@ def attending(
         return
     gpu = device.type == "cuda"
     packing = flex.blocks(attention.lengths, attention.prompts, device) if gpu else attention
-    config, own = config.get_text_config(), config.get_text_config()._attn_implementation
-    try:
-        config._attn_implementation = "packed"
+    with implementing(config.get_text_config(), "packed"):
         yield {"packing": packing}
+
+
+@contextmanager
+def implementing(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Have the decoder of this configuration attend by the function called `name` inside the block."""
+    own = config._attn_implementation
+    try:
+        config._attn_implementation = name
+        yield
     finally:
         config._attn_implementation = own

@@ -44,7 +44,7 @@ def blocks(lengths: list[int], prompts: list[int], device: torch.device) -> Bloc
     """Find the blocks that see each other, where parts of these lengths stand one after the other, each causal and
     behind the whole part that is its prompt (its own number for a prompt).
 
-    Counts the pairs of each two blocks from the parts' overlaps with them; a dense mask of 32,768 positions takes 1 GiB.
+    Counts the pairs of each two blocks from the parts' overlaps with them: a dense mask of 32,768 positions has 1 GiB.
     Raises `ValueError` for a sequence that is not filled.
     """
     length_N, prompt_N = torch.tensor(lengths), torch.tensor(prompts)

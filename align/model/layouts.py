@@ -175,7 +175,7 @@ def _add_shared_prefix(
 
 
 def _pairs_of_parts(new_prompt: int, prompt: int, response: int) -> int:
-    """Pairs that attention on the parts computes for a row: a prompt's triangle, a response's square, and its prompt."""
+    """Pairs of a row that attention on the parts computes: a prompt's triangle, a response's square and its prompt."""
     return new_prompt**2 // 2 + response * (prompt + response)
 
 

@@ -133,9 +133,8 @@ def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
     cut, heads = Cut.of(recipe.sampling), head_specs(experiment.objectives)
     policy = Policy(model, recipe.sampling.temperature, heads, cut)
     frozen = load_frozen(experiment, needs(experiment, checked.banks), checked.path, model, checked.tokenizer)
-    learner = Learner(
-        accelerator, policy, layouts.layout_on(accelerator.device.type, recipe.optim.layout), recipe.optim, frozen
-    )
+    layout = layouts.layout_on(accelerator.device.type, recipe.optim.layout)
+    learner = Learner(accelerator, policy, layout, recipe.optim, frozen)
     check_attention()
     check_head(learner)
     return learner

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +93,8 @@ def run(part: Part, limit: float, folder: Path, site: Path | None, log) -> dict:
     except subprocess.TimeoutExpired:
         status, reason = "timed out", f"not done after {limit:.0f} s"
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # also what it started
-        except ProcessLookupError:
-            pass
         process.wait()
     rows = [json.loads(line) for line in said.read_text().splitlines()] if said.exists() else []
     if status == "failed":

@@ -1,6 +1,7 @@
 """Flex attention over packed rows: the GPU's way, which a CPU can trace but not compile with a gradient."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from support.networks import model
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils.checkpoint import checkpoint
 
 from align.batch import Batch
 from align.learner.support import packs
@@ -103,6 +105,16 @@ def test_forty_packings_are_compiled_once():
         for packing in packings[:5]:
             fused(packing, *heads(packing), 0.3)
     assert counters["stats"]["unique_graphs"] == 2  # one with a gradient, one without
+
+
+def test_layers_that_are_computed_again_take_the_same_kernel():
+    packing = whole(PACKINGS["uneven lengths"])
+    inputs, seen = heads(packing), flex.blocks(packing.lengths, packing.prompts, CPU)
+    run = partial(packed_attention, None, packing=seen)
+    again = checkpoint(run, *inputs, None, use_reentrant=False)[0]
+    one, two = (torch.autograd.grad(out.square().sum(), inputs) for out in (again, run(*inputs, None)[0]))
+    torch.testing.assert_close(one, two, atol=0, rtol=0)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_two_scales_are_two_kernels():
