@@ -31,7 +31,9 @@ FIX = "write optim.layout: padded, or mend what keeps torch from compiling (TORC
 class Blocks:
     """Which positions of a packed sequence see which, as flex attention reads it."""
 
-    pairs: tuple[Tensor, ...]  # of blocks, as `BlockMask` has them: those seen in part, those seen whole, both by key
+    pairs: tuple[
+        Tensor, ...
+    ]  # of blocks, in the order of `BlockMask`: seen in part, whole, and both from the key's side
     spans: tuple[Tensor, ...]  # 3 x [S] int32: where a position's part begins, where its prompt does, and its end
 
 
@@ -92,7 +94,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seen: Blocks, scale: fl
         with torch._dynamo.config.patch(specialize_float=True):  # a kernel has its scale as a constant
             return _compiled()(query, key, value, seen.pairs, seen.spans, scale)
     except (BackendCompilerFailed, FailOnRecompileLimitHit) as error:
-        raise ModelError(f"flex attention did not compile ({error}); {FIX}") from error
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"flex attention did not compile ({type(error).__name__}: {reason}); {FIX}") from error
 
 
 @cache
