@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import statistics
 import sys
 import time
@@ -61,15 +60,12 @@ def median_ms(seconds: list[float]) -> float:
 
 
 def accelerator(stage: int):
-    """An accelerator of this process alone, with DeepSpeed at this ZeRO stage, as a launch file would give it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": str(device() == "cpu").lower()}
-    from accelerate import Accelerator, DeepSpeedPlugin
+    """An accelerator of this process alone, with DeepSpeed at this ZeRO stage."""
+    from align.run.environment import one_process
+
+    os.environ |= one_process(os.environ) | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=1, zero3_init_flag=False)
     backend = "nccl" if device() == "cuda" else "gloo"
-    return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend=backend)])
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend=backend)])

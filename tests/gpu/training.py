@@ -128,7 +128,7 @@ def products() -> float:
 
 def part() -> None:
     where, peak = device(), products()
-    say(what="matrix products", device=where, tflops=round(peak / 1e12, 2))
+    say(what="matrix products", device=where, tflops=round(peak / 1e12, 3))
     prepared = accelerator(2)
     policy = Policy(model(where), 1.0)
     for again in (True, False):
