@@ -65,7 +65,7 @@ def part() -> None:
         start = time.monotonic()
         subprocess.run(command(recipe, folder / "whole", *words), cwd=ROOT, check=True)
         whole = steps(folder / "whole")
-        rewards = [row["reward"] for row in whole if "reward" in row]
+        rewards = [round(row["reward/mean"], 3) for row in whole]
         seconds = round(time.monotonic() - start, 1)
         say(what="five steps", device=device(), steps=len(whole), rewards=rewards, seconds=seconds)
         done = killed(command(recipe, folder / "again", *words), folder / "again")

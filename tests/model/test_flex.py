@@ -117,14 +117,14 @@ def test_layers_that_are_computed_again_take_the_same_kernel():
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_two_scales_are_two_kernels():
+def test_each_scale_has_its_kernel():
     """A kernel has its scale as a constant, which torch would otherwise turn into an input at the second one."""
     packing = whole(PACKINGS["uneven lengths"])
     inputs = heads(packing)
-    for scale in (0.3, 0.4):
+    for scale in (0.3, 0.4, 0.5):
         ours, parts = fused(packing, *inputs, scale), packed_attention(None, *inputs, None, scale, packing=packing)[0]
         torch.testing.assert_close(ours, parts)
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == 3
 
 
 def test_a_kernel_that_was_not_compiled_is_an_error_with_its_fix():
