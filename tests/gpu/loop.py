@@ -23,7 +23,7 @@ with deadline("kernel", 2):
     if torch.cuda.is_available():
         torch.cuda._sleep(10**15)
         torch.cuda.synchronize()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**10)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
 
 
