@@ -111,7 +111,7 @@ def measure(learner: Learner, case: Case, peak: float) -> dict:
         "first_s": round(first, 2),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(inputs.input_ids.numel() / seconds),
-        "mfu": round(flops.useful(policy, inputs) / seconds / peak, 3),
+        "mfu": round(flops.useful(policy, inputs) / seconds / peak, 3) if device() == "cuda" else None,
         "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2) if device() == "cuda" else None,
         "estimated_gib": expected,
         "grad_norm": found["grad_norm"],
