@@ -9,14 +9,18 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from align.check.model_files import skeleton
 from align.config.experiment import Experiment
 from align.config.launch import Launch
 from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
 from align.data.prompts import Prompts
 from align.model import layouts
+from align.model.recompute import layers
 from align.rollout.sync_check import TOLERANCE
 from align.system.hardware import Hardware
+
+LARGE = 1  # billions of parameters above which a GPU computes layers again instead of keeping all of their activations
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ def fill_defaults(
         layouts.choose(recipe.optim.layout, model_config)
     except ValueError as error:
         raise ConfigError([file.problem(("optim", "layout"), str(error))]) from error
+    if recipe.optim.checkpoint_activations and not layers(skeleton(model_config, recipe.model.policy)):
+        kind = model_config.get_text_config().model_type
+        problem = f"the layers of {kind} cannot be computed again (they are no GradientCheckpointingLayer); write false"
+        raise ConfigError([file.problem(("optim", "checkpoint_activations"), problem)])
     if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
         problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
         raise ConfigError([file.problem(("sampling", "engine"), problem)])
@@ -77,6 +85,8 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
         yield _sync(recipe, hardware, dtype)
     if sampling.tolerance is None:
         yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
+    if optim.checkpoint_activations is None:
+        yield _checkpointing(hardware, model_config)
     if recipe.eval.temperature is None:
         yield Choice("eval", "temperature", sampling.temperature, "as in training")
 
@@ -98,6 +108,18 @@ def _sync(recipe: Recipe, hardware: Hardware, dtype: str) -> Choice:
         return Choice("sampling", "sync", "adapter", "on GPUs, for it is smaller and not rounded")
     why = "for vLLM's LoRA kernels for GPUs take no float32" if hardware.is_gpu else "on a CPU, where it samples faster"
     return Choice("sampling", "sync", "merged", why)
+
+
+def _checkpointing(hardware: Hardware, model_config: PretrainedConfig) -> Choice:
+    section, key = "optim", "checkpoint_activations"
+    if not hardware.is_gpu:
+        return Choice(section, key, False, "on a CPU, where time is scarcer than memory")
+    model = skeleton(model_config, "model.policy")
+    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    if not layers(model):
+        return Choice(section, key, False, "for the layers of this model cannot be computed again")
+    size = "above" if billions > LARGE else "not above"
+    return Choice(section, key, billions > LARGE, f"on GPUs, with {billions:.2g}B parameters, {size} {LARGE}B")
 
 
 def _with(recipe: Recipe, *chosen: Choice) -> Recipe:

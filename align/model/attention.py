@@ -100,13 +100,17 @@ def attending(
     if isinstance(attention, Tensor):
         yield {"attention_mask": attention.to(device)}
         return
-    config, own = config.get_text_config(), config.get_text_config()._attn_implementation
+    name = "flex_attention" if device.type == "cuda" else "packed"
+    with implementing(config.get_text_config(), name):
+        yield {"attention_mask": attention.block_mask(device)} if name == "flex_attention" else {"packing": attention}
+
+
+@contextmanager
+def implementing(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Have the decoder of this configuration attend by the function called `name` inside the block."""
+    own = config._attn_implementation
     try:
-        if device.type == "cuda":
-            config._attn_implementation = "flex_attention"
-            yield {"attention_mask": attention.block_mask(device)}
-        else:
-            config._attn_implementation = "packed"
-            yield {"packing": attention}
+        config._attn_implementation = name
+        yield
     finally:
         config._attn_implementation = own

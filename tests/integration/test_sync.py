@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from support import tiny_task
+from support import tiny_model, tiny_task
 from support.paths import PROGRAMS
 from support.zygote import forked
 
@@ -32,6 +32,16 @@ EVERY_PASS = [
     ],
 )
 def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path):
+    follows(machine, adapter, sync, more, folder, tmp_path)
+
+
+@pytest.mark.parametrize("adapter, sync", [(ADAPTER, "sampling.sync=adapter"), ("", "sampling.sync=merged")])
+def test_sampler_follows_the_trainer_of_a_mixture(adapter, sync, tmp_path):
+    """Experts are one tensor in the trainer and others in the engine."""
+    follows("cpu", adapter, sync, [], tiny_model.save_mixture(tmp_path / "mixture"), tmp_path)
+
+
+def follows(machine, adapter, sync, more, folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=adapter, out=tmp_path / "run"))
     script = PROGRAMS / "sync.py"
     forked(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync, *more)
