@@ -16,6 +16,8 @@ from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
 from align.data.prompts import Prompts
 from align.model import layouts
+from align.model.adapters import experts
+from align.model.quantize import why_not
 from align.model.recompute import layers
 from align.rollout.sync_check import TOLERANCE
 from align.system.hardware import Hardware
@@ -53,6 +55,8 @@ def fill_defaults(
     if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
         problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
         raise ConfigError([file.problem(("sampling", "engine"), problem)])
+    if problem := quantize_problem(recipe, model_config, launch):
+        raise ConfigError([file.problem(("model", "quantize"), problem)])
     chosen = list(choices(recipe, model_config, launch))
     recipe = _with(recipe, *chosen)
     if problem := sync_problem(recipe, launch.hardware):
@@ -70,6 +74,20 @@ def sync_problem(recipe: Recipe, hardware: Hardware) -> str | None:
     if hardware.is_gpu and recipe.sampling.sync == "adapter" and recipe.model.dtype == "float32":
         what = "vLLM's LoRA kernels for GPUs take no float32"
         return f"adapter cannot be, for {what}; write model.dtype: bfloat16, or sync: merged"
+    return None
+
+
+def quantize_problem(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> str | None:
+    """Why the policy cannot be quantised as the recipe says; None where it can."""
+    if recipe.model.quantize is None:
+        return None
+    if problem := why_not():
+        return problem
+    if launch.zero_stage == 3:
+        return "ZeRO-3 would partition the 4-bit weights without what makes them whole; launch with ZeRO-2 or none"
+    if experts(skeleton(model_config, "model.policy")):
+        kind = model_config.get_text_config().model_type
+        return f"the experts of {kind} are no linear layers, so nearly all of it would stay whole; leave it out"
     return None
 
 

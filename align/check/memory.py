@@ -19,7 +19,7 @@ from align.check.requirements import REFERENCE, head_specs, needs
 from align.check.survey import Survey
 from align.data.prompts import Pair
 from align.learner.micro_batches import UNTRACKED
-from align.model import layouts
+from align.model import layouts, quantize
 from align.model.adapters import experts
 from align.model.policy import CHUNK
 
@@ -45,7 +45,7 @@ def training_memory(found: Survey) -> dict[str, float]:
     whole, trained = sizes(found)
     states = {"adamw": 2, "sgd": 0}[recipe.optim.optimizer] + keeps_master(found)
     terms = {
-        "weights": whole * width / shards["weights"],
+        "weights": stored_bytes(found) / shards["weights"],
         "gradients": trained * FLOAT / shards["gradients"],
         "optimiser": trained * states * FLOAT / shards["optimiser"],
         "reference and guide": _own_models(found) * whole * width / shards["weights"],
@@ -75,6 +75,17 @@ def engine_memory(found: Survey) -> dict[str, float]:
 def bytes_of(found: Survey) -> int:
     """Bytes of one weight or activation."""
     return 2 if found.experiment.recipe.model.dtype == "bfloat16" else FLOAT
+
+
+def stored_bytes(found: Survey) -> float:
+    """Bytes of the policy's weights with its adapter and heads, of linear layers as they are quantised."""
+    whole, width, causal = sizes(found)[0], bytes_of(found), found.skeleton
+    if found.experiment.recipe.model.quantize is None:
+        return whole * width
+    head = causal.get_output_embeddings()
+    linear = (module.weight for module in causal.modules() if isinstance(module, nn.Linear) and module is not head)
+    quantized = sum(weight.numel() for weight in linear if not weight.requires_grad)
+    return (whole - quantized) * width + quantized * quantize.BYTES
 
 
 def sizes(found: Survey) -> tuple[int, int]:

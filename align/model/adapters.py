@@ -11,8 +11,8 @@ from zlib import crc32
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -73,7 +73,8 @@ def guide_model(guide: str, policy: Model, path: str, tokenizer: PreTrainedToken
     Raises `ModelError`.
     """
     if is_adapter(guide):
-        return PeftModel.from_pretrained(load_model(path, policy.dtype), guide_adapter(guide, policy.policy)).eval()
+        base = load_model(path, policy.dtype, policy.quantize)
+        return PeftModel.from_pretrained(base, guide_adapter(guide, policy.policy)).eval()
     own = locate(guide)
     check_same_tokens(tokenizer, load_tokenizer(own), guide)
     return load_model(own, policy.dtype)

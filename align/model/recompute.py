@@ -1,7 +1,7 @@
-"""Compute a decoder's layers again in the backward pass instead of keeping what they computed: activation checkpointing.
+"""Activation checkpointing: the backward pass computes a decoder's layers again, which keep their inputs alone.
 
-Of each layer its input is kept. transformers' own switch works in train mode alone, which turns dropout on too; here the
-model stays in the mode that it was loaded in, so that the importance ratio is 1 before an update.
+transformers' own switch works in train mode alone, which turns dropout on too; here
+the model stays in the mode that it was loaded in, so that the importance ratio is 1 before an update.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class VLLM:
         self._shaping = dict(top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p, stop=sampling.stop)
         self.settings = {}
         self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
-        self._lora, self._version = None, 0
+        self._lora, self._version, self._quantized = None, 0, recipe.model.quantize is not None
         # prompts are shared by whole blocks, which by default have 128 tokens on a CPU
         blocks = {} if torch.cuda.is_available() else {"block_size": 32}
         lora = dict(enable_lora=True, max_lora_rank=_lora_rank(recipe.model.adapter.rank)) if sync == "adapter" else {}
@@ -111,6 +111,8 @@ class VLLM:
             arguments = {"weights_iterator": weights.merged(model)}
             self._llm.collective_rpc("reload_weights", kwargs=arguments)
         else:
+            if self._quantized and self._version == 1:  # it has loaded the base as it was before
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.base(model)})
             folder = self._adapter_folder / f"v{self._version}"
             weights.save(model, folder, write=True)
             self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))

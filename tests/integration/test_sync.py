@@ -35,7 +35,7 @@ def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path)
     follows(machine, adapter, sync, more, folder, tmp_path)
 
 
-@pytest.mark.parametrize("adapter, sync", [(ADAPTER, "sampling.sync=adapter"), ("", "sampling.sync=merged")])
+@pytest.mark.parametrize("adapter, sync", [(ADAPTER, "sampling.sync=merged"), ("", "sampling.sync=merged")])
 def test_sampler_follows_the_trainer_of_a_mixture(adapter, sync, tmp_path):
     """Experts are one tensor in the trainer and others in the engine."""
     follows("cpu", adapter, sync, [], tiny_model.save_mixture(tmp_path / "mixture"), tmp_path)
