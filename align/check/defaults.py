@@ -59,7 +59,7 @@ def fill_defaults(
         raise ConfigError([file.problem(("model", "quantize"), problem)])
     chosen = list(choices(recipe, model_config, launch))
     recipe = _with(recipe, *chosen)
-    if problem := sync_problem(recipe, launch.hardware):
+    if problem := sync_problem(recipe, model_config, launch.hardware):
         raise ConfigError([file.problem(("sampling", "sync"), problem)])
     return replace(experiment, recipe=recipe.model_copy(update={"correct": experiment.correct})), chosen
 
@@ -69,11 +69,16 @@ def fill_dtype(experiment: Experiment, hardware: Hardware) -> Experiment:
     return replace(experiment, recipe=_with(experiment.recipe, *_dtype(experiment.recipe, hardware)))
 
 
-def sync_problem(recipe: Recipe, hardware: Hardware) -> str | None:
+def sync_problem(recipe: Recipe, model_config: PretrainedConfig, hardware: Hardware) -> str | None:
     """Why the sampler cannot be synced as the recipe says; None where it can."""
-    if hardware.is_gpu and recipe.sampling.sync == "adapter" and recipe.model.dtype == "float32":
+    if recipe.sampling.sync != "adapter":
+        return None
+    if hardware.is_gpu and recipe.model.dtype == "float32":
         what = "vLLM's LoRA kernels for GPUs take no float32"
         return f"adapter cannot be, for {what}; write model.dtype: bfloat16, or sync: merged"
+    if not hardware.is_gpu and experts(skeleton(model_config, "model.policy")):
+        what = "vLLM's experts need Triton beside adapters, and on a CPU there is none"
+        return f"adapter cannot be, for {what}; write sync: merged"
     return None
 
 
