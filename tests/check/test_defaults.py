@@ -80,9 +80,7 @@ def test_layers_are_computed_again_by_device_and_size(tmp_path, hardware, config
 def test_layers_that_cannot_be_computed_again_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("align.check.defaults.layers", lambda model: [])
     assert filled(tmp_path, GPU, config=LARGE)[0].optim.checkpoint_activations is False
-    with pytest.raises(
-        ConfigError, match="checkpoint_activations: .*llama cannot be computed again.*write false"
-    ):
+    with pytest.raises(ConfigError, match="checkpoint_activations: .*llama cannot be computed again.*write false"):
         filled(tmp_path, GPU, "optim.checkpoint_activations=true")
 
 
