@@ -57,7 +57,7 @@ def update(kind: str, layers: int, width: int, tokens: int, pipe) -> None:
     optimizer.step()
     seconds = time.perf_counter() - start
     kept = whole if kind == "keep" else layers * width * 4 + whole / layers
-    digest = float(sum(p.double().sum() for p in model.parameters()))
+    digest = sum(p.detach().double().sum().item() for p in model.parameters())
     pipe.send(
         {
             "layers": kind,
