@@ -9,6 +9,7 @@ activations.
 
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -70,6 +71,7 @@ def update(kind: str, layers: int, width: int, tokens: int, pipe) -> None:
 
 
 def main(*arguments: str) -> None:
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # of the processes below: what is freed goes back at once
     given = {"layers": 8, "width": 512, "tokens": 8192}
     given |= {key: int(value) for key, value in (argument.split("=") for argument in arguments)}
     fresh = multiprocessing.get_context("spawn")
