@@ -127,7 +127,8 @@ def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
         run.tidy(origin.step)  # it may have been killed just before
     if run.sampler:
         with stage("sampler check"):
-            moved = origin.checkpoint or (adapter and adapter.start)  # from the base, which is what the sampler loaded
+            # from the base, which is what the sampler loaded
+            moved = origin.checkpoint or (adapter and adapter.start) or run.experiment.recipe.model.quantize
             _ = run.sampler.sync(run.learner, Clock()) if moved else run.sampler.check(run.learner, Clock())
 
 

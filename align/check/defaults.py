@@ -9,14 +9,20 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from align.check.model_files import skeleton
 from align.config.experiment import Experiment
 from align.config.launch import Launch
 from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
 from align.data.prompts import Prompts
 from align.model import layouts
+from align.model.adapters import experts
+from align.model.quantize import why_not
+from align.model.recompute import layers
 from align.rollout.sync_check import TOLERANCE
 from align.system.hardware import Hardware
+
+LARGE = 1  # billions of parameters above which a GPU computes layers again instead of keeping all of their activations
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,18 @@ def fill_defaults(
         layouts.choose(recipe.optim.layout, model_config)
     except ValueError as error:
         raise ConfigError([file.problem(("optim", "layout"), str(error))]) from error
+    if recipe.optim.checkpoint_activations and not layers(skeleton(model_config, recipe.model.policy)):
+        kind = model_config.get_text_config().model_type
+        problem = f"the layers of {kind} cannot be computed again (they are no GradientCheckpointingLayer); write false"
+        raise ConfigError([file.problem(("optim", "checkpoint_activations"), problem)])
     if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
         problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
         raise ConfigError([file.problem(("sampling", "engine"), problem)])
+    if problem := quantize_problem(recipe, model_config, launch):
+        raise ConfigError([file.problem(("model", "quantize"), problem)])
     chosen = list(choices(recipe, model_config, launch))
     recipe = _with(recipe, *chosen)
-    if problem := sync_problem(recipe, launch.hardware):
+    if problem := sync_problem(recipe, model_config, launch.hardware):
         raise ConfigError([file.problem(("sampling", "sync"), problem)])
     return replace(experiment, recipe=recipe.model_copy(update={"correct": experiment.correct})), chosen
 
@@ -57,11 +69,30 @@ def fill_dtype(experiment: Experiment, hardware: Hardware) -> Experiment:
     return replace(experiment, recipe=_with(experiment.recipe, *_dtype(experiment.recipe, hardware)))
 
 
-def sync_problem(recipe: Recipe, hardware: Hardware) -> str | None:
+def sync_problem(recipe: Recipe, model_config: PretrainedConfig, hardware: Hardware) -> str | None:
     """Why the sampler cannot be synced as the recipe says; None where it can."""
-    if hardware.is_gpu and recipe.sampling.sync == "adapter" and recipe.model.dtype == "float32":
+    if recipe.sampling.sync != "adapter":
+        return None
+    if hardware.is_gpu and recipe.model.dtype == "float32":
         what = "vLLM's LoRA kernels for GPUs take no float32"
         return f"adapter cannot be, for {what}; write model.dtype: bfloat16, or sync: merged"
+    if not hardware.is_gpu and experts(skeleton(model_config, "model.policy")):
+        what = "vLLM's experts need Triton beside adapters, and on a CPU there is none"
+        return f"adapter cannot be, for {what}; write sync: merged"
+    return None
+
+
+def quantize_problem(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> str | None:
+    """Why the policy cannot be quantised as the recipe says; None where it can."""
+    if recipe.model.quantize is None:
+        return None
+    if problem := why_not():
+        return problem
+    if launch.zero_stage == 3:
+        return "ZeRO-3 would partition the 4-bit weights without what makes them whole; launch with ZeRO-2 or none"
+    if experts(skeleton(model_config, "model.policy")):
+        kind = model_config.get_text_config().model_type
+        return f"the experts of {kind} are no linear layers, so nearly all of it would stay whole; leave it out"
     return None
 
 
@@ -77,6 +108,8 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
         yield _sync(recipe, hardware, dtype)
     if sampling.tolerance is None:
         yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
+    if optim.checkpoint_activations is None:
+        yield _checkpointing(hardware, model_config)
     if recipe.eval.temperature is None:
         yield Choice("eval", "temperature", sampling.temperature, "as in training")
 
@@ -98,6 +131,18 @@ def _sync(recipe: Recipe, hardware: Hardware, dtype: str) -> Choice:
         return Choice("sampling", "sync", "adapter", "on GPUs, for it is smaller and not rounded")
     why = "for vLLM's LoRA kernels for GPUs take no float32" if hardware.is_gpu else "on a CPU, where it samples faster"
     return Choice("sampling", "sync", "merged", why)
+
+
+def _checkpointing(hardware: Hardware, model_config: PretrainedConfig) -> Choice:
+    section, key = "optim", "checkpoint_activations"
+    if not hardware.is_gpu:
+        return Choice(section, key, False, "on a CPU, where time is scarcer than memory")
+    model = skeleton(model_config, "model.policy")
+    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    if not layers(model):
+        return Choice(section, key, False, "for the layers of this model cannot be computed again")
+    size = "above" if billions > LARGE else "not above"
+    return Choice(section, key, billions > LARGE, f"on GPUs, with {billions:.2g}B parameters, {size} {LARGE}B")
 
 
 def _with(recipe: Recipe, *chosen: Choice) -> Recipe:

@@ -19,7 +19,8 @@ from align.check.requirements import REFERENCE, head_specs, needs
 from align.check.survey import Survey
 from align.data.prompts import Pair
 from align.learner.micro_batches import UNTRACKED
-from align.model import layouts
+from align.model import layouts, quantize
+from align.model.adapters import experts
 from align.model.policy import CHUNK
 
 GIB = 2**30
@@ -44,7 +45,7 @@ def training_memory(found: Survey) -> dict[str, float]:
     whole, trained = sizes(found)
     states = {"adamw": 2, "sgd": 0}[recipe.optim.optimizer] + keeps_master(found)
     terms = {
-        "weights": whole * width / shards["weights"],
+        "weights": stored_bytes(found) / shards["weights"],
         "gradients": trained * FLOAT / shards["gradients"],
         "optimiser": trained * states * FLOAT / shards["optimiser"],
         "reference and guide": _own_models(found) * whole * width / shards["weights"],
@@ -74,6 +75,17 @@ def engine_memory(found: Survey) -> dict[str, float]:
 def bytes_of(found: Survey) -> int:
     """Bytes of one weight or activation."""
     return 2 if found.experiment.recipe.model.dtype == "bfloat16" else FLOAT
+
+
+def stored_bytes(found: Survey) -> float:
+    """Bytes of the policy's weights with its adapter and heads, of linear layers as they are quantised."""
+    whole, width, causal = sizes(found)[0], bytes_of(found), found.skeleton
+    if found.experiment.recipe.model.quantize is None:
+        return whole * width
+    head = causal.get_output_embeddings()
+    linear = (module.weight for module in causal.modules() if isinstance(module, nn.Linear) and module is not head)
+    quantized = sum(weight.numel() for weight in linear if not weight.requires_grad)
+    return (whole - quantized) * width + quantized * quantize.BYTES
 
 
 def sizes(found: Survey) -> tuple[int, int]:
@@ -111,32 +123,38 @@ def activations(found: Survey) -> float:
     recipe = found.experiment.recipe
     tracked = min(recipe.optim.micro_batch_tokens, step_tokens(found))
     free = min(recipe.optim.micro_batch_tokens * UNTRACKED, step_tokens(found))
-    kept = kept_per_token(found.skeleton)
-    layers = found.config.get_text_config().num_hidden_layers
-    return max(tracked * kept, free * kept / layers) * bytes_of(found) / FLOAT
+    text, whole = found.config.get_text_config(), kept_per_token(found.skeleton)
+    kept, layer = whole, whole / text.num_hidden_layers
+    if recipe.optim.checkpoint_activations:  # what each layer gets, and all of the one that is computed again
+        kept = text.num_hidden_layers * text.hidden_size * FLOAT + layer
+    return max(tracked * kept, free * layer) * bytes_of(found) / FLOAT
 
 
 def kept_per_token(model: nn.Module) -> float:
     """Bytes in float32 that a decoder keeps of each token for the backward pass; `model` is on the meta device."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder, kept = causal.get_decoder(), {}
+    mixture = getattr(decoder.config, "_experts_implementation", None) == "grouped_mm" and experts(decoder)
+    dtype = torch.bfloat16 if mixture else torch.float32  # fake grouped products are known in bfloat16 alone
     with FakeTensorMode():
-        values = {name: torch.empty(p.shape, requires_grad=p.requires_grad) for name, p in decoder.named_parameters()}
-        values |= {name: torch.empty(b.shape, dtype=b.dtype) for name, b in decoder.named_buffers()}
+        weights, buffers = decoder.named_parameters(), decoder.named_buffers()
+        values = {name: torch.empty(p.shape, dtype=dtype, requires_grad=p.requires_grad) for name, p in weights}
+        values |= {name: torch.empty(b.shape, dtype=b.dtype) for name, b in buffers}
         own = {value.untyped_storage()._cdata for value in values.values()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             """Count the memory of a tensor once, unless it is the model's own."""
             storage = tensor.untyped_storage()
             if storage._cdata not in own:
-                kept[storage._cdata] = storage  # held, so that no other gets its name
+                floats = FLOAT / dtype.itemsize if tensor.dtype == dtype else 1
+                kept[storage._cdata] = storage, floats  # held, so that no other storage gets its name
             return tensor
 
         inputs = {"input_ids": torch.zeros(1, PROBE, dtype=torch.int64), "position_ids": torch.arange(PROBE)[None]}
         inputs |= {"inputs_embeds": None, "use_cache": False}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             torch.func.functional_call(decoder, values, (), inputs)
-        return sum(storage.nbytes() for storage in kept.values()) / PROBE
+        return sum(storage.nbytes() * floats for storage, floats in kept.values()) / PROBE
 
 
 def _own_models(found: Survey) -> int:

@@ -14,7 +14,7 @@ from align.check.survey import Survey
 from align.config.model_keys import Adapter
 from align.config.recipe_file import read
 from align.model.adapter_files import check_base_name, filled, guide_adapter, is_adapter, start_folder
-from align.model.adapters import add_adapter, check_layers
+from align.model.adapters import add_adapter, check_layers, experts
 from align.model.load import check_same_tokens, end_tokens, load_config, load_tokenizer
 from align.model.locate import ModelError, describe
 from align.result import record
@@ -90,7 +90,11 @@ def _survey_adapter(found: Survey, adapter: Adapter, here: bool) -> None:
         found.problems.append(found.experiment.file.problem(("run", "out"), what))
     if found.skeleton is not None:
         adapted = (found.skeleton, adapter, recipe.model.policy)
+        mixture = bool(experts(found.skeleton))
         found.skeleton = found.attempt(add_adapter, *adapted, key=("model", "adapter", "targets"))
+        if found.skeleton is not None and mixture:  # engines would prepare its experts for adapters too
+            layers = sorted(found.skeleton.peft_config["default"].target_modules)
+            adapter = adapter.model_copy(update={"targets": layers})
     if found.skeleton is not None and folder:
         found.attempt(check_layers, found.skeleton, folder, start, key=("model", "adapter", "targets"))
         found.attempt(model_files.check_adapter, folder, found.config, key=key)

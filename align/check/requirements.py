@@ -130,6 +130,8 @@ def bank_identity(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) ->
     """Everything but the data that the numbers of this recipe's banks depend on; see `bank.identity`."""
     model = experiment.recipe.model
     models = {"policy's base": fingerprint(model.policy), "dtype": model.dtype}
+    if model.quantize:
+        models["quantize"] = model.quantize
     if model.adapter and model.adapter.start:  # the reference
         models["policy's base"] += f", adapter {fingerprint(model.adapter.start)}"
     if model.guide:

@@ -18,7 +18,7 @@ from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
 
 # Keys with which it is another run: its checkpoints do not fit, or its batches are others from the first one on.
-SAME = ("model.policy", "model.dtype", "model.adapter", "optim.optimizer", "run.seed")
+SAME = ("model.policy", "model.dtype", "model.quantize", "model.adapter", "optim.optimizer", "run.seed")
 
 ENTRY = re.compile(r"# from step (\d+) on: .+")
 

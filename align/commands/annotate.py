@@ -77,7 +77,7 @@ def _models(experiment: Experiment, path: str, tokenizer: PreTrainedTokenizerBas
     """
     model, temperature = experiment.recipe.model, experiment.recipe.sampling.temperature
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = load_model(path, model.dtype).to(device)
+    base = load_model(path, model.dtype, model.quantize).to(device)
     if start := model.adapter and model.adapter.start:
         reference = PeftModel.from_pretrained(base, start_adapter(start, model.policy), autocast_adapter_dtype=False)
         yield "ref_logprob", Policy(reference.eval(), temperature)

@@ -47,6 +47,10 @@ class Model(Section):
         "auto", description="auto: bfloat16 on GPUs, with float32 master weights; float32 on a CPU"
     )
 
+    quantize: Literal["4bit"] | None = Field(
+        None, description="4bit: the base in NF4 below an adapter (QLoRA), by bitsandbytes; the sampler's stays whole"
+    )
+
     @field_validator("adapter", mode="before")
     @classmethod
     def _names_an_adapter(cls, value: Any) -> Any:

@@ -28,4 +28,9 @@ class Optim(Section):
     layout: Literal["padded", "shared_prefix"] | None = Field(
         None, description="default: shared_prefix where the model can"
     )
+    checkpoint_activations: bool | None = Field(
+        None,
+        description="compute layers again in the backward pass instead of keeping what they computed: less memory,"
+        " about a third more time; default: on GPUs above 1B parameters",
+    )
     updates_per_step: Count = Field(1, description="optimiser updates on the same rollouts")

@@ -46,6 +46,8 @@ TRL_KEYS = {
     "bf16": "model.dtype: bfloat16",
     "fp16": "model.dtype: bfloat16",
     "torch_dtype": "model.dtype",
+    "gradient_checkpointing": "optim.checkpoint_activations",
+    "load_in_4bit": "model.quantize: 4bit",
     "save_steps": "run.save_every",
     "eval_steps": "run.eval_every",
     "save_total_limit": "run.keep",
@@ -127,6 +129,7 @@ TRL_KEYS = {
 
 # {key of verl, its last parts: what to write}
 VERL_KEYS = {
+    "enable_gradient_checkpointing": "optim.checkpoint_activations",
     "rollout.n": "sampling.group_size",
     "val_kwargs.n": "eval.samples",
     "val_kwargs.temperature": "eval.temperature",
@@ -214,10 +217,10 @@ NOTHING = {
         *("vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex"),
         *("ds3_gather_for_generation", "max_tool_calling_iterations", "disable_dropout", "shuffle_dataset"),
         *("remove_unused_columns", "log_completions", "trust_remote_code", "truncation_mode", "ld_alpha"),
-        *("f_divergence_type", "use_weighting", "discopop_tau", "activation_offloading", "gradient_checkpointing"),
+        *("f_divergence_type", "use_weighting", "discopop_tau", "activation_offloading"),
         *("logging_steps", "logging_strategy", "save_strategy", "eval_strategy", "do_train", "do_eval"),
         *("cache_implementation", "use_liger_kernel", "use_liger_loss", "reward_processing_classes", "tools"),
-        *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "load_in_4bit", "load_in_8bit"),
+        *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "load_in_8bit"),
         *("packing", "whiten_rewards", "missing_eos_penalty", "wandb_project", "trackio_space_id"),
         *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "hub_strategy", "save_only_model"),
         *("attn_implementation", "model_init_kwargs", "quantization_config", "adam_epsilon", "lr_scheduler_kwargs"),
@@ -227,7 +230,7 @@ NOTHING = {
     VERL: {
         *("rollout.tensor_model_parallel_size", "rollout.calculate_log_probs", "rollout.multi_turn", "rollout.agent"),
         *("prompt_key", "truncation", "reward_model.enable", "strategy", "fsdp_config"),
-        *("enable_gradient_checkpointing", "nnodes", "rollout_data_dir", "kl_loss_type", "kl_penalty", "kl_ctrl.type"),
+        *("nnodes", "rollout_data_dir", "kl_loss_type", "kl_penalty", "kl_ctrl.type"),
         *("critic_warmup", "val_before_train", "use_legacy_worker_impl", "ulysses_sequence_parallel_size"),
         *("param_offload", "optimizer_offload", "hybrid_engine", "balance_batch", "reward_manager"),
     },

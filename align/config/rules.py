@@ -54,6 +54,15 @@ def cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeF
     return problems
 
 
+def quantize_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find a quantised policy without an adapter."""
+    model = recipe.model
+    if model and model.quantize and model.adapter is None:
+        what = f"{model.quantize} needs model.adapter, for quantised weights cannot be trained"
+        return [file.problem(("model", "quantize"), f"{what}; add adapter: {{rank: 16}}, or leave quantize out")]
+    return []
+
+
 def length_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
     """Find a run without a length or with two, and keys of another optimiser."""
     problems, run, optim = [], recipe.run, recipe.optim
@@ -167,7 +176,10 @@ def support_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: Recip
     return problems
 
 
-TRAINING: tuple[Rule, ...] = (cross_rules, length_rules, source_rules, group_rules, head_rules, support_rules)
+TRAINING: tuple[Rule, ...] = (
+    *(cross_rules, quantize_rules, length_rules, source_rules),
+    *(group_rules, head_rules, support_rules),
+)
 
 REPLAY: tuple[Rule, ...] = (cross_rules,)  # recorded rollouts bring along what sources and models would give
 

@@ -28,6 +28,7 @@ from align.model import layouts
 from align.model.adapters import ModelRole, acting_as
 from align.model.layouts import Layout, Load
 from align.model.policy import CHUNK, Policy, Reference
+from align.model.recompute import recompute_layers
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Learner:
         optimizer, self.lr_factor = make_optimizer(policy, optim)
         self.lrs = [group["initial_lr"] for group in optimizer.param_groups]
         configure(accelerator, policy, optim)
+        if optim.checkpoint_activations:
+            recompute_layers(policy.causal)
         self.engine, _ = accelerator.prepare(policy, optimizer)
         self.writer = keep_failures(self.engine)
         self.frozen = {who: prepare_deepspeed(other, accelerator) for who, other in frozen.items()}

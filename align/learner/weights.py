@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -11,31 +13,81 @@ from deepspeed.runtime.zero import GatheredParameters
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
+
+from align.model.quantize import whole
 
 
 @torch.no_grad()
 def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name in the base model, weight) of every parameter, LoRA added in, one layer at a time.
+    """(name in the base model's files, weight) of every parameter, LoRA added in, one layer at a time.
 
     The sum is made beside the trainer's weights, never in place: merging and unmerging would round them.
     A tied head is given too: a sampler that ties by copying would keep the old one. Collective under ZeRO-3.
     """
+    yield from _as_stored(model, _with_adapter)
+
+
+@torch.no_grad()
+def base(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """(name in the base model's files, weight) of every parameter as `merged` gives them, without the adapter."""
+    yield from _as_stored(model, _without_adapter)
+
+
+def _as_stored(model: nn.Module, weigh: Callable[[LoraLayer], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(name in the base model's files, weight) of every parameter; `weigh` gives those of adapted layers."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    inside: set[int] = set()
+    found = _named(base, weigh)
+    if not conversions(base):
+        yield from found
+        return
+    for _, weights in groupby(found, key=lambda item: _block(item[0])):
+        yield from revert_weight_conversion(base, dict(weights)).items()
+
+
+def conversions(base: nn.Module) -> list:
+    """What makes the weights of the model's files its parameters; none for most models. A mixture has its experts in
+    one tensor, and its files have tensors of each."""
+    loaded = getattr(base, "_weight_conversions", None)
+    return get_model_conversion_mapping(base, add_legacy=False) if loaded is None else loaded
+
+
+def _named(base: nn.Module, weigh: Callable[[LoraLayer], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(name in the base model, whole weight) of every parameter."""
+    adapted = " "  # the layer whose modules are under way
     for name, module in base.named_modules():
+        if name.startswith(adapted):
+            continue
         if isinstance(module, LoraLayer):
-            inside |= {id(p) for p in module.parameters()}
+            adapted = f"{name}."
             with _gathered(list(module.parameters())):
-                layer, weight = module.get_base_layer(), module.get_base_layer().weight
-                ours = "default" in module.scaling  # else only the guide adapts this layer
-                more = module.get_delta_weight("default").to(weight.dtype) if ours else torch.zeros_like(weight)
-                yield f"{name}.weight", weight + more
-                if layer.bias is not None:
-                    yield f"{name}.bias", layer.bias.clone()
-    for name, parameter in base.named_parameters(remove_duplicate=False):
-        if id(parameter) not in inside:
+                yield f"{name}.weight", weigh(module)
+                if module.get_base_layer().bias is not None:
+                    yield f"{name}.bias", module.get_base_layer().bias.clone()
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
             with _gathered([parameter]):
-                yield name, parameter.detach().clone()
+                yield f"{name}.{own}" if name else own, whole(module, own).detach().clone()
+
+
+def _with_adapter(module: LoraLayer) -> Tensor:
+    """The weight of an adapted layer, LoRA added in."""
+    weight = _without_adapter(module)
+    if "default" not in module.scaling:  # only the guide adapts this layer
+        return weight
+    return weight + module.get_delta_weight("default").to(weight.dtype)
+
+
+def _without_adapter(module: LoraLayer) -> Tensor:
+    """The weight of an adapted layer as its base has it."""
+    return whole(module.get_base_layer(), "weight").clone()
+
+
+def _block(name: str) -> str:
+    """The decoder layer that a weight belongs to; of one outside of the layers its own name."""
+    found = re.match(r".*?\.\d+\.", name)
+    return found[0] if found else name
 
 
 @torch.no_grad()

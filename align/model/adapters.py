@@ -11,6 +11,7 @@ from zlib import crc32
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +73,8 @@ def guide_model(guide: str, policy: Model, path: str, tokenizer: PreTrainedToken
     Raises `ModelError`.
     """
     if is_adapter(guide):
-        return PeftModel.from_pretrained(load_model(path, policy.dtype), guide_adapter(guide, policy.policy)).eval()
+        base = load_model(path, policy.dtype, policy.quantize)
+        return PeftModel.from_pretrained(base, guide_adapter(guide, policy.policy)).eval()
     own = locate(guide)
     check_same_tokens(tokenizer, load_tokenizer(own), guide)
     return load_model(own, policy.dtype)
@@ -128,22 +130,50 @@ def acting_as(model: PeftModel, who: ModelRole) -> Iterator[None]:
             layer.set_adapter("default")
 
 
+def experts(model: nn.Module) -> set[int]:
+    """Numbers of experts whose weights are one tensor; none where no layer is such a mixture."""
+    modules = [module for module in model.modules() if not isinstance(module, nn.Conv1d)]
+    return {p.shape[0] for module in modules for p in module.parameters(recurse=False) if p.dim() == 3}
+
+
 def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
     """Names of linear layers as PEFT takes them. Raises `ModelError` where the model has none of them."""
-    if targets == "all-linear":
+    fused = experts(model)
+    if targets == "all-linear" and not fused:
         return targets
     if isinstance(targets, list):
+        if moved := [name for name in targets if _moves(model, name)]:
+            what = f"{moved[0]} would be the experts or the router of {model.config.model_type}, which get no adapter"
+            raise ModelError(f"model.adapter.targets: {what}; write attention, or leave model.adapter out to train all")
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         named = [name for name, module in model.named_modules() if module in ends and name.endswith(tuple(targets))]
         if named:
             raise ModelError(f"model.adapter.targets: {named[0]} cannot have an adapter; name layers inside the blocks")
         return targets
-    part = {"attention": "att", "mlp": "mlp"}[targets]
+    part = {"attention": "att", "mlp": "mlp", "all-linear": ""}[targets]
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and any(part in piece for piece in name.split(".")[:-1])
+        if module.out_features not in fused
     }
+    names = {name for name in names if not _moves(model, name)}
     if not names:
-        raise ModelError(f"model.adapter.targets: no linear layer of this model stands in a module named *{part}*")
+        what = f"no linear layer of this model stands in a module named *{part}*"
+        experts_too = "; the experts of a mixture get no adapter: write attention" if fused else ""
+        raise ModelError(f"model.adapter.targets: {what}{experts_too}")
     return sorted(names)
+
+
+def _moves(model: nn.Module, name: str) -> bool:
+    """Whether PEFT would put an adapter for layers of this name over the experts or the router of a mixture instead.
+
+    It would do so for adapters from before their weights became one tensor. Experts then cost a copy of all of them in
+    each pass, and no engine here takes an adapter of such tensors.
+    """
+    lora = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(lora, model, None)
+    except ValueError:  # one of two projections that are one tensor by now
+        return True
+    return bool(lora.target_parameters)

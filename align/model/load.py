@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from align.model.locate import ModelError
+from align.model.quantize import Quantize, loading, why_not
 
 # what libraries raise on files that are damaged in a way that nobody foresaw
 UNREADABLE = (
@@ -136,12 +137,14 @@ def context_length(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def load_model(path: str, dtype: str) -> PreTrainedModel:
+def load_model(path: str, dtype: str, quantize: Quantize | None = None) -> PreTrainedModel:
     """Load a causal language model from safetensors, without dropout: the importance ratio must be 1 before an update.
 
     Raises `ModelError` where there is none, where its weights are pickled, and for what `read_config` refuses.
     """
     load_config(path)
+    if quantize and (problem := why_not()):
+        raise ModelError(f"{path}: cannot be quantised: {problem}")
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             path,
@@ -149,6 +152,7 @@ def load_model(path: str, dtype: str) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **loading(quantize, getattr(torch, dtype)),
         )
         if loaded["missing_keys"]:
             raise ValueError(f"weights are missing, {min(loaded['missing_keys'])} among them")

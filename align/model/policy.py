@@ -18,6 +18,7 @@ from align.model.activations import activation_mask, recorded
 from align.model.attention import attending
 from align.model.cut import Cut
 from align.model.layouts import Inputs, Layout
+from align.model.quantize import count
 
 CHUNK = 256  # positions whose logits exist at once
 
@@ -221,7 +222,7 @@ def _attention_cost(causal: nn.Module) -> float:
     """About the cost of one pair of positions in attention, over all layers, as a fraction of the cost of one token in
     all weights: for even micro-batches. Of a mixture every expert counts."""
     text = causal.config.get_text_config()
-    counts = {id(p): getattr(p, "ds_numel", p.numel()) for p in causal.get_decoder().parameters()}
+    counts = {id(p): count(p) for p in causal.get_decoder().parameters()}
     for p in causal.get_input_embeddings().parameters():
         counts.pop(id(p), None)  # a look-up
     return 2 * text.num_hidden_layers * text.hidden_size / sum(counts.values())

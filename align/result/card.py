@@ -184,7 +184,8 @@ def _linked(hub_id: str) -> str:
 def _usage(run: RunSummary, place: str, local: bool) -> list[str]:
     """How to load the result and to generate with it."""
     model, sampling = run.config.get("model") or {}, run.config.get("sampling") or {}
-    lines = loading(place, run.base_model, adapter=run.adapter, local=local, dtype=model.get("dtype", "float32"))
+    base = {"dtype": model.get("dtype", "float32"), "quantize": model.get("quantize")}
+    lines = loading(place, run.base_model, adapter=run.adapter, local=local, **base)
     answer = generating(run.example, sampling, (run.config.get("data") or {}).get("chat_template_kwargs") or {})
     return [f"## How to use it\n\n{fenced(lines, 'python')}", fenced(answer, "python")]
 

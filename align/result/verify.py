@@ -90,7 +90,8 @@ def _checks(folder: Path, base: str | None) -> Iterator[tuple[str, str]]:
         recorded = record.read(folder)
     except RecordError as error:
         raise VerifyError("record", str(error)) from error
-    yield "record", f"{len(recorded.tensors)} tensors, {len(recorded.probes)} reference sequences, {recorded.dtype}"
+    kind = f"{recorded.dtype}, base in {recorded.quantize}" if recorded.quantize else recorded.dtype
+    yield "record", f"{len(recorded.tensors)} tensors, {len(recorded.probes)} reference sequences, {kind}"
     yield "values", _values(folder, adapter)
     yield "tensors", _as_recorded(record.stored(folder), recorded.tensors)
     yield "description", _description(folder, recorded)
@@ -99,7 +100,7 @@ def _checks(folder: Path, base: str | None) -> Iterator[tuple[str, str]]:
         yield "base", _same_base(path, recorded)
         yield "log-probabilities", _adapter_logprobs(path, folder, recorded)
     else:
-        yield "log-probabilities", _model_logprobs(_load(folder, recorded.dtype), recorded)
+        yield "log-probabilities", _model_logprobs(_load(folder, recorded), recorded)
 
 
 def _files(folder: Path, adapter: bool) -> str:
@@ -202,17 +203,17 @@ def _same_base(path: Path, recorded: Record) -> str:
     return f"{recorded.base.name}, SHA-256 of its tensors {found[:16]}..."
 
 
-def _load(folder: Path, dtype: str) -> nn.Module:
-    """Load a whole model."""
+def _load(folder: Path, recorded: Record) -> nn.Module:
+    """Load a whole model, or a base as the adapter was trained over it."""
     try:
-        return load_model(str(folder), dtype)
+        return load_model(str(folder), recorded.dtype, recorded.quantize)
     except ModelError as error:
         raise VerifyError("log-probabilities", str(error)) from error
 
 
 def _adapter_logprobs(base: Path, folder: Path, recorded: Record) -> str:
     """Check the log-probabilities of the base with the adapter over it."""
-    model = _load(base, recorded.dtype)
+    model = _load(base, recorded)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False, torch_device="cpu").eval()
     except (ValueError, RuntimeError) as error:
@@ -241,8 +242,8 @@ def _gap(model: nn.Module, recorded: Record) -> float:
     for sequence in recorded.probes:
         if max(sequence.ids) >= vocabulary or len(sequence.logprob) != len(sequence.ids) - 1:
             raise VerifyError("log-probabilities", "the record's reference sequences are not of this model")
-        ids = torch.tensor(sequence.ids)
+        ids = torch.tensor(sequence.ids, device=model.device)  # a quantised base is on a GPU where there is one
         logits = model(ids[None]).logits[0, :-1].float() / recorded.temperature
         logprob = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
-        gaps.append((logprob - torch.tensor(sequence.logprob)).abs())
+        gaps.append((logprob.cpu() - torch.tensor(sequence.logprob)).abs())
     return float(torch.cat(gaps).max())

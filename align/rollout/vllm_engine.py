@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from align.config.model_keys import Adapter
 from align.config.recipe import Recipe
 from align.data.prompts import Response
 from align.learner import weights
 from align.rollout.generator import LIKELIEST, SamplerLogprobs
+from align.rollout.mixtures import pack_experts
 
 # settings of a request that do not decide which tokens are sampled; the others must be as the recipe asks, or neutral
 REPORTING = {"n", "logprobs", "prompt_logprobs", "flat_logprobs", "output_kind", "skip_clone", "detokenize"}
@@ -43,10 +47,10 @@ class VLLM:
         self._shaping = dict(top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p, stop=sampling.stop)
         self.settings = {}
         self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
-        self._lora, self._version = None, 0
+        self._lora, self._version, self._quantized = None, 0, recipe.model.quantize is not None
         # prompts are shared by whole blocks, which by default have 128 tokens on a CPU
         blocks = {} if torch.cuda.is_available() else {"block_size": 32}
-        lora = dict(enable_lora=True, max_lora_rank=_lora_rank(recipe.model.adapter.rank)) if sync == "adapter" else {}
+        lora = _lora(recipe.model.adapter) if sync == "adapter" else {}
         self._llm = LLM(
             model=path,
             dtype=recipe.model.dtype,
@@ -108,13 +112,20 @@ class VLLM:
         """Hand over the weights, merged or as an adapter. Collective."""
         self._version += 1
         if self._adapter_folder is None:
-            arguments = {"weights_iterator": weights.merged(model)}
-            self._llm.collective_rpc("reload_weights", kwargs=arguments)
+            self._reload(weights.merged(model))
         else:
+            if self._quantized and self._version == 1:  # it has loaded the base as it was before
+                self._reload(weights.base(model))
             folder = self._adapter_folder / f"v{self._version}"
             weights.save(model, folder, write=True)
             self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))
             shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
+
+    def _reload(self, found: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Take these weights in place of those that are loaded."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": found})
+        if not torch.cuda.is_available():
+            self._llm.apply_model(pack_experts)
 
     def vocabulary(self):
         """The rows of the tables as `Generator.vocabulary` says; the head's by a product, for it may have a copy."""
@@ -137,6 +148,13 @@ class VLLM:
         self._llm.llm_engine.engine_core.shutdown()
         if self._adapter_folder is not None:
             shutil.rmtree(self._adapter_folder)
+
+
+def _lora(adapter: Adapter) -> dict[str, Any]:
+    """What the engine is told of the adapter. Layers that a recipe names are the only ones that it prepares."""
+    named = isinstance(adapter.targets, list)
+    targets = {"lora_target_modules": [name.rpartition(".")[2] for name in adapter.targets]} if named else {}
+    return {"enable_lora": True, "max_lora_rank": _lora_rank(adapter.rank), **targets}
 
 
 def _lora_rank(rank: int) -> int:

@@ -124,7 +124,7 @@ def start_workers(experiment: Experiment, rank: int) -> list[Worker]:
 def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
     """The policy with its heads, and the frozen models, in the engine. Collective. Raises `ModelError`."""
     experiment, recipe = checked.experiment, checked.experiment.recipe
-    model = load_model(checked.path, recipe.model.dtype)
+    model = load_model(checked.path, recipe.model.dtype, recipe.model.quantize)
     torch.manual_seed(recipe.run.seed)  # the first weights of adapter and heads
     if recipe.model.adapter:
         model = add_adapter(model, recipe.model.adapter, loading_name(recipe.model.policy))

@@ -2,7 +2,7 @@
 
 import pytest
 from support.recipes import BASE
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3MoeConfig
 
 from align.check.defaults import fill_defaults, fill_steps
 from align.config.experiment import load_experiment
@@ -14,10 +14,17 @@ from align.system.hardware import Hardware
 CPU, GPU, OLD_GPU = Hardware("cpu", 24), Hardware("cuda", 80), Hardware("cuda", 16, bfloat16=False)
 
 
-def filled(tmp_path, hardware, *keys):
+SMALL = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+LARGE = LlamaConfig(num_hidden_layers=5)  # 1.27B parameters
+MIXTURE = Qwen3MoeConfig(
+    vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_experts=4, moe_intermediate_size=32
+)
+
+
+def filled(tmp_path, hardware, *keys, config=SMALL, **launch):
     path = tmp_path / "recipe.yaml"
     path.write_text(BASE)
-    experiment, chosen = fill_defaults(load_experiment(path, keys), LlamaConfig(), Launch(hardware=hardware))
+    experiment, chosen = fill_defaults(load_experiment(path, keys), config, Launch(hardware=hardware, **launch))
     return experiment.recipe, {f"{choice.section}.{choice.key}": choice.why for choice in chosen}
 
 
@@ -46,6 +53,50 @@ def test_precision_and_sync_are_chosen_by_device(tmp_path, hardware, keys, dtype
 def test_a_float32_adapter_for_the_sampler_of_a_gpu_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"sampling.sync.*float32; write model.dtype: bfloat16, or sync: merged"):
         filled(tmp_path, GPU, ADAPTER, "model.dtype=float32", "sampling.sync=adapter")
+
+
+def test_an_adapter_for_the_sampler_of_a_mixture_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"sampling.sync.*Triton.*; write sync: merged"):
+        filled(tmp_path, CPU, ADAPTER, "sampling.sync=adapter", config=MIXTURE)
+    assert filled(tmp_path, GPU, ADAPTER, config=MIXTURE)[0].sampling.sync == "adapter"
+
+
+@pytest.mark.parametrize(
+    "hardware, config, keys, again, why",
+    [
+        (CPU, LARGE, [], False, "on a CPU"),
+        (GPU, SMALL, [], False, "not above 1B"),
+        (GPU, LARGE, [], True, "1.3B parameters, above 1B"),
+        (GPU, LARGE, ["optim.checkpoint_activations=false"], False, None),
+        (CPU, SMALL, ["optim.checkpoint_activations=true"], True, None),
+    ],
+)
+def test_layers_are_computed_again_by_device_and_size(tmp_path, hardware, config, keys, again, why):
+    recipe, said = filled(tmp_path, hardware, *keys, config=config)
+    assert recipe.optim.checkpoint_activations is again
+    assert why in said["optim.checkpoint_activations"] if why else "optim.checkpoint_activations" not in said
+
+
+def test_layers_that_cannot_be_computed_again_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.check.defaults.layers", lambda model: [])
+    assert filled(tmp_path, GPU, config=LARGE)[0].optim.checkpoint_activations is False
+    with pytest.raises(ConfigError, match="checkpoint_activations: .*llama cannot be computed again.*write false"):
+        filled(tmp_path, GPU, "optim.checkpoint_activations=true")
+
+
+QUANTIZED = [ADAPTER, "model.quantize=4bit"]
+
+
+def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("align.check.defaults.why_not", lambda: None)
+    assert filled(tmp_path, CPU, *QUANTIZED, zero_stage=2)[0].model.quantize == "4bit"
+    with pytest.raises(ConfigError, match=r"model.quantize: ZeRO-3 would.*launch with ZeRO-2"):
+        filled(tmp_path, CPU, *QUANTIZED, zero_stage=3)
+    with pytest.raises(ConfigError, match=r"model.quantize: the experts of qwen3_moe .*leave it out"):
+        filled(tmp_path, CPU, *QUANTIZED, config=MIXTURE)
+    monkeypatch.setattr("align.check.defaults.why_not", lambda: "bitsandbytes is not installed; pip install it")
+    with pytest.raises(ConfigError, match="model.quantize: bitsandbytes is not installed; pip install"):
+        filled(tmp_path, CPU, *QUANTIZED)
 
 
 @pytest.mark.parametrize(

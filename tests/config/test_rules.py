@@ -56,6 +56,14 @@ def test_what_goes_together(said, recipe, changes):
     assert said(recipe, **changes) == []
 
 
+def test_a_quantised_policy_needs_an_adapter(said):
+    whole = {**ROLLOUTS, "model": {"policy": "some/model", "quantize": "4bit"}, "objective": {"name": "grpo"}}
+    [problem] = said(whole)
+    assert "model.quantize: 4bit needs model.adapter, for quantised weights cannot be trained" in problem
+    assert "add adapter: {rank: 16}" in problem
+    assert said({**whole, "model": {**whole["model"], "adapter": {"rank": 4}}}) == []
+
+
 CUT = {"group_size": 4, "top_p": 0.9}
 
 

@@ -4,9 +4,11 @@ import json
 import os
 
 import pytest
-from support import tiny_task
+from support import tiny_model, tiny_task
 from support.paths import PROGRAMS
 from support.zygote import forked
+
+from align.model import quantize
 
 pytestmark = pytest.mark.engine
 ADAPTER = ", adapter: {rank: 4, alpha: 8}"
@@ -32,6 +34,23 @@ EVERY_PASS = [
     ],
 )
 def test_sampler_follows_trainer(machine, adapter, sync, more, folder, tmp_path):
+    follows(machine, adapter, sync, more, folder, tmp_path)
+
+
+@pytest.mark.parametrize("adapter", [ADAPTER, ""])
+def test_sampler_follows_the_trainer_of_a_mixture(adapter, tmp_path):
+    """Its experts are one tensor in the trainer, and others in the engine."""
+    follows("cpu", adapter, "sampling.sync=merged", [], tiny_model.save_mixture(tmp_path / "mixture"), tmp_path)
+
+
+@pytest.mark.skipif(quantize.why_not() is not None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_sampler_follows_a_trainer_in_4_bits(sync, folder, tmp_path):
+    """The engine loads the base as it is in its files, and gets the weights that the trainer computes with."""
+    follows("cpu", f"{ADAPTER}, quantize: 4bit", f"sampling.sync={sync}", [], folder, tmp_path)
+
+
+def follows(machine, adapter, sync, more, folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(tiny_task.RECIPE.format(folder=folder, adapter=adapter, out=tmp_path / "run"))
     script = PROGRAMS / "sync.py"
     forked(machine, script, tmp_path / "recipe.yaml", tmp_path / "out.json", sync, *more)

@@ -46,7 +46,7 @@ MACHINES = [
 def test_update_is_plain_autograd(kind, family, machine, layout, folder, guide, by_autograd, tmp_path):
     right = by_autograd(kind, family)
     script = PROGRAMS / "update.py"
-    forked(machine, script, folder, guide, kind, layout, family, tmp_path / "out")
+    forked(machine, script, folder, guide, kind, layout, family, "keep", tmp_path / "out")
     got = load_file(tmp_path / "out")
     assert set(got) == set(right)
     for name in right:
@@ -60,3 +60,22 @@ def test_update_is_plain_autograd(kind, family, machine, layout, folder, guide, 
     else:
         moved = torch.stack([right[name].norm() for name in names if "lora_B" in name]).norm()  # they start at 0
     assert moved > 0.01 and error < 1e-4 * moved
+
+
+@pytest.mark.parametrize(
+    "kind, family, machine, layout",
+    [
+        ("full", "masks", "cpu", "padded"),
+        ("lora", "masks", "cpu_zero2", "shared_prefix"),
+        ("lora", "pairs", "cpu_zero3", "shared_prefix"),
+        ("full", "both", "cpu_zero3", "padded"),
+    ],
+)
+def test_layers_computed_again_give_the_same_update_to_the_last_bit(
+    kind, family, machine, layout, folder, guide, tmp_path
+):
+    for layers in ("keep", "recompute"):
+        forked(machine, PROGRAMS / "update.py", folder, guide, kind, layout, family, layers, tmp_path / layers)
+    kept, again = load_file(tmp_path / "keep"), load_file(tmp_path / "recompute")
+    assert set(kept) == set(again)
+    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []

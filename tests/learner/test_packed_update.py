@@ -16,6 +16,7 @@ from align.model import layouts
 from align.model.adapters import add_adapter
 from align.model.load import load_model
 from align.model.policy import Policy, Reference
+from align.model.recompute import recompute_layers
 from align.objectives import nsr
 from align.registry import PAIRS
 
@@ -104,3 +105,18 @@ def test_the_update_gives_the_old_log_probabilities_that_a_pass_before_it_would(
     one, two = (gradient(policy, base, what, layouts.shared_prefix, 400) for what in (credited, without))
     assert one.norm() > 0
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5 * float(one.norm()))
+
+
+@pytest.mark.parametrize("name", ["gfpo_with_kl", "sparsepo", "ppo", "tdpo2"])
+@pytest.mark.parametrize("layout", [layouts.padded, layouts.shared_prefix], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_layers_computed_again_give_the_same_gradient_to_the_last_bit(kind, layout, name, folder):
+    found = []
+    for again in (False, True):
+        policy, base = made(folder, kind, OBJECTIVES[name])
+        if again:
+            recompute_layers(policy.causal)
+        credited = assign(OBJECTIVES[name], with_quantities(policy), lambda batch, names, rows, reader: batch)
+        found.append(gradient(policy, base, credited, layout, 60))
+    kept, computed_again = found
+    assert kept.norm() > 0 and torch.equal(kept, computed_again)

@@ -1,7 +1,11 @@
 """Weights on their way to the sampler."""
 
+from itertools import groupby
+
+import pytest
 import torch
-from support import guides
+from safetensors.torch import load_file
+from support import guides, tiny_model
 
 from align.config.model_keys import Adapter
 from align.learner import weights
@@ -32,3 +36,22 @@ def test_layers_that_only_the_guide_adapts_are_the_base_s(folder, tmp_path):
     after = dict(weights.merged(model))
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("adapter", [None, Adapter(rank=2)])
+def test_the_experts_of_a_mixture_are_given_as_its_files_have_them(adapter, tmp_path):
+    model = load_model(str(tiny_model.save_mixture(tmp_path)), "float32")
+    if adapter:
+        model = add_adapter(model, adapter, "tiny")
+    stored = load_file(tmp_path / "model.safetensors")
+    got = dict(weights.merged(model))
+    assert "model.layers.1.mlp.experts.3.up_proj.weight" in got
+    assert got.keys() == stored.keys()
+    assert all(torch.equal(got[name], value) for name, value in stored.items())  # an adapter starts at 0
+
+
+def test_weights_come_a_layer_at_a_time(tmp_path):
+    """One block of a mixture at most is held beside the trainer's weights."""
+    model = load_model(str(tiny_model.save_mixture(tmp_path)), "float32")
+    order = [name.partition("layers.")[2][:1] for name, _ in weights.merged(model)]
+    assert [layer for layer, _ in groupby(order)] == ["", "0", "1", ""]

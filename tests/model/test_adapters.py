@@ -46,6 +46,34 @@ def test_targets_that_cannot_be(folder, targets, message):
         adapted(folder, targets)
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return tiny_model.save_mixture(tmp_path_factory.mktemp("mixture"))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "attention"])
+def test_of_a_mixture_experts_and_router_get_no_adapter(mixture, targets):
+    model = adapted(mixture, targets)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all(".self_attn." in name for name in trained)
+    assert {p.shape[0] for name, p in model.named_parameters() if "lora_A" in name} == {2}  # PEFT would double it
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (["q_proj", "gate"], "gate would be"),
+        (["gate_proj"], "gate_proj would be"),
+        (["gate_proj", "up_proj"], "gate_proj would be"),
+        (["down_proj"], "down_proj would be the experts or the router of qwen3_moe, .* write attention"),
+        ("mlp", "get no adapter: write attention"),
+    ],
+)
+def test_targets_that_a_mixture_has_no_adapter_for(mixture, targets, message):
+    with pytest.raises(ModelError, match=f"^model.adapter.targets: .*{message}"):
+        adapted(mixture, targets)
+
+
 @pytest.fixture
 def saved(folder, tmp_path):
     """An adapter that was trained over the tiny model."""
@@ -166,7 +194,7 @@ def test_a_guide_in_pickle_is_refused_and_not_opened(folder, tmp_path, kind):
     guide = tiny_model.save_guide(folder, tmp_path / "guide")
     (guide / "adapter_model.safetensors").unlink()
     torch.save(Bomb(tmp_path / "ran"), guide / "adapter_model.bin")
-    policy = Model(policy=folder)
+    policy = Model(policy=folder, dtype="float32")
     with pytest.raises(ModelError, match="^model.guide: .*never read from pickle"):
         if kind == "guide":
             guide_model(str(guide), policy, folder, tiny_model.tokenizer())
@@ -199,7 +227,7 @@ def test_a_guide_that_changes_the_base_is_refused_before_it_is_loaded(folder, tm
     before = answers(model, "reference"), answers(model)
     for load in (
         lambda: add_guide(model, guide, folder),
-        lambda: guide_model(guide, Model(policy=folder), folder, tiny_model.tokenizer()),
+        lambda: guide_model(guide, Model(policy=folder, dtype="float32"), folder, tiny_model.tokenizer()),
     ):
         with pytest.raises(ModelError, match="which policy and reference share|no plain LoRA adapter") as caught:
             load()
@@ -215,7 +243,7 @@ def test_policy_and_reference_answer_as_before_beside_a_guide(folder, tmp_path, 
     before = answers(model, "reference"), answers(model)
     add_guide(model, guide, folder)
     assert torch.equal(answers(model, "reference"), before[0]) and torch.equal(answers(model), before[1])
-    alone = guide_model(guide, Model(policy=folder), folder, tiny_model.tokenizer())
+    alone = guide_model(guide, Model(policy=folder, dtype="float32"), folder, tiny_model.tokenizer())
     torch.testing.assert_close(answers(model, "guide"), answers(alone), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(answers(model, "guide"), before[0])
 

@@ -22,10 +22,10 @@ from align.result.record import ReferenceSequence
 WEIGHTS = "adapter_model.safetensors"
 
 
-def recorded(base: str, out: Path, kind: Literal["adapter", "model"], temperature: float = 0.8) -> Path:
+def recorded(base: str, out: Path, kind: Literal["adapter", "model"], temperature: float = 0.8, quantize=None) -> Path:
     """What a run leaves: weights that differ from the base's, and the record of the policy that has them."""
     path = locate(base)
-    model = load_model(path, "float32")
+    model = load_model(path, "float32", quantize)
     if kind == "adapter":
         model = add_adapter(model, Adapter(rank=2), loading_name(base))
     generator = torch.Generator().manual_seed(0)

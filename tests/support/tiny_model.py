@@ -5,7 +5,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHARACTERS = ["\n", *map(chr, range(32, 127))]  # printable ASCII, and the line break of the template
@@ -75,3 +82,34 @@ def save_guide(folder: str | Path, out: str | Path) -> Path:
     guide.peft_config["default"].base_model_name_or_path = str(folder)
     guide.save_pretrained(out)
     return Path(out)
+
+
+def save_mixture(folder: str | Path) -> Path:
+    """Save a tiny Qwen3 mixture of four experts with this tokenizer to `folder`; two of them see each token."""
+    tokens = tokenizer()
+    config = Qwen3MoeConfig(
+        vocab_size=-(-len(tokens) // 64) * 64,
+        hidden_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=tokens.eos_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3MoeForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id)
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return Path(folder)

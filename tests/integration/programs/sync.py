@@ -12,6 +12,7 @@ from align.rollout import rollouts
 from align.rollout.rollouts import Scorer
 from align.run.setup import Run, load, make_accelerator, set_threads
 from align.run.terminal import quiet
+from align.system.clock import Clock
 
 recipe, out, *overrides = sys.argv[1:]
 quiet()
@@ -42,6 +43,8 @@ def gap(run: Run) -> float:
     return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())
 
 
+if experiment.recipe.model.quantize:
+    run.sampler.sync(run.learner, Clock())  # as at a run's start
 gaps = {"start": gap(run)}
 first = record = run.loop.step(0)
 for step in range(1, 4):

@@ -1,4 +1,4 @@
-"""SGD updates without clipping in a DeepSpeed engine: MODEL_FOLDER GUIDE lora|full LAYOUT FAMILY OUT."""
+"""SGD updates without clipping in a DeepSpeed engine: MODEL_FOLDER GUIDE lora|full LAYOUT FAMILY keep|recompute OUT."""
 
 import sys
 
@@ -21,7 +21,7 @@ from align.model.load import load_model, load_tokenizer
 from align.model.policy import Policy
 from align.system.clock import Clock
 
-folder, guide, kind, layout, family, out = sys.argv[1:]
+folder, guide, kind, layout, family, layers, out = sys.argv[1:]
 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 updates = ragged_batches.FAMILIES[family]()
 model = load_model(folder, "float32")
@@ -35,10 +35,14 @@ if kind == "lora":
 else:
     frozen["reference"] = Policy(load_model(folder, "float32").requires_grad_(False), 0.7)
     tokenizer = load_tokenizer(folder)
-    own = guide_model(guide, Model(policy=folder), folder, tokenizer)
+    own = guide_model(guide, Model(policy=folder, dtype="float32"), folder, tokenizer)
     frozen["guide"] = Policy(own.requires_grad_(False), 0.7)
 optim = Optim(
-    lr=ragged_batches.RATES.get(family, 0.1), optimizer="sgd", max_grad_norm=float("inf"), schedule_steps=len(updates)
+    lr=ragged_batches.RATES.get(family, 0.1),
+    optimizer="sgd",
+    max_grad_norm=float("inf"),
+    schedule_steps=len(updates),
+    checkpoint_activations=layers == "recompute",
 )
 learner = Learner(accelerator, policy, getattr(layouts, layout), optim, frozen)
 learner.chunk = 16  # so that logits of a micro-batch are made, and made again, in several chunks
