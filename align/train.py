@@ -129,6 +129,8 @@ def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
         with stage("sampler check"):
             moved = origin.checkpoint or (adapter and adapter.start)  # from the base, which is what the sampler loaded
             _ = run.sampler.sync(run.learner, Clock()) if moved else run.sampler.check(run.learner, Clock())
+        if run.loop.sampler is None:
+            run.sampler.sleep()  # an evaluation hands it the policy anew
 
 
 def first_evaluation(run: Run, log: RunLog, step: int) -> None:

@@ -13,8 +13,10 @@ from align.config.experiment import Experiment
 from align.config.launch import Launch
 from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
+from align.config.sampling_keys import Sampling
 from align.data.prompts import Prompts
 from align.model import layouts
+from align.rollout.engine_arguments import parallel_problem, sleep_problem, sync_problem
 from align.rollout.sync_check import TOLERANCE
 from align.system.hardware import Hardware
 
@@ -47,22 +49,19 @@ def fill_defaults(
         raise ConfigError([file.problem(("sampling", "engine"), problem)])
     chosen = list(choices(recipe, model_config, launch))
     recipe = _with(recipe, *chosen)
-    if problem := sync_problem(recipe, launch.hardware):
-        raise ConfigError([file.problem(("sampling", "sync"), problem)])
+    sampling = {
+        "sync": sync_problem(recipe, launch.hardware),
+        "tensor_parallel": parallel_problem(recipe.sampling, model_config, launch.processes),
+        "sleep": sleep_problem(recipe.sampling, launch.hardware),
+    }
+    if problems := [file.problem(("sampling", key), problem) for key, problem in sampling.items() if problem]:
+        raise ConfigError(problems)
     return replace(experiment, recipe=recipe.model_copy(update={"correct": experiment.correct})), chosen
 
 
 def fill_dtype(experiment: Experiment, hardware: Hardware) -> Experiment:
     """Fill in `model.dtype` alone, which banks depend on too."""
     return replace(experiment, recipe=_with(experiment.recipe, *_dtype(experiment.recipe, hardware)))
-
-
-def sync_problem(recipe: Recipe, hardware: Hardware) -> str | None:
-    """Why the sampler cannot be synced as the recipe says; None where it can."""
-    if hardware.is_gpu and recipe.sampling.sync == "adapter" and recipe.model.dtype == "float32":
-        what = "vLLM's LoRA kernels for GPUs take no float32"
-        return f"adapter cannot be, for {what}; write model.dtype: bfloat16, or sync: merged"
-    return None
 
 
 def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> Iterator[Choice]:
@@ -75,6 +74,7 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
         yield Choice("optim", "layout", layout, "the fastest that the model can")
     if sampling.engine == "vllm" and sampling.sync is None:
         yield _sync(recipe, hardware, dtype)
+    yield from _engine(sampling, hardware)
     if sampling.tolerance is None:
         yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
     if recipe.eval.temperature is None:
@@ -98,6 +98,19 @@ def _sync(recipe: Recipe, hardware: Hardware, dtype: str) -> Choice:
         return Choice("sampling", "sync", "adapter", "on GPUs, for it is smaller and not rounded")
     why = "for vLLM's LoRA kernels for GPUs take no float32" if hardware.is_gpu else "on a CPU, where it samples faster"
     return Choice("sampling", "sync", "merged", why)
+
+
+def _engine(sampling: Sampling, hardware: Hardware) -> Iterator[Choice]:
+    """The size of the engine. A GPU's cache stays open until the trainer is loaded: it is a share of the rest."""
+    on_gpu = hardware.is_gpu
+    if sampling.cache_gib is None and not on_gpu:
+        yield Choice("sampling", "cache_gib", 1.0, "on a CPU")
+    if sampling.max_sequences is None:
+        value, why = (256, "on GPUs, as vLLM's own default") if on_gpu else (64, "on a CPU")
+        yield Choice("sampling", "max_sequences", value, why)
+    if sampling.sleep is None:
+        why = "on GPUs, so that the update has the cache's memory" if on_gpu else "on a CPU, where vLLM cannot"
+        yield Choice("sampling", "sleep", on_gpu, why)
 
 
 def _with(recipe: Recipe, *chosen: Choice) -> Recipe:
