@@ -151,14 +151,19 @@ class VLLM:
 
 @contextmanager
 def _own_threads() -> Iterator[None]:
-    """Keep torch's number of threads: on GPUs the engine takes one for itself, and so from the trainer.
+    """Have the engine start with the trainer's number of threads and leave it alone.
 
-    The function is kept too, since the engine for CPUs replaces it by one that does nothing.
+    Where the environment names none, as for one process, an engine on a GPU sets torch to one thread for good. To set
+    it back afterwards would break what it compiled, which is guarded by that number.
     """
-    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    yield
-    if torch.get_num_threads() != threads:
-        set_threads(threads)
+    name = "OMP_NUM_THREADS"
+    unnamed = name not in os.environ
+    os.environ.setdefault(name, str(torch.get_num_threads()))
+    try:
+        yield
+    finally:
+        if unnamed:
+            del os.environ[name]
 
 
 @contextmanager

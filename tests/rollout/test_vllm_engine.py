@@ -1,6 +1,7 @@
 """What the vLLM engine is asked to do, and in which order, recorded by a fake: a CPU cannot sleep, and has no GPU's
 runner. The real one is in tests/integration/; nothing here ran on a GPU."""
 
+import os
 import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -26,11 +27,12 @@ class Params(SimpleNamespace):
 
 
 class LLM:
-    """Records its calls; like vLLM on a GPU it takes all threads but one from torch."""
+    """Records its calls; like vLLM on a GPU it takes all threads but one where the environment names none."""
 
     def __init__(self, **arguments):
         self.arguments, self.calls = arguments, []
-        torch.set_num_threads(1)
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)
 
     def __getattr__(self, name):
         def call(*arguments, **settings):
@@ -76,12 +78,13 @@ def engine_of(monkeypatch, tmp_path):
     return make
 
 
-def test_torch_has_its_threads_back_when_the_engine_runs(engine_of):
+def test_the_engine_leaves_torch_its_threads(engine_of, monkeypatch):
     before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # as in one process
     try:
         torch.set_num_threads(3)
         engine_of()
-        assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 3 and "OMP_NUM_THREADS" not in os.environ
     finally:
         torch.set_num_threads(before)
 
