@@ -108,9 +108,8 @@ def _engine(sampling: Sampling, hardware: Hardware) -> Iterator[Choice]:
     if sampling.max_sequences is None:
         value, why = (256, "on GPUs, as vLLM's own default") if on_gpu else (64, "on a CPU")
         yield Choice("sampling", "max_sequences", value, why)
-    if sampling.sleep is None:
-        why = "on GPUs, so that the update has the cache's memory" if on_gpu else "on a CPU, where vLLM cannot"
-        yield Choice("sampling", "sleep", on_gpu, why)
+    if sampling.sleep is None and on_gpu:
+        yield Choice("sampling", "sleep", True, "on GPUs, so that the update has the cache's memory")
 
 
 def _with(recipe: Recipe, *chosen: Choice) -> Recipe:

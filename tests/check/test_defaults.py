@@ -49,7 +49,7 @@ def test_a_float32_adapter_for_the_sampler_of_a_gpu_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "hardware, cache, sequences, sleep", [(CPU, 1.0, 64, False), (GPU, None, 256, True), (OLD_GPU, None, 256, True)]
+    "hardware, cache, sequences, sleep", [(CPU, 1.0, 64, None), (GPU, None, 256, True), (OLD_GPU, None, 256, True)]
 )
 def test_the_engine_is_sized_by_device(tmp_path, hardware, cache, sequences, sleep):
     recipe, why = filled(tmp_path, hardware)
