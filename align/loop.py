@@ -42,16 +42,18 @@ class Loop:
         # before the first update the policy is the old one: where there is one update, it gives that quantity itself
         given_by_update = ("old_logprob",) if self.updates_per_step == 1 else ()
 
-        batches = []
-        for source in self.sources:  # rollouts of prompts, or preference pairs
-            # 1. Sample and score. The batch is gathered: all ranks hold all of it.
-            collected = source.collect(step, clock)
+        # 1. Sample and score: rollouts of prompts, or preference pairs. Gathered: all ranks hold all of them.
+        collected = [source.collect(step, clock) for source in self.sources]
+        if self.sampler:
+            self.sampler.sleep()  # until the sync its memory is the trainer's
 
-            # 2. Credit. Each objective filters rows, assigns advantages and weighs tokens.
+        # 2. Credit. Each objective filters rows, assigns advantages and weighs tokens.
+        batches = []
+        for source, found in zip(self.sources, collected, strict=True):
             annotate = forward.for_batch({name for objective in source.objectives for name in objective.reads})
             with clock("credit"):
-                credited = [assign(o, collected.batch, annotate, given_by_update) for o in source.objectives]
-            batches.append(SourceBatch(collected, credited))
+                credited = [assign(o, found.batch, annotate, given_by_update) for o in source.objectives]
+            batches.append(SourceBatch(found, credited))
 
         # 3. Update on the sum of all losses. Each is divided by its count over the whole batch.
         with clock("update"):

@@ -130,6 +130,8 @@ def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
             # from the base, which is what the sampler loaded
             moved = origin.checkpoint or (adapter and adapter.start) or run.experiment.recipe.model.quantize
             _ = run.sampler.sync(run.learner, Clock()) if moved else run.sampler.check(run.learner, Clock())
+        if run.loop.sampler is None:
+            run.sampler.sleep()  # an evaluation hands it the policy anew
 
 
 def first_evaluation(run: Run, log: RunLog, step: int) -> None:

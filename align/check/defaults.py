@@ -9,15 +9,15 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from align.check.machine import unfit
 from align.check.model_files import skeleton
 from align.config.experiment import Experiment
 from align.config.launch import Launch
 from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
+from align.config.sampling_keys import Sampling
 from align.data.prompts import Prompts
 from align.model import layouts
-from align.model.adapters import experts
-from align.model.quantize import why_not
 from align.model.recompute import layers
 from align.rollout.sync_check import TOLERANCE
 from align.system.hardware import Hardware
@@ -43,57 +43,16 @@ def fill_defaults(
 ) -> tuple[Experiment, list[Choice]]:
     """(the experiment with its defaults filled in, what was chosen). Raises `ConfigError` for keys that do not fit
     model or machine."""
-    recipe, file = experiment.recipe, experiment.file
-    try:
-        layouts.choose(recipe.optim.layout, model_config)
-    except ValueError as error:
-        raise ConfigError([file.problem(("optim", "layout"), str(error))]) from error
-    if recipe.optim.checkpoint_activations and not layers(skeleton(model_config, recipe.model.policy)):
-        kind = model_config.get_text_config().model_type
-        problem = f"the layers of {kind} cannot be computed again (they are no GradientCheckpointingLayer); write false"
-        raise ConfigError([file.problem(("optim", "checkpoint_activations"), problem)])
-    if recipe.sampling.engine == "transformers" and launch.zero_stage == 3:
-        problem = "transformers cannot sample from weights that ZeRO-3 has partitioned; launch with ZeRO-2 or none"
-        raise ConfigError([file.problem(("sampling", "engine"), problem)])
-    if problem := quantize_problem(recipe, model_config, launch):
-        raise ConfigError([file.problem(("model", "quantize"), problem)])
-    chosen = list(choices(recipe, model_config, launch))
-    recipe = _with(recipe, *chosen)
-    if problem := sync_problem(recipe, model_config, launch.hardware):
-        raise ConfigError([file.problem(("sampling", "sync"), problem)])
+    chosen = list(choices(experiment.recipe, model_config, launch))
+    recipe = _with(experiment.recipe, *chosen)
+    if problems := [experiment.file.problem(*found) for found in unfit(recipe, model_config, launch)]:
+        raise ConfigError(problems)
     return replace(experiment, recipe=recipe.model_copy(update={"correct": experiment.correct})), chosen
 
 
 def fill_dtype(experiment: Experiment, hardware: Hardware) -> Experiment:
     """Fill in `model.dtype` alone, which banks depend on too."""
     return replace(experiment, recipe=_with(experiment.recipe, *_dtype(experiment.recipe, hardware)))
-
-
-def sync_problem(recipe: Recipe, model_config: PretrainedConfig, hardware: Hardware) -> str | None:
-    """Why the sampler cannot be synced as the recipe says; None where it can."""
-    if recipe.sampling.sync != "adapter":
-        return None
-    if hardware.is_gpu and recipe.model.dtype == "float32":
-        what = "vLLM's LoRA kernels for GPUs take no float32"
-        return f"adapter cannot be, for {what}; write model.dtype: bfloat16, or sync: merged"
-    if not hardware.is_gpu and experts(skeleton(model_config, "model.policy")):
-        what = "vLLM's experts need Triton beside adapters, and on a CPU there is none"
-        return f"adapter cannot be, for {what}; write sync: merged"
-    return None
-
-
-def quantize_problem(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> str | None:
-    """Why the policy cannot be quantised as the recipe says; None where it can."""
-    if recipe.model.quantize is None:
-        return None
-    if problem := why_not():
-        return problem
-    if launch.zero_stage == 3:
-        return "ZeRO-3 would partition the 4-bit weights without what makes them whole; launch with ZeRO-2 or none"
-    if experts(skeleton(model_config, "model.policy")):
-        kind = model_config.get_text_config().model_type
-        return f"the experts of {kind} are no linear layers, so nearly all of it would stay whole; leave it out"
-    return None
 
 
 def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> Iterator[Choice]:
@@ -106,6 +65,7 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
         yield Choice("optim", "layout", layout, "the fastest that the model can")
     if sampling.engine == "vllm" and sampling.sync is None:
         yield _sync(recipe, hardware, dtype)
+    yield from _engine(sampling, hardware)
     if sampling.tolerance is None:
         yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
     if optim.checkpoint_activations is None:
@@ -143,6 +103,18 @@ def _checkpointing(hardware: Hardware, model_config: PretrainedConfig) -> Choice
         return Choice(section, key, False, "for the layers of this model cannot be computed again")
     size = "above" if billions > LARGE else "not above"
     return Choice(section, key, billions > LARGE, f"on GPUs, with {billions:.2g}B parameters, {size} {LARGE}B")
+
+
+def _engine(sampling: Sampling, hardware: Hardware) -> Iterator[Choice]:
+    """The size of the engine. A GPU's cache stays open until the trainer is loaded: it is a share of the rest."""
+    on_gpu = hardware.is_gpu
+    if sampling.cache_gib is None and not on_gpu:
+        yield Choice("sampling", "cache_gib", 1.0, "on a CPU")
+    if sampling.max_sequences is None:
+        value, why = (256, "on GPUs, as vLLM's own default") if on_gpu else (64, "on a CPU")
+        yield Choice("sampling", "max_sequences", value, why)
+    if sampling.sleep is None and on_gpu:
+        yield Choice("sampling", "sleep", True, "on GPUs, so that the update has the cache's memory")
 
 
 def _with(recipe: Recipe, *chosen: Choice) -> Recipe:

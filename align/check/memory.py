@@ -8,6 +8,7 @@ recipes/gfpo_chain_sum.yaml, two steps on a CPU in one process: -6 % with the ad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
@@ -19,9 +20,10 @@ from align.check.requirements import REFERENCE, head_specs, needs
 from align.check.survey import Survey
 from align.data.prompts import Pair
 from align.learner.micro_batches import UNTRACKED
-from align.model import layouts, quantize
-from align.model.adapters import experts
+from align.learner.weights import base_size
+from align.model import layouts
 from align.model.policy import CHUNK
+from align.rollout.engine_arguments import cache_bytes, token_bytes
 
 GIB = 2**30
 
@@ -41,14 +43,9 @@ COMPILED = 0.2  # what sampling.compile adds to an engine
 
 def training_memory(found: Survey) -> dict[str, float]:
     """{term: GiB} of training in one process, `total` among them: of its GPU, or without one of the process."""
-    shards, recipe, width = found.launch.shards, found.experiment.recipe, bytes_of(found)
-    whole, trained = sizes(found)
-    states = {"adamw": 2, "sgd": 0}[recipe.optim.optimizer] + keeps_master(found)
     terms = {
-        "weights": stored_bytes(found) / shards["weights"],
-        "gradients": trained * FLOAT / shards["gradients"],
-        "optimiser": trained * states * FLOAT / shards["optimiser"],
-        "reference and guide": _own_models(found) * whole * width / shards["weights"],
+        **resident(found),
+        "gradients": sizes(found)[1] * FLOAT / found.launch.shards["gradients"],
         "activations": activations(found),
         "logits": LOGIT_COPIES * CHUNK * found.config.get_text_config().vocab_size * FLOAT,
         "libraries": 0 if found.launch.hardware.is_gpu else LIBRARIES * GIB,
@@ -56,16 +53,35 @@ def training_memory(found: Survey) -> dict[str, float]:
     return _in_gib(terms)
 
 
+def resident(found: Survey) -> dict[str, float]:
+    """{term: bytes} that training in one process holds all the time."""
+    shards, width = found.launch.shards, bytes_of(found)
+    whole, trained = sizes(found)
+    states = {"adamw": 2, "sgd": 0}[found.experiment.recipe.optim.optimizer] + keeps_master(found)
+    return {
+        "weights": whole * width / shards["weights"],
+        "optimiser": trained * states * FLOAT / shards["optimiser"],
+        "reference and guide": _own_models(found) * whole * width / shards["weights"],
+    }
+
+
 def engine_memory(found: Survey) -> dict[str, float]:
     """{term: GiB} of one process's sampler; `total` alone, 0, where none is loaded beside the trainer's weights."""
     recipe, on_cpu = found.experiment.recipe, not found.launch.hardware.is_gpu
     if found.context is None or recipe.sampling.engine == "transformers":
         return {"total": 0.0}
-    base = sum(p.numel() for name, p in found.skeleton.named_parameters() if "lora_" not in name)
-    cache = recipe.sampling.cache_gib * GIB
+    sampling = recipe.sampling
+    weights = base_size(found.skeleton) * bytes_of(found) / sampling.tensor_parallel
+    sequence = found.context * token_bytes(found.config, bytes_of(found), sampling.tensor_parallel)
+    if sampling.cache_gib is None:
+        free = found.launch.hardware.gib * GIB - sum(resident(found).values()) - weights
+        cache = cache_bytes(free, sequence, sampling)
+    else:  # a CPU gives memory when it is written
+        most = sampling.max_sequences * sequence if on_cpu else math.inf
+        cache = min(sampling.cache_gib * GIB, most)
     terms = {
-        "engine weights": base * bytes_of(found),
-        "key-value cache": min(cache, _cached(found)) if on_cpu else cache,  # a CPU gives memory when it is written
+        "engine weights": weights,
+        "key-value cache": cache,
         "engine libraries": VLLM_LIBRARIES * GIB * on_cpu,
         "compiled code": COMPILED * GIB * on_cpu * recipe.sampling.compile,
     }
@@ -165,16 +181,7 @@ def _own_models(found: Survey) -> int:
     return reference + guide
 
 
-def _cached(found: Survey) -> float:
-    """Bytes of the keys and values of all sequences that the engine works on at once."""
-    text = found.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    token = 2 * text.num_hidden_layers * heads * width * bytes_of(found)
-    return found.experiment.recipe.sampling.max_sequences * found.context * token
-
-
-def _positions(layout: layouts.Layout, prompt: int, responses: Sequence[int]) -> int:
+def _positions(layout: str, prompt: int, responses: Sequence[int]) -> int:
     """Positions that the layers compute for one group."""
     rows = [layouts.Row(i, 0, prompt, length, length) for i, length in enumerate(responses)]
     return reduce(layout.add, rows, layouts.Load()).positions

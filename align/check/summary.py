@@ -119,8 +119,9 @@ def loaded(found: Survey) -> dict[str, str]:
     if "guide_logprob" in needed:
         out["guide"] = recipe.model.guide
     if found.context is not None:
-        shared = recipe.sampling.engine == "transformers"
-        out["sampler"] = "the policy's own weights" if shared else f"vLLM, one a process, sync {recipe.sampling.sync}"
+        shared, n = recipe.sampling.engine == "transformers", recipe.sampling.tensor_parallel
+        where = "a process" if n == 1 else f"for {n} processes"
+        out["sampler"] = "the policy's own weights" if shared else f"vLLM, one {where}, sync {recipe.sampling.sync}"
     return out
 
 

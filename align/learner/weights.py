@@ -110,6 +110,12 @@ def save(model: nn.Module, folder: Path, write: bool) -> None:
         model.save_pretrained(folder, state_dict=state, **own)
 
 
+def base_size(model: nn.Module) -> int:
+    """Number of the base model's parameters, a tied head's once; also of those that ZeRO-3 has partitioned."""
+    own = [parameter for name, parameter in model.named_parameters() if "lora_" not in name]
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in own)
+
+
 def directions(width: int) -> Tensor:
     """[width,8] fixed random directions, along which the rows of a table are told apart."""
     return torch.randn(width, 8, generator=torch.Generator().manual_seed(0))

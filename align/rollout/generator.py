@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from align.config.sampling_keys import Sampling
 from align.data.prompts import Response
+from align.rollout.seeds import Seeds
 
 LIKELIEST = 65  # next tokens that are compared: a support that is cut to 64 or fewer shows
 
@@ -23,7 +24,8 @@ class SamplerLogprobs:
 
 
 class Generator(Protocol):
-    """An engine on this rank. `sync` is collective; the others are not.
+    """An engine on this rank. `sync` is collective; the others are not, but of processes that share an engine
+    (`sampling.tensor_parallel`) all must make the same calls.
 
     It samples at a temperature from the support that the recipe's top_p, top_k and min_p leave (`model.cut`). A
     response ends behind an end token, behind the token that completes one of `sampling.stop`, or at the limit.
@@ -32,13 +34,17 @@ class Generator(Protocol):
     settings: Mapping[str, Any]  # of its newest call, as the engine had them: see `asked`
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, n: int, temperature: float, max_tokens: int, seed: int
+        self, prompts: Sequence[Sequence[int]], *, n: int, temperature: float, max_tokens: int, seeds: Seeds
     ) -> list[list[Response]]:
-        """Sample n responses to each prompt; temperature 0 is greedy. The same seed gives the same responses."""
+        """Sample n responses to each prompt; temperature 0 is greedy. The same seeds give the same responses."""
         ...
 
     def sync(self, model: nn.Module) -> None:
-        """Make the next `generate` sample from the model's current weights."""
+        """Make the next `generate` sample from the model's current weights; wake up where it sleeps."""
+        ...
+
+    def sleep(self) -> None:
+        """Leave its memory to the trainer as far as the recipe says, until the next `sync`."""
         ...
 
     def logprobs(self, ids: Sequence[int], *, temperature: float) -> SamplerLogprobs:

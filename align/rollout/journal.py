@@ -45,12 +45,13 @@ class Journal:
 
     folder: Path
     lineage: list[tuple[int, str]]
+    agreed: Callable[[bool], bool] = bool  # whether all ranks that must sample together say so; collective
 
     def sampled(self, call: Call, prompts: Sequence[Prompt], sample: Callable[[], Sampled]) -> Sampled:
         """This rank's responses to the prompts of a step: those on disk, or new ones from `sample`, which it keeps."""
         path, key = self._path(call, "sampled"), self._key(call, prompts)
         rows = read(path, key)
-        if rows is not None:
+        if self.agreed(rows is not None):
             return [(row["group"], row["index"], prompts[row["group"]], Response(**row["response"])) for row in rows]
         new = sample()
         scored = self._path(call, "scored")

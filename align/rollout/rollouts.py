@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +15,7 @@ from align.config.recipe import RewardFunction, RewardLimits
 from align.config.redact import scrub
 from align.data.prompts import Pair, Prompt, Response
 from align.rollout.generator import Generator
+from align.rollout.seeds import Draw
 from align.scoring.process import Failure
 from align.scoring.score import combine, fit, score_rows, too_many
 from align.scoring.worker import Worker
@@ -40,10 +40,16 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all of the run."""
+    """This process among all of the run, and the group of neighbours that one engine is divided over."""
 
     index: int
     count: int
+    tensor_parallel: int = 1  # processes of a group
+
+    @property
+    def group(self) -> int:
+        """The number of its group."""
+        return self.index // self.tensor_parallel
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,6 @@ class Scorer:
         return everything
 
 
-def seed_of(*numbers: int) -> int:
-    """A seed for one purpose, step and rank; near inputs give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def sample(
     prompts: Sequence[Prompt],
     generator: Generator,
@@ -106,13 +107,18 @@ def sample(
     n: int,
     temperature: float,
     max_tokens: int,
-    seed: int,
+    draw: Draw,
 ) -> Sampled:
-    """Sample n responses to each prompt of this rank's part; (group, index, prompt, response) of each."""
-    mine = list(range(process.index, len(prompts), process.count))
-    ids = [prompts[i].ids for i in mine]
-    outputs = generator.generate(ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed)
-    return [(i, j, prompts[i], r) for i, responses in zip(mine, outputs, strict=True) for j, r in enumerate(responses)]
+    """Sample n responses to each prompt of this rank's part; (group, index, prompt, response) of each.
+
+    Processes that share an engine ask it all for the prompts of all of them, and each keeps the responses to its own.
+    """
+    owner = [i % process.count for i in range(len(prompts))]
+    shared = [i for i, rank in enumerate(owner) if rank // process.tensor_parallel == process.group]
+    ids, seeds = [prompts[i].ids for i in shared], draw.seeds(process.group, shared)
+    outputs = generator.generate(ids, n=n, temperature=temperature, max_tokens=max_tokens, seeds=seeds)
+    kept = [(i, responses) for i, responses in zip(shared, outputs, strict=True) if owner[i] == process.index]
+    return [(i, j, prompts[i], response) for i, responses in kept for j, response in enumerate(responses)]
 
 
 def gather(rollouts: Sequence[Rollout]) -> list[Rollout]:

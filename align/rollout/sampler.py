@@ -11,6 +11,7 @@ from align.learner.learner import Learner
 from align.rollout import rollouts
 from align.rollout.generator import Generator, asked
 from align.rollout.rollouts import Process, Sampled
+from align.rollout.seeds import Draw
 from align.rollout.sync_check import SyncCheck, SyncError, other_settings
 from align.system.clock import Clock
 from align.system.deadline import deadline
@@ -25,7 +26,7 @@ class Sampler:
     process: Process
     sampling: Sampling
 
-    def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, seed: int) -> Sampled:
+    def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, draw: Draw) -> Sampled:
         """Sample n responses to each prompt of this rank's part; temperature 0 is greedy.
 
         Raises `SyncError` where the engine had other settings than the recipe's.
@@ -33,7 +34,7 @@ class Sampler:
         most = self.sampling.max_response_tokens
         with deadline("generation", self.sampling.deadline_s):
             sampled = rollouts.sample(
-                *(prompts, self.generator, self.process), n=n, temperature=temperature, max_tokens=most, seed=seed
+                *(prompts, self.generator, self.process), n=n, temperature=temperature, max_tokens=most, draw=draw
             )
         if sampled and (found := other_settings(self.generator.settings, asked(self.sampling, temperature, most))):
             raise SyncError(found.kind, f"the sampler does not sample as the recipe says: {found.what}. {found.mend}")
@@ -53,6 +54,10 @@ class Sampler:
         with clock("proof"), deadline("sync check", self.sampling.deadline_s):
             gaps = self.sync_check.check(self.generator, learner)
         return {"sync/gap": gaps.mean, "sync/gap_max": gaps.largest}
+
+    def sleep(self) -> None:
+        """Leave the engine's memory to the trainer until the next sync."""
+        self.generator.sleep()
 
     def close(self) -> None:
         """Release the engine's memory and process groups."""

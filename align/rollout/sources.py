@@ -20,6 +20,7 @@ from align.rollout import rollouts
 from align.rollout.journal import Call, Journal
 from align.rollout.rollouts import Rollout, Sampled, Scorer
 from align.rollout.sampler import Sampler
+from align.rollout.seeds import Draw
 from align.system.clock import Clock
 
 TRAINING, SAMPLED, GREEDY = range(3)  # purposes of sampling, each with random numbers of its own
@@ -121,13 +122,12 @@ class RolloutSource:
         """This rank's responses to the prompts at a position of the data."""
         sampling, seed = self.recipe.sampling, self.recipe.run.seed
         prompts = self.prompts.step(position, self.data.prompts_per_step, seed)
-        apart = [self.number] if self.number else []  # the random numbers of several sources
         sample = partial(
             self.sampler.sample,
             prompts,
             n=sampling.group_size,
             temperature=sampling.temperature,
-            seed=rollouts.seed_of(seed, position, call.rank, TRAINING, *apart),
+            draw=Draw(seed, position, TRAINING, self.number),
         )
         return self.journal.sampled(call, prompts, sample)
 

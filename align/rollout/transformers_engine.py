@@ -40,11 +40,11 @@ class Transformers:
         return GenerationConfig(eos_token_id=self._end_ids, pad_token_id=self._pad_id, top_k=0)
 
     @torch.no_grad()
-    def generate(self, prompts, *, n, temperature, max_tokens, seed):
+    def generate(self, prompts, *, n, temperature, max_tokens, seeds):
         """Sample as `Generator.generate` says."""
         if not prompts:
             return []
-        torch.manual_seed(seed)
+        torch.manual_seed(seeds.stream)
         width = max(map(len, prompts))
         out = self._sample(prompts, width, n=n, temperature=temperature, max_tokens=max_tokens)
         tokens = out.sequences[:, width:]
@@ -128,6 +128,9 @@ class Transformers:
 
     def sync(self, model):
         """Do nothing: it samples from the trainer's weights."""
+
+    def sleep(self):
+        """Do nothing: it has no memory of its own."""
 
     def vocabulary(self):
         """No rows: the tables are the trainer's."""

@@ -6,90 +6,72 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from align.config.model_keys import Adapter
 from align.config.recipe import Recipe
 from align.data.prompts import Response
 from align.learner import weights
+from align.rollout import shared_memory
+from align.rollout.engine_arguments import engine_arguments, request_seeds, request_settings
 from align.rollout.generator import LIKELIEST, SamplerLogprobs
 from align.rollout.mixtures import pack_experts
+from align.rollout.seeds import PROBE, Seeds
+from align.system.hardware import Hardware
 
 # settings of a request that do not decide which tokens are sampled; the others must be as the recipe asks, or neutral
 REPORTING = {"n", "logprobs", "prompt_logprobs", "flat_logprobs", "output_kind", "skip_clone", "detokenize"}
 
 REPORTING |= {"skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"}
 
-REPORTING |= {"output_text_buffer_length"}
+REPORTING |= {"output_text_buffer_length", "seed"}
 
 
 class VLLM:
-    """A `Generator` that runs vLLM in this process, one a rank.
+    """A `Generator` that runs vLLM in this process: one engine a rank, or one for `sampling.tensor_parallel` ranks.
 
     With `sampling.sync: merged` whole weights are reloaded in place; with `adapter` the LoRA tensors are handed over
     under a new version, since vLLM keys its caches by name and path. `context` is the most tokens of prompt and
-    response together.
+    response together, `cache` the bytes of its key-value cache.
     """
 
-    def __init__(self, path: str, recipe: Recipe, context: int):
-        threads, sampling = torch.get_num_threads(), recipe.sampling
-        sync = sampling.sync
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that the torch seed decides
+    def __init__(self, path: str, recipe: Recipe, context: int, hardware: Hardware, cache: int):
+        self._sampling, self._hardware = recipe.sampling, hardware
+        self.settings, self._asleep = {}, False
+        merged = self._sampling.sync == "merged"
+        self._adapter_folder = None if merged else Path(tempfile.mkdtemp(prefix="align-adapter-"))
+        self._lora, self._version, self._quantized = None, 0, recipe.model.quantize is not None
+        arguments = engine_arguments(path, recipe, context, hardware, cache)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, so that its seeds decide
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
 
         self._params, self._lora_request = SamplingParams, LoRARequest
-        self._shaping = dict(top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p, stop=sampling.stop)
-        self.settings = {}
-        self._adapter_folder = Path(tempfile.mkdtemp(prefix="align-adapter-")) if sync == "adapter" else None
-        self._lora, self._version, self._quantized = None, 0, recipe.model.quantize is not None
-        # prompts are shared by whole blocks, which by default have 128 tokens on a CPU
-        blocks = {} if torch.cuda.is_available() else {"block_size": 32}
-        lora = _lora(recipe.model.adapter) if sync == "adapter" else {}
-        self._llm = LLM(
-            model=path,
-            dtype=recipe.model.dtype,
-            load_format="safetensors",
-            trust_remote_code=False,
-            distributed_executor_backend="external_launcher",
-            max_model_len=context,
-            max_num_seqs=recipe.sampling.max_sequences,
-            gpu_memory_utilization=0.05,  # only checked at the start; the next line sizes the cache
-            kv_cache_memory_bytes=int(recipe.sampling.cache_gib * 2**30),
-            enable_prefix_caching=True,
-            enforce_eager=not recipe.sampling.compile,
-            logprobs_mode="processed_logprobs",
-            max_logprobs=LIKELIEST,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            seed=recipe.run.seed,
-            **blocks,
-            **lora,
-        )
-        if torch.get_num_threads() != threads:
-            raise RuntimeError(f"vLLM left torch with {torch.get_num_threads()} threads instead of {threads}")
+        if self._sampling.tensor_parallel > 1 and not hardware.is_gpu:
+            shared_memory.clear(self._sampling.tensor_parallel)
+        with _own_threads():
+            self._llm = LLM(**arguments)
 
-    def generate(self, prompts, *, n, temperature, max_tokens, seed):
+    def generate(self, prompts, *, n, temperature, max_tokens, seeds):
         """Sample as `Generator.generate` says."""
         if not prompts:
             return []
-        torch.manual_seed(seed)  # a seed for each request would end the CPU engine
         self._llm.reset_prefix_cache()  # what was sampled before must not decide how the prompts are computed
-        outputs = self._sample(prompts, n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0)
+        outputs = self._sample(prompts, seeds, n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0)
         return [[_response(sample) for sample in output.outputs] for output in outputs]
 
-    def _sample(self, prompts, **settings):
-        """The engine's outputs; everything is sampled here. Texts that end a response may have special tokens."""
-        text = dict(detokenize=bool(self._shaping["stop"]), skip_special_tokens=False)
-        params = self._params(**{**self._shaping, **text, **settings})
+    def _sample(self, prompts, seeds: Seeds, **settings):
+        """The engine's outputs; everything is sampled here."""
+        torch.manual_seed(seeds.stream)
+        asked = request_settings(self._sampling, **settings)
+        params = [self._params(**asked, seed=seed) for seed in request_seeds(seeds, self._hardware)]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora)
-        self.settings = self._settings(params)
+        self.settings = self._settings(params[0])
         return outputs
 
     def _settings(self, params) -> dict:
@@ -102,16 +84,21 @@ class VLLM:
 
     def logprobs(self, ids, *, temperature):
         """Log-probabilities as `Generator.logprobs` says."""
-        settings = dict(temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
-        [output] = self._sample([ids], **settings)
+        settings = dict(n=1, temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
+        [output] = self._sample([ids], Seeds(PROBE, [PROBE]), **settings)
         prompt = [position[token].logprob for token, position in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
         [following] = output.outputs[0].logprobs
         return SamplerLogprobs(prompt, {token: found.logprob for token, found in following.items()})
 
     def sync(self, model):
-        """Hand over the weights, merged or as an adapter. Collective."""
+        """Hand over the weights, merged or as an adapter, and wake up. Collective.
+
+        The cache is the last to wake: while whole weights are handed over, its memory is free for them.
+        """
         self._version += 1
         if self._adapter_folder is None:
+            if self._asleep:
+                self._llm.wake_up(tags=["weights"])
             self._reload(weights.merged(model))
         else:
             if self._quantized and self._version == 1:  # it has loaded the base as it was before
@@ -120,15 +107,34 @@ class VLLM:
             weights.save(model, folder, write=True)
             self._lora = self._lora_request(f"policy-v{self._version}", self._version, str(folder))
             shutil.rmtree(self._adapter_folder / f"v{self._version - 1}", ignore_errors=True)
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+
+    def sleep(self):
+        """Sleep as `Generator.sleep` says: without its cache, and without weights where the next sync brings them all.
+
+        An adapter's base stays where it is. Whatever else the engine holds, such as CUDA graphs, goes to the machine's
+        memory and comes back with the weights.
+        """
+        if not self._sampling.sleep or self._asleep:
+            return
+        if self._adapter_folder is None:
+            self._llm.sleep(level=2)
+        else:
+            self._llm.sleep(level=0)  # it takes no requests
+            self._llm.release_kv_cache_memory()
+        self._asleep = True
 
     def _reload(self, found: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Take these weights in place of those that are loaded."""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": found})
-        if not torch.cuda.is_available():
+        if not self._hardware.is_gpu:
             self._llm.apply_model(pack_experts)
 
     def vocabulary(self):
         """The rows of the tables as `Generator.vocabulary` says; the head's by a product, for it may have a copy."""
+        from vllm.distributed import tensor_model_parallel_all_gather
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
         @torch.inference_mode()
@@ -138,29 +144,54 @@ class VLLM:
             head = next((table for table in tables if isinstance(table, ParallelLMHead)), embedding)
             along = [weights.directions(table.weight.shape[1]).to(table.weight) for table in (embedding, head)]
             rows = embedding.weight @ along[0], head.quant_method.apply(head, along[1].T.contiguous()).T
-            return {name: found.float().cpu() for name, found in zip(("embedding", "head"), rows, strict=True)}
+            whole = [tensor_model_parallel_all_gather(part.contiguous(), dim=0) for part in rows]
+            return {name: found.float().cpu() for name, found in zip(("embedding", "head"), whole, strict=True)}
 
         [found] = self._llm.apply_model(read)
         return found
 
     def close(self):
-        """Shut the engine down and remove the adapter's files."""
-        self._llm.llm_engine.engine_core.shutdown()
+        """Shut the engine down and remove the adapter's files; the trainer keeps its process group."""
+        with _default_group_kept():
+            self._llm.llm_engine.engine_core.shutdown()
         if self._adapter_folder is not None:
             shutil.rmtree(self._adapter_folder)
 
 
-def _lora(adapter: Adapter) -> dict[str, Any]:
-    """What the engine is told of the adapter. Layers that a recipe names are the only ones that it prepares."""
-    named = isinstance(adapter.targets, list)
-    targets = {"lora_target_modules": [name.rpartition(".")[2] for name in adapter.targets]} if named else {}
-    return {"enable_lora": True, "max_lora_rank": _lora_rank(adapter.rank), **targets}
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Have the engine start with the trainer's number of threads and leave it alone.
+
+    Where the environment names none, as for one process, an engine on a GPU sets torch to one thread for good. To set
+    it back afterwards would break what it compiled, which is guarded by that number.
+    """
+    name = "OMP_NUM_THREADS"
+    unnamed = name not in os.environ
+    os.environ.setdefault(name, str(torch.get_num_threads()))
+    try:
+        yield
+    finally:
+        if unnamed:
+            del os.environ[name]
 
 
-def _lora_rank(rank: int) -> int:
-    """The next size that vLLM knows; a smaller adapter fits in it."""
-    sizes = [1, 8, 16, 32, 64, 128, 256, 320, 512]
-    return next(size for size in sizes if size >= rank)
+@contextmanager
+def _default_group_kept() -> Iterator[None]:
+    """Have vLLM end its own process groups alone: its shutdown also ends the default one, which is the trainer's."""
+    from vllm.distributed import parallel_state
+
+    whole = parallel_state.destroy_distributed_environment
+
+    def own() -> None:
+        if parallel_state._WORLD:
+            parallel_state._WORLD.destroy()
+        parallel_state._WORLD = parallel_state._NODE_COUNT = None
+
+    parallel_state.destroy_distributed_environment = own
+    try:
+        yield
+    finally:
+        parallel_state.destroy_distributed_environment = whole
 
 
 def _response(sample) -> Response:

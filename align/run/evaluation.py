@@ -17,6 +17,7 @@ from align.metrics.evaluation import drift, pair_summary, summarise
 from align.rollout import rollouts
 from align.rollout.rollouts import Rollout, Scorer
 from align.rollout.sampler import Sampler
+from align.rollout.seeds import Draw
 from align.rollout.sources import GREEDY, SAMPLED, PairSource
 from align.system.clock import Clock
 
@@ -53,9 +54,11 @@ class ResponseEvaluation:
         settings = {SAMPLED: (recipe.eval.samples, recipe.eval.temperature), GREEDY: (1, 0.0)}
         found = {}
         for purpose, (n, temperature) in settings.items():
-            seed = rollouts.seed_of(recipe.run.seed, 0, self.sampler.process.index, purpose)
-            sampled = self.sampler.sample(self.prompts, n=n, temperature=temperature, seed=seed)
+            draw = Draw(recipe.run.seed, 0, purpose)
+            sampled = self.sampler.sample(self.prompts, n=n, temperature=temperature, draw=draw)
             found[purpose] = self.scorer.gather(self.scorer.score(sampled, n * len(self.prompts)))
+        if not self.synced:
+            self.sampler.sleep()  # nothing else wakes it
         metrics = {**summarise(found[SAMPLED], found[GREEDY], recipe.eval.pass_at), **sync}
         refers = any("ref_logprob" in objective.needs for objective in self.experiment.objectives)
         if refers and self.learner.has_reference and recipe.eval.temperature == recipe.sampling.temperature:

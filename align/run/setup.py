@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from transformers import PreTrainedTokenizerBase
 
 from align.check.requirements import REFERENCE, CheckedRun, head_specs, needs
@@ -31,14 +31,12 @@ from align.model.cut import Cut
 from align.model.load import load_model
 from align.model.locate import loading_name
 from align.model.policy import Policy
-from align.rollout.generator import Generator
 from align.rollout.journal import Journal
 from align.rollout.rollouts import Process, Scorer
 from align.rollout.sampler import Sampler
 from align.rollout.sources import PairSource, RolloutSource, Source
 from align.rollout.sync_check import SyncCheck, choose
-from align.rollout.transformers_engine import Transformers
-from align.rollout.vllm_engine import VLLM
+from align.run.engine import make_generator
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
 from align.run.terminal import say, stage
 from align.scoring.worker import Worker, close
@@ -99,13 +97,15 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
         compiles = recipe.sampling.engine == "vllm" and recipe.sampling.compile
         with stage("engine", "(compiles at the first start)" if compiles else ""):
             generator = make_generator(checked, learner)
-        process = Process(accelerator.process_index, accelerator.num_processes)
+        process = Process(accelerator.process_index, accelerator.num_processes, recipe.sampling.tensor_parallel)
         sampler = Sampler(generator, make_sync_check(experiment, checked.sources, learner), process, recipe.sampling)
     for worker in workers:
         worker.wait()
     scorer = Scorer(workers, experiment, tokenizer, say)
     lineage = resume.lineage(origin, decided(experiment), versions(), accelerator.num_processes)
-    journal = Journal(Path(recipe.run.out) / "rollouts", lineage)
+    # processes that share an engine sample together, so either all of them read their entries or none does
+    agreed = all_say if recipe.sampling.tensor_parallel > 1 else bool
+    journal = Journal(Path(recipe.run.out) / "rollouts", lineage, agreed)
     sources = make_sources(replace(checked, experiment=experiment), sampler, scorer, journal)
     training_sampler = sampler if has_rollouts(experiment) else None
     loop = Loop(sources, learner, training_sampler, recipe.optim.updates_per_step, recipe.sampling.old_logprob)
@@ -213,13 +213,9 @@ def check_packing(experiment: Experiment, asked: str | None, learner: Learner) -
     return replace(experiment, recipe=recipe.model_copy(update={"optim": optim}))
 
 
-def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
-    """This rank's engine."""
-    recipe = checked.experiment.recipe
-    if recipe.sampling.engine == "transformers":
-        pad_id = checked.tokenizer.pad_token_id or 0
-        return Transformers(learner.model, checked.ends, pad_id, recipe.sampling, checked.tokenizer)
-    return VLLM(checked.path, recipe, checked.context)
+def all_say(yes: bool) -> bool:
+    """Whether all ranks say so. Collective."""
+    return all(gather_object([yes]))
 
 
 def make_sync_check(experiment: Experiment, sources: Mapping[str, Prompts], learner: Learner) -> SyncCheck:

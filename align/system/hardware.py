@@ -25,6 +25,12 @@ class Hardware:
         return self.kind == "cuda"
 
 
+def free_bytes() -> int:
+    """Bytes of this process's GPU that nobody holds, once torch has given back what it only keeps."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
 def here() -> Hardware:
     """The hardware of this machine; of several GPUs the first."""
     if not torch.cuda.is_available():

@@ -100,6 +100,31 @@ def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded(tmp_path,
 
 
 @pytest.mark.parametrize(
+    "hardware, cache, sequences, sleep", [(CPU, 1.0, 64, None), (GPU, None, 256, True), (OLD_GPU, None, 256, True)]
+)
+def test_the_engine_is_sized_by_device(tmp_path, hardware, cache, sequences, sleep):
+    recipe, why = filled(tmp_path, hardware)
+    sampling = recipe.sampling
+    assert (sampling.cache_gib, sampling.max_sequences, sampling.sleep) == (cache, sequences, sleep)
+    assert ("sampling.cache_gib" in why) is (cache is not None)  # else it is known once the trainer is loaded
+    given, why = filled(tmp_path, hardware, "sampling={cache_gib: 2, max_sequences: 9, sleep: false}")
+    assert (given.sampling.cache_gib, given.sampling.max_sequences, given.sampling.sleep) == (2.0, 9, False)
+    assert not {"sampling.cache_gib", "sampling.max_sequences", "sampling.sleep"} & set(why)
+
+
+@pytest.mark.parametrize(
+    "hardware, key, told",
+    [
+        (CPU, "sampling.sleep=true", r"sampling\.sleep.*vLLM cannot sleep on a CPU; write false"),
+        (CPU, "sampling.tensor_parallel=2", r"sampling\.tensor_parallel.*do not divide the 1 processes of this launch"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_told_at_its_key(tmp_path, hardware, key, told):
+    with pytest.raises(ConfigError, match=told):
+        filled(tmp_path, hardware, key)
+
+
+@pytest.mark.parametrize(
     "keys, steps, span, warmup",
     [
         ("run.steps=7", 7, 7, 0),

@@ -15,6 +15,7 @@ ADAPTER = ", adapter: {rank: 4, alpha: 8}"
 TRAINER = "sampling.old_logprob=trainer"
 STOP = ["1", "ab", ". "]
 CUT = ["sampling.top_p=0.9", "sampling.top_k=40", "sampling.min_p=0.002", f"sampling.stop={json.dumps(STOP)}"]
+SHARED = ["sampling.tensor_parallel=2"]
 EVERY_PASS = [
     TRAINER,
     "objective.add=[{importance_weight: {}}, {kl_policy_ref: {coef: 0.01}}, {entropy_bonus: {coef: 0.01}}]",
@@ -28,6 +29,8 @@ EVERY_PASS = [
         ("cpu", ADAPTER, "sampling.sync=adapter", EVERY_PASS),
         ("cpu", "", "sampling.sync=merged", EVERY_PASS),
         ("cpu_zero3", ADAPTER, "sampling.sync=merged", EVERY_PASS),
+        ("cpu_zero2", "", "sampling.sync=merged", SHARED),
+        ("cpu_zero3", ADAPTER, "sampling.sync=adapter", SHARED),
         ("cpu", ADAPTER, "sampling.engine=transformers", []),
         ("cpu", ADAPTER, "sampling.sync=merged", CUT),
         ("cpu", "", "sampling.engine=transformers", [*CUT, "objective.add=[{importance_weight: {}}]", TRAINER]),
@@ -61,6 +64,7 @@ def follows(machine, adapter, sync, more, folder, tmp_path):
     if "transformers" not in sync:  # that engine shares the trainer's weights
         assert gaps["updated, not synced"] > 1e-3, gaps
     ranks = 1 if machine == "cpu" else 2
+    assert found["engines"] == (1 if more == SHARED else ranks)
     assert found["threads"] == max(1, len(os.sched_getaffinity(0)) // ranks)
     for metrics in (
         found["first"],

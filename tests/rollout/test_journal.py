@@ -170,3 +170,10 @@ def test_stray_files_are_no_entries_and_stay(journal):
     assert journal.kept(0) == 6
     journal.forget(5)
     assert sorted(path.name for path in journal.folder.iterdir()) == ["step_3", "step_x"]
+
+
+def test_what_another_rank_of_the_engine_must_sample_again_is_sampled_together(journal):
+    made = []
+    alone = Journal(journal.folder, LINEAGE, agreed=lambda here: False)  # another rank has no entry
+    assert alone.sampled(CALL, PROMPTS, lambda: made.append(1) or sampled()) == sampled() and made
+    assert Journal(journal.folder, LINEAGE, agreed=lambda here: here).sampled(CALL, PROMPTS, never) == sampled()

@@ -1,4 +1,4 @@
-"""Rollouts of all ranks: when too many failed."""
+"""Rollouts of all ranks: who samples which, and when too many failed."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,9 +10,35 @@ from support.rollouts import failing, rollout
 from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Response
 from align.rollout import rollouts
-from align.rollout.rollouts import Rollout, Scorer
+from align.rollout.rollouts import Process, Rollout, Scorer
+from align.rollout.seeds import Draw
 from align.run.terminal import say
 from align.scoring.worker import RewardError
+
+
+def sampled_by(process, asked):
+    """What one process keeps of five prompts; appends (prompts, seeds) that its engine was asked for to `asked`."""
+
+    def generate(prompts, *, n, temperature, max_tokens, seeds):
+        asked.append(([prompt[0] for prompt in prompts], seeds))
+        return [[Response([prompt[0]], [-1.0], False)] * n for prompt in prompts]
+
+    prompts = [Prompt([i], str(i), str(i), {}) for i in range(5)]
+    found = rollouts.sample(
+        prompts, SimpleNamespace(generate=generate), process, n=2, temperature=1.0, max_tokens=1, draw=Draw(0, 0, 0)
+    )
+    assert all(response.ids == prompt.ids == [group] for group, _, prompt, response in found)
+    return [(group, index) for group, index, *_ in found]
+
+
+def test_processes_that_share_an_engine_ask_the_same_and_keep_what_each_would_have_alone():
+    shared, alone = [], []
+    kept = [sampled_by(Process(i, 4, tensor_parallel=2), shared) for i in range(4)]
+    assert kept == [sampled_by(Process(i, 4), alone) for i in range(4)]
+    assert shared[0] == shared[1] and shared[2] == shared[3]  # prompts and seeds
+    assert [prompts for prompts, _ in shared[::2]] == [[0, 1, 4], [2, 3]]
+    assert [prompts for prompts, _ in alone] == [[0, 4], [1], [2], [3]]
+    assert shared[0][1].requests[2] == alone[0][1].requests[1]  # of prompt 4
 
 
 def test_too_many_failures_of_all_ranks_stop_a_run_and_one_rank_s_own_do_not():

@@ -12,7 +12,10 @@ from align.model.cut import Cut
 from align.model.load import load_model
 from align.model.policy import Policy
 from align.rollout.generator import asked
+from align.rollout.seeds import Seeds
 from align.rollout.transformers_engine import Transformers
+
+ONE = Seeds(1, ())
 
 
 def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder):
@@ -22,7 +25,7 @@ def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder
     own = model.generation_config
     engine = Transformers(model, [own.eos_token_id], own.pad_token_id)
     prompt = list(range(5, 15))
-    settings = {"n": 3, "temperature": 0.8, "max_tokens": 9, "seed": 1}
+    settings = {"n": 3, "temperature": 0.8, "max_tokens": 9, "seeds": ONE}
     responses = [r for rows in engine.generate([prompt, prompt[:4]], **settings) for r in rows]
     assert len(responses) == 6 and model.generation_config is own
     for response, given in zip(responses, [prompt] * 3 + [prompt[:4]] * 3, strict=True):
@@ -38,7 +41,7 @@ def test_the_transformers_engine_reports_the_distribution_it_samples_from(folder
 def test_greedy_is_one_response_the_likeliest_token_each_time(folder):
     model = load_model(folder, "float32")
     engine = Transformers(model, [model.generation_config.eos_token_id], 0)
-    ((response,),) = engine.generate([[5, 6, 7]], n=1, temperature=0.0, max_tokens=6, seed=0)
+    ((response,),) = engine.generate([[5, 6, 7]], n=1, temperature=0.0, max_tokens=6, seeds=ONE)
     logits = model(torch.tensor([[5, 6, 7, *response.ids]])).logits[0, 2:-1]
     assert response.ids == logits.argmax(-1).tolist()
 
@@ -49,7 +52,7 @@ def test_a_cut_support_is_sampled_from_and_reported(folder):
     sampling = Sampling(top_p=0.9, top_k=12, min_p=0.01)
     engine, cut = Transformers(model, [97], 97, sampling), Cut(0.9, 12, 0.01)
     prompts = [list(range(5, 15)), [3, 4]]
-    found = engine.generate(prompts, n=8, temperature=0.8, max_tokens=6, seed=1)
+    found = engine.generate(prompts, n=8, temperature=0.8, max_tokens=6, seeds=ONE)
     batch = Batch.of(
         [i for i, group in enumerate(found) for _ in group],
         [response.ids for group in found for response in group],
@@ -63,14 +66,14 @@ def test_a_cut_support_is_sampled_from_and_reported(folder):
     assert engine.settings == asked(sampling, 0.8, 6) and engine.settings["top_p"] == 0.9
     said = engine.logprobs(prompts[0], temperature=0.8)
     assert 1 <= sum(math.isfinite(value) for value in said.following.values()) <= 12
-    engine.generate(prompts, n=1, temperature=0.0, max_tokens=2, seed=1)
+    engine.generate(prompts, n=1, temperature=0.0, max_tokens=2, seeds=ONE)
     assert engine.settings == asked(sampling, 0.0, 2) == {"temperature": 0.0, "max_tokens": 2}
 
 
 def test_a_text_ends_a_response_which_keeps_it(folder):
     model, tokens = load_model(folder, "float32"), tiny_model.tokenizer()
     prompts = [list(range(5, 15)), [3, 4]]
-    settings = {"n": 6, "temperature": 1.0, "max_tokens": 12, "seed": 1}
+    settings = {"n": 6, "temperature": 1.0, "max_tokens": 12, "seeds": ONE}
     whole = [r for rows in Transformers(model, [97], 97).generate(prompts, **settings) for r in rows]
     texts = [tokens.decode(response.ids) for response in whole]
     stop = [texts[0][2:4], texts[1][3]]

@@ -182,7 +182,7 @@ def follow():
 
     def generate(original, engine, prompts, **settings):
         out = original(engine, prompts, **settings)
-        note("sampled", settings["seed"])  # of a position of the data
+        note("sampled", settings["seeds"].stream)  # of a position of the data
         return out
 
     def score(original, scorer, sampled, total_rows):

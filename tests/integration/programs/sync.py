@@ -4,12 +4,14 @@ import json
 import sys
 
 import torch
+from accelerate.utils import gather_object
 
 from align.check.check import check_run
 from align.checkpoint.resume import Origin
 from align.config.experiment import load_experiment
 from align.rollout import rollouts
 from align.rollout.rollouts import Scorer
+from align.rollout.seeds import Draw
 from align.run.setup import Run, load, make_accelerator, set_threads
 from align.run.terminal import quiet
 from align.system.clock import Clock
@@ -23,6 +25,17 @@ run = load(check_run(experiment, accelerator), Origin(), accelerator)
 
 
 responses = []  # (text, truncated) of all
+engine, sampled_ids = run.sampler.generator, []  # all that this rank's engine sampled
+generate = engine.generate
+
+
+def noted(*arguments, **settings):
+    found = generate(*arguments, **settings)
+    sampled_ids.append([response.ids for group in found for response in group])
+    return found
+
+
+engine.generate = noted
 
 
 def gap(run: Run) -> float:
@@ -34,7 +47,7 @@ def gap(run: Run) -> float:
         n=4,
         temperature=0.7,
         max_tokens=12,
-        seed=accelerator.process_index,
+        draw=Draw(0, 0, 0),
     )
     scorer = Scorer(run.workers, run.experiment, run.tokenizer)
     batch = rollouts.to_batch(scorer.gather(scorer.score(sampled, len(sampled))), run.tokenizer)
@@ -54,9 +67,11 @@ run.learner.update([batch.credited for batch in record.batches], 4)
 gaps["updated, not synced"] = gap(run)
 run.sampler.generator.sync(run.learner.model)
 gaps["synced"] = gap(run)
+engines = len({json.dumps(ids) for ids in gather_object([sampled_ids])})  # that sampled each something else
 if accelerator.is_main_process:
     with open(out, "w") as file:
         found = {"gaps": gaps, "metrics": record.metrics, "threads": torch.get_num_threads(), "responses": responses}
+        found["engines"] = engines
         json.dump({**found, "first": first.metrics}, file)
 accelerator.wait_for_everyone()  # as a run does: a rank that leaves early breaks the gathers of the others
 run.close()

@@ -1,0 +1,42 @@
+"""Start the engine that samples, with a cache that fits beside the trainer."""
+
+from __future__ import annotations
+
+import torch
+
+from align.check.requirements import CheckedRun
+from align.config.experiment import Experiment
+from align.config.recipe_file import ConfigError
+from align.learner.learner import Learner
+from align.learner.weights import base_size
+from align.rollout.engine_arguments import cache_bytes, cache_problem, token_bytes
+from align.rollout.generator import Generator
+from align.rollout.transformers_engine import Transformers
+from align.rollout.vllm_engine import VLLM
+from align.run.terminal import say
+from align.system.hardware import GIB, free_bytes, here
+
+
+def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
+    """This rank's engine. Raises `ConfigError` where its cache does not fit beside the trainer."""
+    recipe = checked.experiment.recipe
+    if recipe.sampling.engine == "transformers":
+        pad_id = checked.tokenizer.pad_token_id or 0
+        return Transformers(learner.model, checked.ends, pad_id, recipe.sampling, checked.tokenizer)
+    given = recipe.sampling.cache_gib
+    cache = cache_beside(learner, checked.experiment, checked.context) if given is None else int(given * GIB)
+    return VLLM(checked.path, recipe, checked.context, here(), cache)
+
+
+def cache_beside(learner: Learner, experiment: Experiment, context: int) -> int:
+    """Bytes of the engine's cache on a GPU that holds the trainer already; tells them. Raises `ConfigError`."""
+    recipe, sampling = experiment.recipe, experiment.recipe.sampling
+    width, left = getattr(torch, recipe.model.dtype).itemsize, free_bytes()
+    sequence = context * token_bytes(learner.model.config, width, sampling.tensor_parallel)
+    weights = base_size(learner.model) * width / sampling.tensor_parallel
+    size = cache_bytes(left - weights, sequence, sampling)
+    if problem := cache_problem(size, sequence):
+        raise ConfigError([experiment.file.problem(("sampling", "cache_gib"), problem)])
+    cache, free, taken = (f"{part / GIB:.3g}" for part in (size, left, weights))
+    say(f"sampling.cache_gib: {cache}, of {free} GiB that the trainer leaves, {taken} of them for the engine's weights")
+    return size
