@@ -14,6 +14,7 @@ from align.config.experiment import Experiment
 from align.config.launch import Launch
 from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
+from align.config.sampling_keys import Sampling
 from align.data.prompts import Prompts
 from align.model import layouts
 from align.model.adapters import experts
@@ -106,6 +107,7 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
         yield Choice("optim", "layout", layout, "the fastest that the model can")
     if sampling.engine == "vllm" and sampling.sync is None:
         yield _sync(recipe, hardware, dtype)
+    yield from _engine(sampling, hardware)
     if sampling.tolerance is None:
         yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
     if optim.checkpoint_activations is None:
@@ -143,6 +145,15 @@ def _checkpointing(hardware: Hardware, model_config: PretrainedConfig) -> Choice
         return Choice(section, key, False, "for the layers of this model cannot be computed again")
     size = "above" if billions > LARGE else "not above"
     return Choice(section, key, billions > LARGE, f"on GPUs, with {billions:.2g}B parameters, {size} {LARGE}B")
+
+
+def _engine(sampling: Sampling, hardware: Hardware) -> Iterator[Choice]:
+    """The size of the engine. A GPU's cache stays open until the trainer is loaded: it is a share of the rest."""
+    on_gpu = hardware.is_gpu
+    if sampling.cache_gib is None and not on_gpu:
+        yield Choice("sampling", "cache_gib", 1.0, "on a CPU")
+    if sampling.sleep is None and on_gpu:
+        yield Choice("sampling", "sleep", True, "on GPUs, so that the update has the cache's memory")
 
 
 def _with(recipe: Recipe, *chosen: Choice) -> Recipe:

@@ -48,9 +48,21 @@ class Sampling(Section):
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
     dynamic_sampling: DynamicSampling | None = None
     old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
-    cache_gib: Gib = Field(1.0, description="memory of the engine's key-value cache, for each process")
+    tensor_parallel: Count = Field(
+        1, description="processes that share one engine, each with its part of every layer; a power of 2"
+    )
+    cache_gib: Gib | None = Field(
+        None,
+        description="memory of the engine's key-value cache, for each process; default: 1 on a CPU, on GPUs a share "
+        "of what the trainer leaves, and no more than max_sequences can fill",
+    )
     compile: bool = Field(True, description="false: vLLM starts half a minute sooner and samples slower")
     max_sequences: Count = Field(64, description="responses that the engine works on at once")
+    sleep: bool | None = Field(
+        None,
+        description="leave the cache's memory to the update, and with sync: merged that of the weights; "
+        "default: true on GPUs, the only place where vLLM can",
+    )
     tolerance: Positive | None = Field(
         None, description="mean nats a token that sampler and trainer may differ by; default: by model.dtype"
     )

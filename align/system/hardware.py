@@ -25,6 +25,12 @@ class Hardware:
         return self.kind == "cuda"
 
 
+def gpus() -> int:
+    """Number of GPUs of this machine that a process can have for itself; slices of a GPU (MIG) count as torch sees
+    them."""
+    return torch.cuda.device_count()
+
+
 def here() -> Hardware:
     """The hardware of this machine; of several GPUs the first."""
     if not torch.cuda.is_available():

@@ -1,0 +1,48 @@
+"""The recipes of real use, which nobody has run: they pass what can be checked without hub and GPU."""
+
+import re
+
+import pytest
+from support import hub_rows
+from support.paths import ROOT
+
+from align.check import models
+from align.check.report import checkup
+from rewards import hub
+
+RECIPES = sorted((ROOT / "recipes").glob("*_8b.yaml"))
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    return str(hub_rows.save_described(tmp_path_factory.mktemp("qwen")))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_of_real_use_passes_its_check(recipe, described, monkeypatch, tmp_path):
+    """With rows of the hub's columns and the configuration of its model; what it takes is what its comment says."""
+    monkeypatch.chdir(ROOT)  # recipes name each other from there
+    monkeypatch.setattr(hub, "load_dataset", hub_rows.load_dataset)
+    monkeypatch.setattr(models, "_described", {"Qwen/Qwen3-8B": described}.__getitem__)
+    out = f"run.out={tmp_path}/run"
+    result = checkup(recipe, [out], ROOT / "launch/zero2.yaml", 80.0)
+    assert result["ok"], result["problems"]
+    terms = result["facts"]["memory_gib"]
+    said = re.search(r"by arithmetic: (.*) GiB of each\.", recipe.read_text())[1]
+    assert said == ", ".join(f"{phase} {terms[phase]['total']:.0f}" for phase in terms)
+    assert "Not run yet" in recipe.read_text().splitlines()[0]
+    if "rewards" in result["facts"] and result["facts"]["rewards"]:
+        found = result["facts"]["rewards"]["equal"]
+        assert found["answer"] == 1.0 and found["placeholder"] == 0.0  # the gold answer is where the reward looks
+
+
+def test_pairs_that_prefer_nothing_are_left_out(monkeypatch):
+    monkeypatch.setattr(hub, "load_dataset", hub_rows.load_dataset)
+    rows = hub.preferences(path="HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")
+    assert len(rows) == 640 - 3 * 16 and all(row["chosen"] != row["rejected"] for row in rows)
+
+
+def test_a_missing_column_is_named(monkeypatch):
+    monkeypatch.setattr(hub, "load_dataset", hub_rows.load_dataset)
+    with pytest.raises(ValueError, match="has no column 'problem'; there are: prompt, solution, data_source"):
+        hub.problems(path="open-r1/DAPO-Math-17k-Processed", name="en")
