@@ -56,14 +56,6 @@ class Launch:
         divided = self.divided.items()
         return out + [f"{self.name}: {setting}: is {shortened(value)}; {WHOLE_ROWS}" for setting, value in divided]
 
-    @property
-    def shards(self) -> dict[str, int]:
-        """{part: number of processes that ZeRO divides it over} of optimiser, gradients and weights."""
-        return {
-            part: self.processes if self.zero_stage >= stage else 1
-            for part, stage in {"optimiser": 1, "gradients": 2, "weights": 3}.items()
-        }
-
 
 def of_file(path: Path, gpu_gib: float | None = None) -> Launch:
     """Read a file of launch/. Raises `ConfigError` where it starts no DeepSpeed, and `FileNotFoundError`.
@@ -100,7 +92,7 @@ def of_file(path: Path, gpu_gib: float | None = None) -> Launch:
         raise ConfigError(problems)
     processes, stage, accumulation = (value for value, _ in numbers.values())
     hardware, known = for_gpus(given.get("use_cpu"), gpu_gib)
-    precision, machines = str(given.get("mixed_precision", "no")), given.get("num_machines", 1)
+    precision, machines = str(given.get("mixed_precision", "no")), given.get("num_machines") or 1
     return Launch(
         *(str(path), processes, stage, precision, accumulation, hardware),
         machines=machines,

@@ -125,7 +125,7 @@ def test_tensor_parallel_divides_the_engine():
 
 
 def test_where_the_optimiser_is():
-    between, cpu = (replace(GPUS, offload=place) for place in ("between_steps", "cpu"))
+    between, cpu = (replace(GPUS, checkpointed=True, offload=place) for place in ("between_steps", "cpu"))
     assert "optimiser" not in phases(between)["sampling"] and "optimiser" not in phases(between)["sync"]
     assert phases(between)["update"]["optimiser step"] == gib(4 * 10e9 / 8)  # the step takes more than the rest
     assert phases(between)["update"]["optimiser"] == gib(15e9)

@@ -3,12 +3,13 @@
 import re
 
 import pytest
+import yaml
 from support import hub_rows
 from support.paths import ROOT
 
 from align.check import models
 from align.check.report import checkup
-from rewards import hub
+from rewards import hub, math
 
 RECIPES = sorted((ROOT / "recipes").glob("*_8b.yaml"))
 
@@ -31,15 +32,25 @@ def test_a_recipe_of_real_use_passes_its_check(recipe, described, monkeypatch, t
     said = re.search(r"by arithmetic: (.*) GiB of each\.", recipe.read_text())[1]
     assert said == ", ".join(f"{phase} {terms[phase]['total']:.0f}" for phase in terms)
     assert "Not run yet" in recipe.read_text().splitlines()[0]
-    if "rewards" in result["facts"] and result["facts"]["rewards"]:
-        found = result["facts"]["rewards"]["equal"]
-        assert found["answer"] == 1.0 and found["placeholder"] == 0.0  # the gold answer is where the reward looks
+
+
+@pytest.mark.parametrize("recipe", ["gfpo_math_8b", "ktae_d3s_math_8b"])
+@pytest.mark.parametrize("section", ["args", "eval_args"])
+def test_the_gold_answer_is_where_the_reward_looks_for_it(recipe, section, monkeypatch):
+    monkeypatch.setattr(hub, "load_dataset", hub_rows.load_dataset)
+    data = yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())["data"]
+    rows = hub.problems(**data[section])
+    said = [f"So it is $\\boxed{{{row['answer']}}}$." for row in rows]
+    wrong = [f"So it is $\\boxed{{{row['answer']}0}}$." for row in rows]
+    for texts, value in ((said, 1.0), (wrong, 0.0)):
+        assert set(math.equal(None, texts, None, answer=[row["answer"] for row in rows])) == {value}
+    assert all(row["prompt"][0]["content"].endswith(hub.BOXED) for row in rows)
 
 
 def test_pairs_that_prefer_nothing_are_left_out(monkeypatch):
     monkeypatch.setattr(hub, "load_dataset", hub_rows.load_dataset)
     rows = hub.preferences(path="HuggingFaceH4/ultrafeedback_binarized", split="train_prefs")
-    assert len(rows) == 640 - 3 * 16 and all(row["chosen"] != row["rejected"] for row in rows)
+    assert len(rows) == 1200 - 3 * 30 and all(row["chosen"] != row["rejected"] for row in rows)
 
 
 def test_a_missing_column_is_named(monkeypatch):

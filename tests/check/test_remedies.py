@@ -19,7 +19,13 @@ def keys(name, **changes):
     return [[change.text for change in way] for way in remedies.ways(setup, adapted(name))]
 
 
-CASES = [(name, lora, zero, gpus) for name in shapes.MODELS for lora in (True, False) for zero in (2, 3) for gpus in (1, 4, 8)]
+CASES = [
+    (name, lora, zero, gpus)
+    for name in shapes.MODELS
+    for lora in (True, False)
+    for zero in (2, 3)
+    for gpus in (1, 4, 8)
+]
 
 
 @pytest.mark.parametrize("name, lora, zero, gpus", CASES)

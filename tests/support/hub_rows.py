@@ -48,13 +48,17 @@ def math_500(count: int = 20) -> list[dict]:
     ]
 
 
-def ultrafeedback(count: int = 640) -> list[dict]:
+def ultrafeedback(count: int = 1200) -> list[dict]:
     """With what the real one has too: ties, empty answers and equal ones."""
     out = []
     for i in range(count):
-        asked = {"content": f"Name a number above {i}.", "role": "user"}
-        chosen = [asked, {"content": f"{i + 1}." + " It is larger." * 80, "role": "assistant"}]
-        rejected = [asked, {"content": "" if i % 40 == 1 else f"{i - 1}.", "role": "assistant"}]
+        longest = 80 * (i % 40 == 0)  # some are as long as they may be, nearly
+        asked = {"content": f"Name a number above {i}." + " Do it now. " * longest, "role": "user"}
+        chosen = [asked, {"content": f"{i + 1}." + " It is larger." * longest, "role": "assistant"}]
+        rejected = [
+            asked,
+            {"content": "" if i % 40 == 1 else f"{i - 1}." + " It is not." * longest, "role": "assistant"},
+        ]
         out.append(
             {
                 "prompt": asked["content"],
