@@ -208,13 +208,16 @@ def check(
     recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     launch: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="a file of launch/")] = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option(min=1.0, max=10_000.0, help="of each GPU; default: this machine's, else 80")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object: ok, problems, notes, facts")] = False,
 ) -> None:
     """Find everything that would go wrong in a training run, without loading a model."""
     from align.check.report import checkup, show
 
     with contextlib.redirect_stdout(sys.stderr):  # what the modules of rewards print
-        result = checkup(recipe, overrides or (), launch)
+        result = checkup(recipe, overrides or (), launch, gpu_gib)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -4,6 +4,8 @@ cd "$(dirname "$0")/.."
 source launch/setup.sh
 launch=(python) # one process needs no launcher
 if [ "$machine" = gpu ]; then
-    launch=(accelerate launch --config_file launch/zero2.yaml --num_processes "$(nvidia-smi -L | wc -l)")
+    gpus=$(python -c "import torch; print(torch.cuda.device_count())") # nvidia-smi -L lists slices of GPUs (MIG) too
+    [ "$gpus" -gt 0 ] || { echo "nvidia-smi finds a GPU and torch none: its driver is too old, or this torch has no CUDA"; exit 1; }
+    launch=(accelerate launch --config_file launch/zero2.yaml --num_processes "$gpus")
 fi
 exec "${launch[@]}" recipes/train.py recipes/gfpo_chain_sum.yaml "$@"

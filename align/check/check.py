@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
+from align.check import summary
 from align.check.defaults import fill_steps
 from align.check.folders import check_out
 from align.check.models import survey_guide, survey_policy
@@ -96,6 +97,9 @@ def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
     """
     found = survey(experiment, of_accelerator(accelerator))
     problems = [*found.problems, *found.missing_stages]
+    if accelerator.is_main_process and found.launch.hardware.is_gpu and not problems:
+        for note in summary.too_large(found, summary.setup(found)):  # an estimate that nobody measured ends no run
+            accelerator.print(f"note: {note}")
     for trial in try_rewards(found).values() if accelerator.is_main_process else ():
         problems += trial.problems
         for note in trial.notes:

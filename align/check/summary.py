@@ -7,23 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from align.check import model_files
-from align.check.memory import engine_memory, sizes, step_tokens, training_memory
+from align.check import model_files, remedies
+from align.check.memory import Setup, phases
 from align.check.requirements import REFERENCE, needs
 from align.check.rewards import GIVEN, Trial
+from align.check.sizes import adapted, heads_of, setup_of, step_tokens
 from align.check.survey import Survey
 from align.config.data_keys import Data
 from align.data.prompts import Pair
 from align.learner.passes import PROVIDED_BY
 from align.model.load import context_length
+from align.system.hardware import gpus
 
 
-def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
-    """Facts of a survey without problems, as plain data; `notes` names those that deserve a look."""
+def facts(found: Survey, trials: Mapping[str, Trial], depends: Setup | None) -> dict[str, Any]:
+    """Facts of a survey without problems, as plain data; `notes` names those that deserve a look. `depends` is its
+    `setup`."""
     experiment, recipe = found.experiment, found.experiment.recipe
     sources = recipe.sources()
     return {
-        "launch": {"processes": found.launch.processes, "zero_stage": found.launch.zero_stage},
+        "launch": {"processes": found.launch.processes, "zero_stage": found.launch.zero_stage, "on": machine(found)},
         "model": model(found),
         "data": {name: lengths(source, sources[name]) for name, source in found.sources.items()},
         "context": {"needed": found.context, "of the model": context_length(found.config)},
@@ -31,29 +34,46 @@ def facts(found: Survey, trials: Mapping[str, Trial]) -> dict[str, Any]:
         "rewards": {name: trial.means for name, trial in trials.items()},
         "models": loaded(found),
         "passes": passes(found),
-        "memory_gib": memory(found),
+        "memory_gib": phases(depends) if depends else {},
         "steps": recipe.run.steps,
-        "chosen": [str(choice) for choice in found.chosen],
+        "chosen": {f"{c.section}.{c.key}": {"value": c.value, "why": c.why} for c in found.chosen},
         "first": found.missing_stages,
         "objectives": [objective.name for objective in experiment.objectives],
     }
 
 
-def memory(found: Survey) -> dict[str, Any]:
-    """{term: GiB}; {} for a model whose layers do not run on fake tensors, such as some mixtures."""
+def machine(found: Survey) -> str:
+    """What each process computes on."""
+    launch = found.launch
+    if not launch.hardware.is_gpu:
+        return "a CPU"
+    return f"a GPU of {launch.hardware.gib:.4g} GiB" + (f" ({launch.given})" if launch.given else "")
+
+
+def setup(found: Survey) -> Setup | None:
+    """What the estimate of memory depends on; None for a model whose layers do not run on fake tensors, such as some
+    mixtures."""
     try:
-        return training_memory(found) | {"engine": engine_memory(found)}
+        return setup_of(found)
     except (RuntimeError, AttributeError, TypeError):
-        return {}
+        return None
+
+
+def too_large(found: Survey, depends: Setup | None) -> list[str]:
+    """Why the run cannot fit on its GPUs, with the keys that would make it fit; [] where it fits, or nobody knows."""
+    why = depends and remedies.problem(depends, lambda: adapted(found))
+    where = f"{found.launch.name}: {found.launch.processes} processes, ZeRO-{found.launch.zero_stage}"
+    return [f"{where}: {why}"] if why else []
 
 
 def model(found: Survey) -> dict[str, Any]:
     """The policy: its name, its size, its tokens."""
-    tokenizer, (parameters, trained) = found.tokenizer, sizes(found)
+    tokenizer = found.tokenizer
+    parameters = [p for module in (found.skeleton, *heads_of(found)) for p in module.parameters()]
     return {
         "policy": found.experiment.recipe.model.policy,
-        "parameters": parameters,
-        "trained": trained,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained": sum(p.numel() for p in parameters if p.requires_grad),
         "end_tokens": tokenizer.convert_ids_to_tokens(found.ends),
         "pad_token": tokenizer.pad_token,
         "chat_template": tokenizer.chat_template is not None,
@@ -88,12 +108,13 @@ def step(found: Survey) -> dict[str, Any]:
     rows = {name: source.prompts_per_step * per_prompt(found, name) for name, source in recipe.sources().items()}
     prompts = sum(source.prompts_per_step for source in recipe.sources().values())
     trained = sum(len(source.train) for source in found.sources.values())
+    share = -(-step_tokens(found)[0] // processes)
     return {
         "prompts": prompts,
         "rows": sum(rows.values()),
         "rows of a process": -(-sum(rows.values()) // processes),
         "micro_batch_tokens": recipe.optim.micro_batch_tokens,
-        "micro-batches of a process, about": -(-step_tokens(found) // recipe.optim.micro_batch_tokens),
+        "micro-batches of a process, about": -(-share // recipe.optim.micro_batch_tokens),
         "updates": recipe.optim.updates_per_step,
         "epochs": round(recipe.run.steps * prompts / trained, 2),
     }
@@ -150,6 +171,7 @@ def passes(found: Survey) -> dict[str, dict[str, list[str]]]:
 def notes(found: Survey) -> list[str]:
     """Settings that would run, and may not be what was meant."""
     out, recipe, processes = list(found.missing_stages), found.experiment.recipe, found.launch.processes
+    out += _gpus_here(found)
     if found.missing_stages:
         out.append(f"until then tokens are counted with {found.path}, and banks are not looked at")
     for name, data in recipe.sources().items():
@@ -176,6 +198,18 @@ def notes(found: Survey) -> list[str]:
     if recipe.run.eval_every and not any(source.held_out for source in found.sources.values()):
         out.append("run.eval_every: nothing is held out to evaluate on; give data.holdout or data.eval_prompts")
     return out + _end_notes(found)
+
+
+def _gpus_here(found: Survey) -> list[str]:
+    """Notes on a launch file for other GPUs than this machine has."""
+    launch, have = found.launch, gpus()
+    each = -(-launch.processes // launch.machines)
+    if not launch.hardware.is_gpu or each <= have:
+        return []
+    if not have:
+        return [f"{launch.name}: is for GPUs, and this machine has none: nothing here shows how they fare"]
+    what = f"{each} processes a machine, and this one has {have} GPU{'s' if have > 1 else ''}"
+    return [f"{launch.name}: num_processes: {what}; run there where it has as many, or lower it"]
 
 
 def _unused(found: Survey) -> list[str]:

@@ -16,6 +16,8 @@ from align.config.problems import nearest, shortened
 from align.config.recipe_file import ConfigError, RecipeFile, read
 from align.system.hardware import Hardware, here
 
+ASSUMED_GIB = 80.0  # of a GPU, where this machine has none to look at
+
 ENGINE_ARGUMENTS = "DeepSpeed Arguments"  # the group of `accelerate launch --help` with the keys of deepspeed_config
 
 PARALLEL = ("tp_size", "cp_size", "sp_size")  # what divides layers or sequences, of accelerate's parallelism config
@@ -38,6 +40,8 @@ class Launch:
     accumulation: int = 1  # micro-batches that the launch file wants for a step
     hardware: Hardware = field(default_factory=here)
     divided: Mapping[str, object] = field(default_factory=dict)  # {setting that divides rows or layers: its value}
+    machines: int = 1
+    given: str = ""  # where the hardware is known from, if it is not that of this machine
 
     @property
     def problems(self) -> list[str]:
@@ -52,17 +56,13 @@ class Launch:
         divided = self.divided.items()
         return out + [f"{self.name}: {setting}: is {shortened(value)}; {WHOLE_ROWS}" for setting, value in divided]
 
-    @property
-    def shards(self) -> dict[str, int]:
-        """{part: number of processes that ZeRO divides it over} of optimiser, gradients and weights."""
-        return {
-            part: self.processes if self.zero_stage >= stage else 1
-            for part, stage in {"optimiser": 1, "gradients": 2, "weights": 3}.items()
-        }
 
+def of_file(path: Path, gpu_gib: float | None = None) -> Launch:
+    """Read a file of launch/. Raises `ConfigError` where it starts no DeepSpeed, and `FileNotFoundError`.
 
-def of_file(path: Path) -> Launch:
-    """Read a file of launch/. Raises `ConfigError` where it starts no DeepSpeed, and `FileNotFoundError`."""
+    A file that has `use_cpu: false` is for GPUs, also where this machine has none; accelerate takes it for the default.
+    `gpu_gib` is their memory.
+    """
     file = read(path)
     given, engine = file.data, file.data.get("deepspeed_config")
     if given.get("distributed_type") != "DEEPSPEED" or not isinstance(engine, Mapping):
@@ -91,7 +91,23 @@ def of_file(path: Path) -> Launch:
     if problems:
         raise ConfigError(problems)
     processes, stage, accumulation = (value for value, _ in numbers.values())
-    return Launch(str(path), processes, stage, str(given.get("mixed_precision", "no")), accumulation)
+    hardware, known = for_gpus(given.get("use_cpu"), gpu_gib)
+    precision, machines = str(given.get("mixed_precision", "no")), given.get("num_machines") or 1
+    return Launch(
+        *(str(path), processes, stage, precision, accumulation, hardware),
+        machines=machines,
+        given=known,
+    )
+
+
+def for_gpus(use_cpu: bool | None, gpu_gib: float | None) -> tuple[Hardware, str]:
+    """(what each process computes on, where that is known from, if it is not this machine)."""
+    mine = here()
+    if use_cpu is not False and gpu_gib is None:
+        return mine, ""
+    if gpu_gib is not None:
+        return Hardware("cuda", gpu_gib), "as --gpu-gib says"
+    return (mine, "") if mine.is_gpu else (Hardware("cuda", ASSUMED_GIB), "assumed; --gpu-gib says otherwise")
 
 
 def _unknown(file: RecipeFile) -> list[str]:

@@ -16,6 +16,10 @@ class Optim(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="of adamw: its running mean and mean square")
     weight_decay: WeightDecay = 0.0
+    offload_optimizer: Literal["none", "cpu", "between_steps"] = Field(
+        "none",
+        description="cpu: its states stay in host memory, and it steps there; between_steps: they wait there for it",
+    )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     schedule_steps: Count | None = Field(None, description="steps that schedules span; default: run.steps")
     warmup_steps: CountOrZero = 0

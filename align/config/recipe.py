@@ -51,8 +51,11 @@ class RewardLimits(Section):
     """Time and memory that a call of a reward function may take, and how often one may fail."""
 
     seconds: Seconds = Field(60.0, description="of one call; of async functions, of one row")
-    memory_gib: Gib = Field(8.0, description="address space of the process that calls them")
-    concurrency: Count = Field(16, description="rows that an async function works on at once")
+    memory_gib: Gib = Field(8.0, description="address space of each process that calls them")
+    processes: Count = Field(
+        1, description="of each reward on each rank, which share its rows: more where a slow reward keeps GPUs waiting"
+    )
+    concurrency: Count = Field(16, description="rows that an async function works on at once, in each process")
     max_failed: Fraction = Field(
         0.5, description="a reward that fails on more of a step's rows than this stops the run"
     )

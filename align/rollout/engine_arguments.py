@@ -110,7 +110,7 @@ def parallel_problem(sampling: Sampling, config: PretrainedConfig, processes: in
         return "only vLLM divides a model; write 1, or engine: vllm"
     if processes % n:
         return f"groups of {n} do not divide the {processes} processes of this launch"
-    heads, shared = text.num_attention_heads, _kv_heads(text)
+    heads, shared = text.num_attention_heads, kv_heads(text)
     if heads % n:
         return f"{n} does not divide the model's {heads} attention heads"
     if shared % n and n % shared:
@@ -125,7 +125,7 @@ def token_bytes(config: PretrainedConfig, width: int, tensor_parallel: int) -> i
     """Bytes of the keys and values of one token in one process; `width`: of a number. Heads that cannot be divided any
     further are repeated."""
     text = config.get_text_config()
-    heads = max(1, _kv_heads(text) // tensor_parallel)
+    heads = max(1, kv_heads(text) // tensor_parallel)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * head * width
 
@@ -148,5 +148,6 @@ def cache_problem(size: int, sequence: int) -> str | None:
     return f"{what}; lower sampling.max_response_tokens, raise sampling.tensor_parallel, or launch more processes"
 
 
-def _kv_heads(text: PretrainedConfig) -> int:
+def kv_heads(text: PretrainedConfig) -> int:
+    """Number of heads that keys and values have in a layer."""
     return getattr(text, "num_key_value_heads", None) or text.num_attention_heads

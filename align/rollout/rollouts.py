@@ -56,7 +56,7 @@ class Process:
 class Scorer:
     """Scores responses with the recipe's rewards."""
 
-    workers: Sequence[Worker]  # one a reward, in the order of `experiment.rewards`
+    workers: Sequence[Worker]  # one or more a reward, in the order of `experiment.rewards`
     experiment: Experiment
     tokenizer: PreTrainedTokenizerBase
     tell: Callable[[str], None] = print  # a line for the console

@@ -53,7 +53,7 @@ class Run:
     prompts: Mapping[str, Prompts]  # of each source
     learner: Learner
     sampler: Sampler | None  # None where nothing is ever sampled
-    workers: Sequence[Worker]  # of the rewards
+    workers: Sequence[Worker]  # of the rewards, each reward's side by side
     journal: Journal
     loop: Loop
     evaluation: Evaluation
@@ -115,10 +115,11 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
 
 
 def start_workers(experiment: Experiment, rank: int) -> list[Worker]:
-    """The processes of the rewards; what they print goes to files of this rank in `run.out`."""
+    """The processes of the rewards; what those of one reward print goes to a file of this rank in `run.out`."""
     folder, end = Path(experiment.recipe.run.out) / "rewards", f"-{rank}.log" if rank else ".log"
     limits = experiment.recipe.reward_limits
-    return [Worker(reward, limits, folder / f"{reward.name}{end}") for reward in experiment.rewards]
+    asked = [reward for reward in experiment.rewards for _ in range(limits.processes)]
+    return [Worker(reward, limits, folder / f"{reward.name}{end}") for reward in asked]
 
 
 def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:

@@ -195,9 +195,14 @@ def too_slow(seconds: float) -> Failure:
     return Failure(f"took longer than {seconds:g} s; raise reward_limits.seconds if it needs more")
 
 
+def rows_of(arguments: Arguments, rows: range) -> Arguments:
+    """The arguments of a run of rows."""
+    return {name: values[rows.start : rows.stop] for name, values in arguments.items()}
+
+
 def row_of(arguments: Arguments, row: int) -> Arguments:
     """The arguments of one row, each a list of one value."""
-    return {name: [values[row]] for name, values in arguments.items()}
+    return rows_of(arguments, range(row, row + 1))
 
 
 def checked(values: Any, rows: int) -> list[Value]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Response
-from align.scoring.process import LARGEST, Arguments, Failure, Value, row_of
+from align.scoring.process import LARGEST, Arguments, Failure, Value, row_of, rows_of
 from align.scoring.worker import RewardError, Worker
 
 
@@ -26,16 +26,26 @@ def score_rows(
 ) -> dict[str, list[Value]]:
     """{reward: one value a row}: a number, None where it does not apply, or a `Failure`.
 
-    `total_rows` are those of all ranks together. Raises `RewardError` as soon as a reward has failed on more than the
-    fraction `reward_limits.max_failed` of them.
+    Several workers of one reward share its rows, each a run of them. `total_rows` are those of all ranks together.
+    Raises `RewardError` as soon as a reward has failed on more than the fraction `reward_limits.max_failed` of them.
     """
     if not prompts:
         return {worker.reward.name: [] for worker in workers}
-    arguments = arguments_of(prompts, responses, texts)
-    message = _packed(arguments, len(prompts))
-    for worker in workers:  # they work side by side
-        worker.ask(message, len(prompts))
-    return {worker.reward.name: _values(worker, arguments, len(prompts), total_rows) for worker in workers}
+    arguments, teams, parts = arguments_of(prompts, responses, texts), {}, {}
+    for worker in workers:
+        teams.setdefault(worker.reward.name, []).append(worker)
+    for name, team in teams.items():  # they work side by side
+        parts[name] = shares(len(prompts), len(team))
+        for worker, rows in zip(team, parts[name], strict=False):
+            worker.ask(_packed(rows_of(arguments, rows), len(rows)), len(rows))
+    return {name: _values(team, parts[name], arguments, total_rows) for name, team in teams.items()}
+
+
+def shares(rows: int, processes: int) -> list[range]:
+    """Runs of rows, at most one for each process, whose lengths differ by 1 at most."""
+    count = min(rows, processes)
+    ends = [rows * i // count for i in range(count + 1)]
+    return [range(start, end) for start, end in zip(ends, ends[1:], strict=False)]
 
 
 def combine(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]) -> list[float | None]:
@@ -91,21 +101,32 @@ def too_many(name: str, failed: int, rows: int, limits: RewardLimits, example: s
     return RewardError(f"reward {name!r} failed on {failed} of {rows} rows, and {most}; {example}")
 
 
-def _values(worker: Worker, arguments: Arguments, rows: int, total_rows: int) -> list[Value]:
-    """The values of a call that was sent for all rows, or where it failed as a whole those of calls on single rows."""
-    answer, values = worker.answer(), []
-    if not isinstance(answer, Failure):
-        _check_failed(worker, answer, arguments, total_rows)
-        return answer
-    for value in one_by_one(worker, arguments, rows):
-        values.append(value)
-        _check_failed(worker, values, arguments, total_rows)
-    return values
+def _values(workers: Sequence[Worker], parts: Sequence[range], arguments: Arguments, total_rows: int) -> list[Value]:
+    """The values of calls that were sent for all rows. After one that failed as a whole, each of its rows is called
+    alone, so that only those to blame fail."""
+    found: dict[int, Value] = {}
+    alone: list[int] = []
+    for worker, rows in zip(workers, parts, strict=False):
+        answer = worker.answer()
+        if isinstance(answer, Failure):
+            alone += rows
+        else:
+            found |= zip(rows, answer, strict=True)
+    _check_failed(workers[0], found, arguments, total_rows)
+    for start in range(0, len(alone), len(workers)):
+        asked = list(zip(workers, alone[start:], strict=False))
+        for worker, row in asked:
+            worker.ask(_packed(row_of(arguments, row), 1), 1)
+        for worker, row in asked:
+            answer = worker.answer()
+            [found[row]] = [answer] if isinstance(answer, Failure) else answer
+        _check_failed(workers[0], found, arguments, total_rows)
+    return [found[row] for row in sorted(found)]
 
 
-def _check_failed(worker: Worker, values: Sequence[Value], arguments: Arguments, rows: int) -> None:
-    """Raise `RewardError` where too many of the values so far are failures."""
-    failed = [row for row, value in enumerate(values) if isinstance(value, Failure)]
+def _check_failed(worker: Worker, values: Mapping[int, Value], arguments: Arguments, rows: int) -> None:
+    """Raise `RewardError` where too many of the values so far, {row: value}, are failures."""
+    failed = [row for row, value in sorted(values.items()) if isinstance(value, Failure)]
     if len(failed) > worker.limits.max_failed * rows:
         first = failed[0]
         example = f"on row {first}: {values[first].why} ({str(arguments['completions'][first])[:200]!r})"

@@ -31,6 +31,12 @@ def free_bytes() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
+def gpus() -> int:
+    """Number of GPUs of this machine that a process can have for itself; slices of a GPU (MIG) count as torch sees
+    them."""
+    return torch.cuda.device_count()
+
+
 def here() -> Hardware:
     """The hardware of this machine; of several GPUs the first."""
     if not torch.cuda.is_available():

@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.batch import Batch
-from align.check.memory import kept_per_token
+from align.check.sizes import kept_per_token
 from align.model import layouts
 from align.model.policy import Policy
 from align.model.recompute import recompute_layers

@@ -6,8 +6,12 @@ import pytest
 from support.paths import ROOT
 
 from align.config import launch
-from align.config.launch import Launch
 from align.config.recipe_file import ConfigError
+from align.system.hardware import Hardware
+
+CPU, GPU = Hardware("cpu", 16.0), Hardware("cuda", 40.0)
+
+GOOD = "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 0}\n"
 
 
 @pytest.mark.parametrize(
@@ -18,15 +22,32 @@ def test_launch_files(name, expected):
     assert (found.processes, found.zero_stage) == expected and found.problems == []
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_what_zero_divides(stage):
-    shards = Launch(processes=4, zero_stage=stage).shards
-    assert shards["optimiser"] == (4 if stage >= 1 else 1)
-    assert shards["gradients"] == (4 if stage >= 2 else 1)
-    assert shards["weights"] == (4 if stage >= 3 else 1)
+@pytest.mark.parametrize(
+    "line, gib, here, kind, size, told",
+    [
+        ("use_cpu: false", None, CPU, "cuda", 80.0, "assumed; --gpu-gib says otherwise"),
+        ("use_cpu: false", 24.0, CPU, "cuda", 24.0, "as --gpu-gib says"),
+        ("use_cpu: false", None, GPU, "cuda", 40.0, ""),
+        ("use_cpu: false", 141.0, GPU, "cuda", 141.0, "as --gpu-gib says"),
+        ("", None, CPU, "cpu", 16.0, ""),
+        ("", None, GPU, "cuda", 40.0, ""),
+        ("use_cpu: true", None, GPU, "cuda", 40.0, ""),  # accelerate's launcher for DeepSpeed does not pass it on
+        ("", 48.0, CPU, "cuda", 48.0, "as --gpu-gib says"),
+    ],
+)
+def test_a_launch_file_says_whether_it_is_for_gpus(tmp_path, monkeypatch, line, gib, here, kind, size, told):
+    monkeypatch.setattr(launch, "here", lambda: here)
+    path = tmp_path / "launch.yaml"
+    path.write_text(f"{GOOD}num_machines: 2\n{line}\n")
+    found = launch.of_file(path, gib)
+    assert (found.hardware.kind, found.hardware.gib, found.given, found.machines) == (kind, size, told, 2)
 
 
-GOOD = "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 0}\n"
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_the_launch_files_of_gpus_are_for_gpus_everywhere(name):
+    assert launch.of_file(ROOT / "launch" / f"{name}.yaml", 80.0).hardware.is_gpu
+
+
 TYPOS = [
     ("num_processes", "num_proceses", "2: num_proceses: unknown key; did you mean 'num_processes'?"),
     ("zero_stage", "zero_stge", "3: deepspeed_config.zero_stge: unknown key; did you mean 'zero_stage'?"),

@@ -45,7 +45,7 @@ BAD = [
     ),
     (objective(f"{{{CHAIN}, {LOSS}, wieght: 2}}"), 9, "objective.wieght", f"{WRONG_KEY} 'weight'?"),
     ("Model: {}\n", 13, "Model", f"{WRONG_KEY} 'model'?"),
-    ("optim:\n  int: 1\n", 14, "optim.int", "unknown key; there are: betas, layout, lr,"),
+    ("optim:\n  int: 1\n", 14, "optim.int", "unknown key; there are: betas, checkpoint_activations, layout, lr,"),
     # misplaced keys
     ("optim:\n  steps: 9\n", 14, "optim.steps", "unknown key; it belongs at run.steps"),
     (run("temperature: 1"), 12, "run.temperature", "belongs at sampling.temperature or eval.temperature"),

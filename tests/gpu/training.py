@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from align import objectives
 from align.batch import Batch
 from align.check import memory
+from align.check.sizes import sizes_of
 from align.config.model_keys import Adapter
 from align.config.optim_keys import Optim
 from align.credit import assign
@@ -21,8 +22,9 @@ from align.learner.learner import Learner
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter
-from align.model.policy import CHUNK, Policy
+from align.model.policy import Policy
 from align.system.clock import Clock
+from align.system.hardware import here
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
@@ -82,14 +84,25 @@ def optim(case: Case) -> Optim:
     return Optim(lr=1e-9, micro_batch_tokens=10**9, schedule_steps=10**6, **more)
 
 
-def estimate(positions: int) -> float:
-    """GiB that `check` counts for a micro-batch of so many positions whose layers keep everything."""
+def estimate(positions: int, case: Case) -> float:
+    """GiB that `check` estimates for an update of so many positions, without what CUDA takes beside torch."""
     skeleton = model("meta")
-    whole = sum(p.numel() for p in skeleton.parameters())
-    trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
-    states = 4 * memory.FLOAT * trained  # gradient, float32 weight, and two moments
-    logits = memory.LOGIT_COPIES * CHUNK * skeleton.config.vocab_size * memory.FLOAT
-    return (2 * whole + states + positions * memory.kept_per_token(skeleton) / 2 + logits) / GIB
+    setup = memory.Setup(
+        policy=sizes_of(skeleton, [], skeleton.config, 2),
+        gpu_gib=here().gib,
+        processes=1,
+        zero_stage=2,
+        width=2,
+        moments=2,
+        frozen=0,
+        reference=0,
+        tokens=positions,
+        row=positions,
+        micro_batch=positions,
+        sampler=None,
+        checkpointed=case.again,
+    )
+    return memory.phases(setup)["update"]["total"] - memory.CONTEXT
 
 
 def measure(learner: Learner, case: Case, peak: float) -> dict:
@@ -105,7 +118,7 @@ def measure(learner: Learner, case: Case, peak: float) -> dict:
     found = learner.update([[credited]], 1)
     seconds = settled() - start
     inputs = learner.layout.inputs(batch, credited.trained)
-    expected = None if case.again else round(estimate(inputs.input_ids.numel()), 2)
+    expected = round(estimate(inputs.input_ids.numel(), case), 2)
     return {
         "positions": inputs.input_ids.numel(),
         "first_s": round(first, 2),

@@ -24,6 +24,8 @@ from align.scoring.process import Failure
 from align.scoring.score import score_rows
 from align.scoring.worker import RewardError, Worker
 
+HOSTILE = "support.hostile_rewards"
+
 LIMITS = {"seconds": 1.0, "memory_gib": 0.5, "max_failed": 0.5}
 
 
@@ -48,7 +50,12 @@ def scored(workers, texts):
 
 
 def values(worker, *texts):
-    (column,) = scored([worker], texts).values()
+    return shared([worker], *texts)
+
+
+def shared(workers, *texts):
+    """What several processes of one reward give for these rows, in their order."""
+    (column,) = scored(workers, texts).values()
     whys = [value.why if isinstance(value, Failure) else value for value in column]
     return [re.sub(r"reward_functions\.py:\d+", "LINE", why) if isinstance(why, str) else why for why in whys]
 
@@ -173,6 +180,54 @@ def test_an_async_failure_masks_its_row(worker, what, why):
     assert values(worker("picky"), "fine", what, "none", "fine") == [1.0, why, None, 1.0]
 
 
+# ---- several processes of one reward
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["planted", "picky", "unless_two", "lengths", "argument"])
+def test_several_processes_give_what_one_gives(worker, name, count):
+    """Whatever each row does to its process: raise, end it, return nonsense; with more processes than rows, too."""
+    texts = ["fine", "raises", "nan", "two", "os._exit", "none", "killed"]
+    expected = shared([worker(name, max_failed=1.0)], *texts)
+    team = [worker(name, max_failed=1.0) for _ in range(count)]
+    assert shared(team, *texts) == expected and shared(team, "fine") == expected[:1]
+
+
+def test_rows_are_spread_over_all_processes(worker):
+    team = [worker("process") for _ in range(3)]
+    found = shared(team, *"abcdefgh")
+    assert len(set(found)) == 3 and found == sorted(found, key=found.index)  # a run of rows each
+    assert [found.count(pid) for pid in dict.fromkeys(found)] == [2, 3, 3]
+
+
+def test_processes_of_a_slow_reward_work_at_once(worker):
+    """Calls and, after a failed one, the calls on single rows: 0.5 s each, one after the other 3 s."""
+    team = [worker("takes_its_time", module=HOSTILE, seconds=5, max_failed=0.5) for _ in range(4)]
+    for one in team:
+        one.wait()
+    start = time.monotonic()
+    found = shared(team, *["raises"] * 2, "fine", "fine")
+    assert [isinstance(value, str) for value in found] == [True, True, False, False]
+    assert time.monotonic() - start < 2
+
+
+def test_a_process_that_hangs_costs_only_its_own_rows(worker):
+    team = [worker("planted", max_failed=0.5) for _ in range(2)]
+    late = "took longer than 1 s; raise reward_limits.seconds if it needs more"
+    assert shared(team, "loop", "fine", "fine", "fine") == [late, 1.0, 1.0, 1.0]
+    assert shared(team, "fine", "fine") == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_one_process_under_attack_leaves_the_other_alone(worker, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(pipe, "TRANSFER_S", 1.0)
+    monkeypatch.setenv("EVIL", str(tmp_path / "ran"))
+    bad, good = worker(name, module=HOSTILE, max_failed=1.0), worker("lengths", max_failed=1.0)
+    good.reward = bad.reward  # of one reward, so far as the trainer knows
+    found = shared([bad, good], "a", "seven!!")
+    assert found[1] == 7.0 and (found[0] == 1.0 or isinstance(found[0], str)) and not (tmp_path / "ran").exists()
+
+
 # ---- what is no row's fault stops the run
 
 
@@ -242,9 +297,6 @@ def test_columns_that_are_no_plain_values(worker):
 
 
 # ---- attacks on the trainer
-
-
-HOSTILE = "support.hostile_rewards"
 
 
 @pytest.mark.parametrize("name", ATTACKS)

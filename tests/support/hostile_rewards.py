@@ -216,6 +216,14 @@ def ends(completions, **columns):
     return [float(os.getpid())] * len(completions)
 
 
+def takes_its_time(completions, **columns):
+    """Half a second a call, which fails where a text says so."""
+    time.sleep(0.5)
+    if "raises" in completions:
+        raise ValueError("no judge")
+    return [1.0] * len(completions)
+
+
 def far_too_large(completions, **columns):
     return [{"huge": 1e39, "most": 1.7e308, "limit": 3.4028234663852886e38}.get(text, 1.0) for text in completions]
 

@@ -7,6 +7,7 @@ method or a key is in `methods.yaml` and `keys.yaml` beside this file. `tests/te
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import math
 import re
@@ -338,6 +339,33 @@ def folders() -> str:
     return table(("where", "what it is", "files"), rows)
 
 
+# Memory
+
+
+def fit_table() -> str:
+    """What two models take, by kind of training, ZeRO and number of GPUs."""
+    from support import shapes
+
+    head = ("model", "trained", "ZeRO", *(f"{n} GPU{'s' if n > 1 else ''}" for n in shapes.GPUS))
+    rows = [
+        (name, "LoRA" if lora else "all", str(zero), *(shapes.cell(name, lora, zero, gpus) for gpus in shapes.GPUS))
+        for name, lora, zero in itertools.product(shapes.MODELS, (True, False), (2, 3))
+    ]
+    return table(head, rows)
+
+
+def fit_ways() -> str:
+    """The keys that make fit what does not."""
+    from support import shapes
+
+    rows = []
+    for name, lora, zero, gpus in shapes.TOO_LARGE:
+        told = shapes.problem(name, lora, zero, gpus).partition("it would fit with ")[2]
+        keys = re.sub(r"[a-z_]+\.[a-z_]+: \w+|num_processes: \w+", lambda found: mark(found[0]), told)
+        rows.append((f"{name}, {'LoRA' if lora else 'all weights'}, ZeRO-{zero}, {gpus} GPUs", keys))
+    return table(("run", "fits with (GiB of a GPU at the peak)"), rows)
+
+
 # Markdown
 
 
@@ -408,6 +436,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"methods": method_table},
     "align/README.md": {"folders": folders},
     "align/objectives/README.md": {"methods": method_pages, "pieces": pieces},
+    "align/check/README.md": {"fit": fit_table, "ways": fit_ways},
     "align/config/README.md": {"keys": recipe_keys, "sentinel": sentinel_keys},
 }
 
@@ -425,5 +454,6 @@ def render(page: str) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests"))  # as for pytest
     for page in PARTS:
         (ROOT / page).write_text(render(page))

@@ -155,6 +155,12 @@ async def picky(completions, **columns):
     return [None if text == "none" else 1.0]
 
 
+def judged(completions, **columns):
+    """As a judge that takes 50 ms a response, outside this process."""
+    time.sleep(0.05 * len(completions))
+    return [1.0] * len(completions)
+
+
 def slow(completions, **columns):
     time.sleep(0.5)
     return [1.0] * len(completions)
