@@ -1,0 +1,93 @@
+"""Does the proof in bfloat16 see what is planted? RECIPE OUT AT FAULTS [key=value ...]: healthy steps, and after each of
+the numbers of steps in AT (`8,30`) each fault once, up to five steps from there; as JSON what was found, and when."""
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from support import faults
+
+from align.check.check import check_run
+from align.checkpoint.resume import Origin
+from align.config.experiment import load_experiment
+from align.rollout.sync_faults import SyncError
+from align.run.setup import load, make_accelerator, set_threads
+from align.run.terminal import quiet
+from align.system.clock import Clock
+
+recipe, out, at, planted, *overrides = sys.argv[1:]
+MOMENTS, PLANTED, WITHIN = sorted(map(int, at.split(","))), [f for f in planted.split(",") if f], 5
+quiet()
+set_threads()
+experiment = load_experiment(recipe, overrides)
+accelerator = make_accelerator(experiment)
+run = load(check_run(experiment, accelerator), Origin(), accelerator)
+learner, sampler = run.learner, run.sampler
+generator, folder = sampler.generator, Path(out).with_suffix(".state")
+
+
+def trained():
+    return {name: p.detach().clone() for name, p in learner.model.named_parameters() if p.requires_grad}
+
+
+def moved():
+    """rms nats that the probe moved by: since the start, at the newest sync, and its rounding."""
+    drift = sampler.sync_check.drift
+    return float((drift.trainer - drift.start.trainer).square().mean().sqrt())
+
+
+def change_of(fault):
+    """A fault by its name: `scale 1.1`, `no o_proj`, `base`, `old`."""
+    word, _, what = fault.partition(" ")
+    if word == "scale":
+        return faults.scale(float(what))
+    return faults.one_step_old(trained()) if word == "old" else faults.without(what, start)
+
+
+def plant(fault, number, done):
+    """(steps until it was found, kind, message); steps None where it was not."""
+    loop = replace(run.loop, sampler=replace(sampler, sync_check=copy.deepcopy(sampler.sync_check)))
+    sources = [replace(source, sampler=loop.sampler) for source in loop.sources]
+    loop = replace(loop, sources=sources)
+    with faults.syncs_with(generator, change_of(fault)):
+        for step in range(WITHIN):
+            try:
+                loop.step(1000 * number + done + step)  # a number of its own: the journal has nothing of it
+            except SyncError as error:
+                return step + 1, error.kind, str(error)
+    return None, "", ""
+
+
+start, healthy, found = trained(), [sampler.check(learner, Clock())], []
+alarms = []
+for done in range(max(MOMENTS) + 1):
+    if done in MOMENTS and PLANTED:
+        learner.save(folder)
+        for number, fault in enumerate(PLANTED, 1):
+            steps, kind, message = plant(fault, number, done)
+            found.append(dict(at=done, fault=fault, steps=steps, kind=kind, moved=moved(), message=message))
+            learner.load(folder)
+            generator.sync(learner.model)
+    if done < max(MOMENTS):
+        try:
+            metrics = run.loop.step(done).metrics
+            healthy.append({name: value for name, value in metrics.items() if name.startswith(("sync/", "seconds/"))})
+        except SyncError as error:
+            alarms.append((done + 1, error.kind, str(error)))
+    drift = sampler.sync_check.drift
+    if accelerator.is_main_process and drift:
+        strengths = lambda evidence: (
+            round(float(evidence[-1].sum() / evidence[-1].square().sum().sqrt()), 2) if evidence else 0
+        )
+        told = dict(
+            before=strengths(drift.evidence), **{f"{o.by:g} {o.part}": strengths(o.evidence) for o in drift.others}
+        )
+        healthy[-1] |= dict(moved=moved() if drift.trainer is not None else 0.0, strengths=told)
+        with open(out, "w") as file:
+            tokens = len(drift.probe.row)
+            json.dump({"tokens": tokens, "healthy": healthy, "alarms": alarms, "found": found}, file, indent=1)
+generator.close()
+accelerator.end_training()
