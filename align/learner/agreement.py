@@ -16,15 +16,15 @@ def of_rows(sampler_logprob_BT: Tensor, logprob_BT: Tensor, counted_BT: Tensor) 
 
 
 def summary(measured: dict[str, Tensor]) -> dict[str, float]:
-    """{`sync/rollout_gap`: nats a token, `sync/rollout_gap_error`: its standard error}; takes `SUMS` out of what was
-    measured, and gives nothing where no row was sampled.
+    """{`sync/rollout_gap`: nats a token, `sync/rollout_gap_error`: what chance makes of it}, nothing where no row was
+    sampled. Takes `SUMS` out of what was measured.
 
-    The error is that of a mean over responses: rounding is alike in the tokens of one.
+    The error is the root of the responses' summed squares: rounding is alike in the tokens of one. Their mean is not
+    taken out, so that few responses, which cannot tell, never do.
     """
     rows = [measured.pop(name, torch.zeros(0)) for name in SUMS]
     if not rows[1].sum():
         return {}
     gap, tokens = rows
-    mean = gap.sum() / tokens.sum()
-    error = (gap - mean * tokens).square().sum().sqrt() / tokens.sum()
+    mean, error = gap.sum() / tokens.sum(), gap.square().sum().sqrt() / tokens.sum()
     return {"sync/rollout_gap": float(mean), "sync/rollout_gap_error": float(error)}

@@ -209,9 +209,8 @@ def faults_of(learner: Learner) -> list[Other]:
     """What may be wrong with an adapter on its way: its scale, or a part of it."""
     if not isinstance(learner.model, PeftModel):
         return []
-    out = [Other("wrong scale", f"the adapter has {by:g} of its scale", by, None) for by in (0.9, 1.1)]
-    missing = "part of the weights"
-    return out + [Other(missing, f"the adapter lacks {part}", 0.0, part) for part in adapted_parts(learner.model)]
+    scales = [Other(f"the adapter has {by:g} of its scale", by, None) for by in (0.9, 1.1)]
+    return scales + [Other(f"the adapter lacks {part}", 0.0, part) for part in adapted_parts(learner.model)]
 
 
 def start_drift(generator: Generator, learner: Learner, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Drift:

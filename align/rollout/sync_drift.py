@@ -1,21 +1,25 @@
-"""Compare how sampler and trainer *changed* on the same tokens: what rounding hides in one look at them.
+"""Compare how sampler and trainer changed on the same tokens: what rounding hides in one look at a few of them.
 
-In bfloat16 two engines differ by rounding, 0.05 to 0.1 nats rms a token (sigma), which is more than an update moves it.
-But rounding has no direction. So the probe, responses that the start model sampled, is scored by both after each sync:
+In bfloat16 two engines differ by rounding, 0.04 to 0.1 nats rms a token (sigma): more than many an update moves it.
+But rounding has no direction. So the probe, N tokens of responses that the start model sampled, is scored after each
+sync by the sampler, by the trainer, and by the trainer acting what may have gone wrong.
 
-- **share**: of what the policy changed since the start, how much does the sampler show? It shows 1 where it has the
-  policy, 0 with the base, less than 1 without a module. A slope through N tokens that moved by x nats rms is known to
-  about 2 Z sigma / (x sqrt(N)), plus (sigma / x)^2, since the rounding of the trainer pulls it down and that of the sampler up, and nobody knows whose is larger.
-- **nearness**: is the sampler nearer to the trainer as it was before the sync than as it is now? Both of the trainer's
-  answers are rounded alike, so rounding favours neither. Looked at for the newest sync, and for the newest few
-  together: a sampler that lags by one is seen where a sync moves the tokens by u > 2 Z sigma / sqrt(N) rms.
+- **Nearness**: is the sampler nearer to the trainer as it was at the last sync, at the start, with 0.9 or 1.1 of the
+  adapter's scale, without the adapter in all layers of one name, than to the policy? All answers of the trainer are
+  rounded alike, so rounding favours none. Weights that differ by d nats rms are told apart from about
+  d = sigma sqrt(1.7 Z) / N^(1/4), 0.5 sigma for 700 tokens, or less where the trainer's roundings are partly the same.
+  The newest look counts alone, and together with up to four before it.
+- **Share**: of what the policy changed since the start, how much does the sampler show? For full fine-tuning, where the
+  trainer cannot act a missing part. After a change of x nats rms it is known to Z sigma / (x sqrt(N)), plus half of
+  (sigma / x)^2, since rounding in the trainer pulls it down and in the sampler up, and nobody knows whose is larger.
 
-All sums are over responses, whose tokens share rounding, and compared with the root of the summed squares of the
-responses: for sums without direction it passes Z in less than exp(-Z^2 / 2) of cases, whatever their distribution
-(Efron 1969), 4e-5 for 4.5; to that come the bound on rounding and `SLACK`.
+Sums are over responses, whose tokens share rounding, and compared with the root of their summed squares: a sum without
+direction passes Z times that in less than exp(-Z^2 / 2) of cases, whatever its distribution (Efron 1969), 4e-5 for 4.5.
+A sampler that has the policy is not at that edge: its sums grow away from it as the policy moves.
 
-Not seen: a sampler that lags where the policy hardly moves, which is harmless; a part of the weights that makes up less
-than `SLACK` of the change; any of these before the policy has moved by several sigma.
+Not seen: a fault that moves the tokens by less than d, as all do before the policy has moved, and as a sampler that
+lags does where it hardly moves; with an adapter less than half of the layers of one name; else a part that makes up
+less than `SLACK` of the change.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ from align.rollout.sync_faults import Finding
 
 Z = 4.5  # how many times the root of the summed squares a sum must be to count as more than chance
 
-SLACK = 0.05  # of the change, that the share may be off besides: merging into bfloat16 loses so much of a LoRA
+SLACK = 0.03  # of the change, that the share may be off besides: merging into bfloat16 loses so much of a LoRA
+
+PART = "part of the weights"  # kind of error: not all that was trained, or at another scale
 
 MEND = "Sync in the other way (sampling.sync): adapter does not round what is small, merged has no scale of its own."
 
@@ -75,9 +81,8 @@ class Share:
 
 @dataclass
 class Other:
-    """Weights that the sampler may have instead of the policy's, as the trainer can act them: a scale of the adapter."""
+    """Weights that the sampler may have instead of the policy's, as the trainer acts them: a scale of the adapter."""
 
-    kind: str  # of the error
     what: str  # what it would mean, for the message
     by: float  # times its scale
     part: str | None  # in layers of this name; None: in all
@@ -108,18 +113,23 @@ class Drift:
         """
         row, before = self.probe.row, self._before
         found = share(self.start, now, row)
-        moved = f"on {len(row)} tokens that moved by {_rms(now.trainer - self.start.trainer):.2g} nats since the start"
-        if is_nearer([*self.evidence, towards(now, before, row)]):
-            if is_nearer([towards(now, self.start.trainer, row)]):
-                return found, Finding("base only", f"{moved} it has the weights that it loaded")
-            last = f"and by {_rms(now.trainer - before):.2g} since the last sync"
-            return found, Finding(self.behind, f"{moved}, {last}, it has the policy of an earlier sync")
+        moved, last = _rms(now.trainer - self.start.trainer), _rms(now.trainer - before)
+        on = f"on {len(row)} tokens that moved by {moved:.2g} nats since the start, {last:.2g} in the last step,"
+        told = [
+            (Finding("base only", f"{on} it has the weights that it loaded"), self.start.trainer, []),
+            (Finding(self.behind, f"{on} it has the policy of an earlier sync"), before, self.evidence),
+        ]
         for other, trainer in zip(self.turn, acted, strict=True):
-            if is_nearer([*other.evidence, towards(now, trainer, row)]):
-                return found, Finding(other.kind, f"{moved} it is nearer to a policy of which {other.what}", MEND)
+            finding = Finding(PART, f"{on} it is nearer to a policy of which {other.what}", MEND)
+            told.append((finding, trainer, other.evidence))
+        nearer = [one for one in told if is_nearer([*one[2], towards(now, one[1], row)])]
+        if nearer:
+            return found, min(nearer, key=lambda one: _rms(now.sampler - one[1]))[0]
         if found.off:
-            what = f"{moved} it shows {found.low:.0%} to {found.high:.0%} of that: part of the weights did not arrive"
-            return found, Finding("part of the weights", what, MEND)
+            what = (
+                f"{on} it shows {found.low:.0%} to {found.high:.0%} of that: a part is missing, or the scale is wrong"
+            )
+            return found, Finding(PART, what, MEND)
         return found, None
 
     def keep(self, now: Scores, acted: Sequence[Tensor]) -> None:
@@ -149,19 +159,20 @@ def share(start: Scores, now: Scores, row: Tensor) -> Share:
         return Share(-math.inf, math.inf)
     slope = float((apart * middle).sum()) / size
     rest = apart - slope * middle
-    one_sided = float(rest.square().sum()) / size / 2  # as if all of the rounding were on one side
+    at_start = (start.sampler - start.trainer).square().sum()  # rounding alone
+    one_sided = float(torch.minimum(rest.square().sum(), 2 * at_start)) / size / 2  # as if it were all on one side
     reach = one_sided + Z * float(_by_row(rest * middle, row).square().sum().sqrt()) / size
     return Share(_share_at(slope - reach), _share_at(slope + reach))
 
 
 def towards(now: Scores, other: Tensor, row: Tensor) -> Tensor:
-    """[R] how much farther the sampler is in each response from `other` log-probabilities of the trainer than from those
-    of the policy: squared nats, above 0 where it has the policy."""
+    """[R] how much farther the sampler is in each response from `other` log-probabilities of the trainer than from
+    those of the policy: squared nats, above 0 where it has the policy."""
     return _by_row((now.sampler - other).square() - (now.sampler - now.trainer).square(), row)
 
 
 def is_nearer(evidence: Sequence[Tensor]) -> bool:
-    """Whether `towards` says that the sampler has the other weights: the newest alone, or with some before it."""
+    """Whether `towards` says that the sampler has the other weights: the newest alone, or with those before it."""
     newest = list(reversed(evidence[-SYNCS:]))
     return any(_strength(torch.stack(newest[: n + 1]).sum(0)) < -Z for n in range(len(newest)))
 

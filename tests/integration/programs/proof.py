@@ -1,5 +1,5 @@
-"""Does the proof in bfloat16 see what is planted? RECIPE OUT AT FAULTS [key=value ...]: healthy steps, and after each of
-the numbers of steps in AT (`8,30`) each fault once, up to five steps from there; as JSON what was found, and when."""
+"""Does the proof in bfloat16 see what is planted? RECIPE OUT AT FAULTS [key=value ...]: healthy steps, and after
+each number of them in AT (`8,30`) each fault once, up to five steps; as JSON what was found, and when."""
 
 import copy
 import json
@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from support import faults
 
 from align.check.check import check_run
@@ -34,7 +33,7 @@ def trained():
 
 
 def moved():
-    """rms nats that the probe moved by: since the start, at the newest sync, and its rounding."""
+    """rms nats that the probe moved by since the start, at the newest healthy sync."""
     drift = sampler.sync_check.drift
     return float((drift.trainer - drift.start.trainer).square().mean().sqrt())
 
@@ -61,9 +60,23 @@ def plant(fault, number, done):
     return None, "", ""
 
 
-start, healthy, found = trained(), [sampler.check(learner, Clock())], []
-alarms = []
-for done in range(max(MOMENTS) + 1):
+def strength(evidence):
+    """The newest sum over the root of its summed squares; below -4.5 it raises."""
+    size = float(evidence[-1].square().sum().sqrt()) if evidence else 0.0
+    return round(float(evidence[-1].sum()) / size, 2) if size else None
+
+
+def healthy_step(done):
+    """The metrics of a step, with how far each fault is from being seen."""
+    metrics = run.loop.step(done).metrics
+    drift = sampler.sync_check.drift
+    told = {"before": strength(drift.evidence), **{other.what: strength(other.evidence) for other in drift.others}}
+    kept = {name: value for name, value in metrics.items() if name.startswith(("sync/", "seconds/", "reward/mean"))}
+    return {**kept, "moved": moved(), "strength": told}
+
+
+start, healthy, found, alarms = trained(), [sampler.check(learner, Clock())], [], []
+for done in range(MOMENTS[-1] + 1):
     if done in MOMENTS and PLANTED:
         learner.save(folder)
         for number, fault in enumerate(PLANTED, 1):
@@ -71,23 +84,14 @@ for done in range(max(MOMENTS) + 1):
             found.append(dict(at=done, fault=fault, steps=steps, kind=kind, moved=moved(), message=message))
             learner.load(folder)
             generator.sync(learner.model)
-    if done < max(MOMENTS):
+    if done < MOMENTS[-1]:
         try:
-            metrics = run.loop.step(done).metrics
-            healthy.append({name: value for name, value in metrics.items() if name.startswith(("sync/", "seconds/"))})
+            healthy.append(healthy_step(done))
         except SyncError as error:
-            alarms.append((done + 1, error.kind, str(error)))
-    drift = sampler.sync_check.drift
-    if accelerator.is_main_process and drift:
-        strengths = lambda evidence: (
-            round(float(evidence[-1].sum() / evidence[-1].square().sum().sqrt()), 2) if evidence else 0
-        )
-        told = dict(
-            before=strengths(drift.evidence), **{f"{o.by:g} {o.part}": strengths(o.evidence) for o in drift.others}
-        )
-        healthy[-1] |= dict(moved=moved() if drift.trainer is not None else 0.0, strengths=told)
-        with open(out, "w") as file:
-            tokens = len(drift.probe.row)
-            json.dump({"tokens": tokens, "healthy": healthy, "alarms": alarms, "found": found}, file, indent=1)
+            alarms.append([done + 1, error.kind, str(error)])
+    if accelerator.is_main_process:
+        tokens = len(sampler.sync_check.drift.probe.row)
+        Path(out).write_text(json.dumps({"tokens": tokens, "healthy": healthy, "alarms": alarms, "found": found}))
+accelerator.wait_for_everyone()
 generator.close()
 accelerator.end_training()
