@@ -86,7 +86,7 @@ class Other:
     what: str  # what it would mean, for the message
     by: float  # times its scale
     part: str | None  # in layers of this name; None: in all
-    evidence: list[Tensor] = field(default_factory=list)  # [R] each time that it was looked at: `towards` the policy
+    evidence: list[Tensor] = field(default_factory=list)  # [R] of the newest times that it was looked at
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Drift:
     behind: str  # the kind of error of a sampler that lags
     others: Sequence[Other] = ()
     trainer: Tensor | None = None  # [N] after the sync before
-    evidence: list[Tensor] = field(default_factory=list)  # [R] of each sync so far: `towards` the policy
+    evidence: list[Tensor] = field(default_factory=list)  # [R] of each of the newest syncs: `towards` the policy
     syncs: int = 0
 
     @property
@@ -135,9 +135,9 @@ class Drift:
     def keep(self, now: Scores, acted: Sequence[Tensor]) -> None:
         """Remember a sync with which nothing was wrong."""
         row = self.probe.row
-        self.evidence.append(towards(now, self._before, row))
+        self.evidence = [*self.evidence, towards(now, self._before, row)][-SYNCS:]
         for other, trainer in zip(self.turn, acted, strict=True):
-            other.evidence.append(towards(now, trainer, row))
+            other.evidence = [*other.evidence, towards(now, trainer, row)][-SYNCS:]
         self.trainer = now.trainer
         self.syncs += 1
 
