@@ -47,8 +47,12 @@ def change_of(fault):
 
 
 def plant(fault, number, done):
-    """(steps until it was found, kind, message); steps None where it was not."""
-    loop = replace(run.loop, sampler=replace(sampler, sync_check=copy.deepcopy(sampler.sync_check)))
+    """(steps until it was found, kind, message); steps None where it was not.
+
+    The sampler's earlier answers are forgotten: not every engine repeats one to the bit.
+    """
+    check = replace(copy.deepcopy(sampler.sync_check), earlier=[])
+    loop = replace(run.loop, sampler=replace(sampler, sync_check=check))
     sources = [replace(source, sampler=loop.sampler) for source in loop.sources]
     loop = replace(loop, sources=sources)
     with faults.syncs_with(generator, change_of(fault)):
