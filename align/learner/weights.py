@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from align.model.quantize import whole
+from align.model.quantize import count, whole
 
 
 @torch.no_grad()
@@ -111,9 +111,9 @@ def save(model: nn.Module, folder: Path, write: bool) -> None:
 
 
 def base_size(model: nn.Module) -> int:
-    """Number of the base model's parameters, a tied head's once; also of those that ZeRO-3 has partitioned."""
+    """Number of the base model's parameters, a tied head's once; also of those that are partitioned or quantised."""
     own = [parameter for name, parameter in model.named_parameters() if "lora_" not in name]
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in own)
+    return sum(map(count, own))
 
 
 def directions(width: int) -> Tensor:

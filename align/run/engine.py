@@ -18,14 +18,18 @@ from align.system.hardware import GIB, free_bytes, here
 
 
 def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
-    """This rank's engine. Raises `ConfigError` where its cache does not fit beside the trainer."""
+    """This rank's engine, with the policy's base. Collective. Raises `ConfigError` where its cache does not fit beside
+    the trainer."""
     recipe = checked.experiment.recipe
     if recipe.sampling.engine == "transformers":
         pad_id = checked.tokenizer.pad_token_id or 0
         return Transformers(learner.model, checked.ends, pad_id, recipe.sampling, checked.tokenizer)
     given = recipe.sampling.cache_gib
     cache = cache_beside(learner, checked.experiment, checked.context) if given is None else int(given * GIB)
-    return VLLM(checked.path, recipe, checked.context, here(), cache)
+    engine = VLLM(checked.path, recipe, checked.context, here(), cache)
+    if recipe.model.quantize:
+        engine.take_base(learner.model)
+    return engine
 
 
 def cache_beside(learner: Learner, experiment: Experiment, context: int) -> int:
