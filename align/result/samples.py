@@ -35,7 +35,7 @@ STREAMS = (*BEFORE, *AT_UPDATE)
 BEGINNING = re.compile(rb'\{"version": \d+, "step": (\d+),')
 
 
-class RecordError(ValueError):
+class ReplayError(ValueError):
     """A line of a record cannot be used; the message names file, line and field."""
 
 
@@ -127,15 +127,13 @@ def _decision(recorded: RecordedDecision, kept: bool, advantage: Stream | None) 
     after: list[Stream | None] = [None] * len(recorded.transforms)
     for place, values in zip(recorded.set_by, [*recorded.after, advantage], strict=False):
         after[place] = values
-    return Decision(
-        recorded.name, recorded.transforms, kept, recorded.taken_by, after, advantage, recorded.weight
-    )
+    return Decision(recorded.name, recorded.transforms, kept, recorded.taken_by, after, advantage, recorded.weight)
 
 
 def read(path: str | Path, steps: Container[int] | None = None) -> dict[str, RecordedRollout]:
     """{`file:line`: rollout} of a file, or of those of its lines that are of `steps`; other lines are not parsed.
 
-    Raises `RecordError` for the first line that is wrong, and where there is none.
+    Raises `ReplayError` for the first line that is wrong, and where there is none.
     """
     rollouts = {}
     with open(path, "rb") as file:  # not splitlines, which also splits within a text, at U+2028
@@ -146,7 +144,7 @@ def read(path: str | Path, steps: Container[int] | None = None) -> dict[str, Rec
             if steps is None or rollout.step in steps:
                 rollouts[f"{path}:{number}"] = rollout
     if not rollouts:
-        raise RecordError(f"{path}: no rollouts; write one JSON object a line")
+        raise ReplayError(f"{path}: no rollouts; write one JSON object a line")
     return rollouts
 
 
@@ -172,18 +170,20 @@ def by_batch(rollouts: Mapping[str, RecordedRollout]) -> Iterator[dict[str, Reco
 
 
 def _parsed(place: str, line: bytes) -> RecordedRollout:
-    """The rollout of a line. Raises `RecordError` naming the field where it is wrong."""
+    """The rollout of a line. Raises `ReplayError` naming the field where it is wrong."""
     try:
         rollout = RecordedRollout.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"])) or "line"
-        raise RecordError(f"{place}: {name}: {first['msg']}") from error
+        raise ReplayError(f"{place}: {name}: {first['msg']}") from error
     if rollout.version > VERSION:
-        raise RecordError(f"{place}: version: {rollout.version} is newer than {VERSION}, which this align reads; update")
+        raise ReplayError(
+            f"{place}: version: {rollout.version} is newer than {VERSION}, which this align reads; update"
+        )
     for name in (*STREAMS, "special", "token_text"):
         values = getattr(rollout, name)
         if values is not None and len(values) != len(rollout.response_ids):
             wanted = f"there are {len(rollout.response_ids)} response_ids"
-            raise RecordError(f"{place}: {name}: has {len(values)} values, but {wanted}")
+            raise ReplayError(f"{place}: {name}: has {len(values)} values, but {wanted}")
     return rollout
