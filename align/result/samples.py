@@ -28,9 +28,16 @@ BEFORE = (
     *("entropy", "value", "reward_mask", "kl_mask"),
 )
 # Streams of the policy at the first update, for the tokens that it trains: {name: field of `Current`}.
-AT_UPDATE = {"logprob": "logprob", "ref_kl": "ref_kl", "new_value": "value"}
+AT_UPDATE = {
+    "logprob": "logprob",
+    "ref_kl": "ref_kl",
+    "new_value": "value",
+    "entropy": "entropy",
+    "reward_mask": "reward_mask",
+    "kl_mask": "kl_mask",
+}
 
-STREAMS = (*BEFORE, *AT_UPDATE)
+STREAMS = tuple(dict.fromkeys([*BEFORE, *AT_UPDATE]))
 
 BEGINNING = re.compile(rb'\{"version": \d+, "step": (\d+),')
 

@@ -147,17 +147,17 @@ def _tokens(batch: Batch, row: int, streams: Mapping[str, Stream]) -> Fields:
 
 
 def _streams(source: SourceBatch, outputs: Sequence[Outputs]) -> dict[str, Stream]:
-    """{name: what is known of it} of the streams of a batch."""
+    """{name: what is known of it} of the streams of a batch; where a token has none from before, that of the update."""
     found = {name: stream for name in BEFORE if (stream := _before(source, name))}
     trained = torch.stack([credited.trained for credited in source.credited]).any(0)
-    at_update = AT_UPDATE | {n: n for n in ("entropy", "reward_mask", "kl_mask") if n not in found}
-    for name, quantity in at_update.items() if outputs else ():
+    for name, quantity in AT_UPDATE.items():
         parts = [(o.rows, getattr(o.current, quantity)) for o in outputs if o.rows]
         if parts and all(value is not None for _, value in parts):
             whole = torch.zeros(trained.shape, dtype=parts[0][1].dtype)
             for rows, value in parts:
                 whole[rows] = value
-            found[name] = whole, trained
+            before, known = found.get(name, (whole, torch.zeros_like(trained)))
+            found[name] = torch.where(known, before, whole), known | trained
     return found
 
 
