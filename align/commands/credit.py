@@ -28,12 +28,21 @@ NOW = {"logprob": ["logprob", "old_logprob", "sampler_logprob"]}
 
 
 @dataclass(frozen=True)
+class Result:
+    """What an objective makes of a batch of the record."""
+
+    credited: Credited  # of a loss of pairs with the advantages that its gradient implies
+    carrying: Tensor  # [B,T] bool: tokens that carry gradient: no transform took them, and they are not clipped
+    summary: dict[str, Any]  # loss and counts, as the command prints them
+
+
+@dataclass(frozen=True)
 class Replayed:
     """A batch of the record, and what the objectives that learn from it make of it."""
 
     rollouts: dict[str, RecordedRollout]  # {`file:line`: rollout}, those that take no part among them
     row_of: dict[str, int]  # {`file:line`: row of the batch}
-    results: list[tuple[Credited, dict[str, Any]]]  # (credit, loss and counts) of each objective
+    results: list[Result]  # of each objective
 
     @property
     def said(self) -> dict[str, Any]:
@@ -53,12 +62,12 @@ def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
     for batch in batches:
         for place, rollout in batch.rollouts.items():
             row, length = batch.row_of.get(place), len(rollout.response_ids)
-            entries = [_row(credited, row, length) for credited, _ in batch.results]
+            entries = [_row(result.credited, row, length) for result in batch.results]
             lines[place] = {"group": rollout.group, **_one_or_many(entries, batch)}
     out = [lines[place] for place in rollouts]
     for batch in batches:
-        summary = _one_or_many([summary for _, summary in batch.results], batch)
-        out.append({**batch.said, "loss": sum(summary["loss"] for _, summary in batch.results), **summary})
+        summary = _one_or_many([result.summary for result in batch.results], batch)
+        out.append({**batch.said, "loss": sum(result.summary["loss"] for result in batch.results), **summary})
     return out
 
 
@@ -127,7 +136,7 @@ def _one_or_many(entries: list[dict], batch: Replayed) -> dict[str, Any]:
     """The entry of the one objective, or those of several with their names."""
     if len(entries) == 1:
         return entries[0]
-    names = [credited.objective.name for credited, _ in batch.results]
+    names = [result.credited.objective.name for result in batch.results]
     return {"objectives": [{"name": name, **entry} for name, entry in zip(names, entries, strict=True)]}
 
 
@@ -215,8 +224,8 @@ def _first(given: list[list]) -> list:
     return [next((v for v in values if v is not None), None) for values in zip(*given, strict=True)]
 
 
-def _replay(objective: Objective, recorded: _Recorded) -> tuple[Credited, dict[str, Any]]:
-    """(what the objective made of the batch, its loss and counts)."""
+def _replay(objective: Objective, recorded: _Recorded) -> Result:
+    """Run the objective over the batch. Raises `ReplayError` where a pair is none."""
     try:
         credited = assign(objective, recorded.batch, recorded.annotate)
     except PairError as error:
@@ -228,15 +237,16 @@ def _replay(objective: Objective, recorded: _Recorded) -> tuple[Credited, dict[s
     primary = credited.primary
     own = contributions[credited.terms.index(primary)]
     (gradient,) = torch.autograd.grad(own, current.logprob, retain_graph=True)
-    signal, removed_by, with_gradient = credited.signal, credited.signal.removed_by, credited.signal.with_gradient
+    signal, removed_by = credited.signal, credited.signal.removed_by
+    carrying = credited.batch.mask & (credited.trace.taken_by < 0)
     if "advantage" in primary.loss.needs:  # clipping leaves tokens without gradient
-        with_gradient = int((gradient != 0).sum())
-        removed_by = {**removed_by, primary.loss.name: signal.with_gradient - with_gradient}
+        carrying = gradient != 0
+        removed_by = {**removed_by, primary.loss.name: signal.with_gradient - int(carrying.sum())}
     summary: dict[str, Any] = {
         "loss": float(sum(contributions).detach()),
         "count": primary.token_weights.count,
         "unit": primary.loss.unit,
-        "signal": {"generated": signal.generated, "carrying": with_gradient, "taken": removed_by},
+        "signal": {"generated": signal.generated, "carrying": int(carrying.sum()), "taken": removed_by},
     }
     if objective.preference:
         credited = _implied(credited, torch.autograd.grad(sum(contributions), current.logprob)[0])
@@ -249,7 +259,7 @@ def _replay(objective: Objective, recorded: _Recorded) -> tuple[Credited, dict[s
             name: {"loss": float(value.detach()), "count": term.token_weights.count, "unit": term.loss.unit}
             for name, term, value in zip(names, credited.terms, contributions, strict=True)
         }
-    return credited, summary
+    return Result(credited, carrying, summary)
 
 
 def _implied(credited: Credited, gradient: Tensor) -> Credited:

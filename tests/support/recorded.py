@@ -33,8 +33,8 @@ class Passes:
         return {name: torch.where(rows_B[:, None], value, 0.0) for name, value in signed.items()}
 
 
-def sampled(seed: int, groups=4, size=8, unrated=()) -> list[Rollout]:
-    """Responses of one to nine tokens with the end token last; those at the places `unrated` have no reward."""
+def sampled(seed: int, groups=4, size=8, unrated=(), longest=9, vocabulary=15) -> list[Rollout]:
+    """Responses of one token to `longest`, the end token last; those at the places `unrated` have no reward."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n, *shape):
@@ -42,8 +42,8 @@ def sampled(seed: int, groups=4, size=8, unrated=()) -> list[Rollout]:
 
     out = []
     for i in range(groups * size):
-        length, right = int(draw(9, 1)) + 1, bool(draw(2, 1))
-        ids = [*(draw(12, length - 1) + 3).tolist(), 2]
+        length, right = int(draw(longest, 1)) + 1, bool(draw(2, 1))
+        ids = [*(draw(vocabulary - 3, length - 1) + 3).tolist(), 2]
         logprobs = (-3 * torch.rand(length, generator=generator)).tolist()
         reward = None if i in unrated else float(right) + float(draw(3, 1)) / 10
         prompt = Prompt([3, 4 + i // size], f"p{i // size}", f"p{i // size}", {})
@@ -55,16 +55,16 @@ def sampled(seed: int, groups=4, size=8, unrated=()) -> list[Rollout]:
     return out
 
 
-def collected(seed: int, progress: float, unrated=()) -> Collected:
+def collected(seed: int, progress: float, unrated=(), **size: int) -> Collected:
     """A source's rollouts of a step."""
-    found = sampled(seed, unrated=unrated)
+    found = sampled(seed, unrated=unrated, **size)
     rated = [rollout for rollout in found if rollout.reward is not None]
     return Collected(rollouts.to_batch(rated, TOKENIZER, progress), found, found)
 
 
-def collected_pairs(seed: int, progress: float, pairs=4) -> Collected:
+def collected_pairs(seed: int, progress: float, pairs=4, **size: int) -> Collected:
     """A source's pairs of a step."""
-    found = sampled(seed, groups=pairs, size=2)
+    found = sampled(seed, groups=pairs, size=2, **size)
     answers = [Answer(r.response.ids, r.text, r.response.truncated) for r in found]
     made = [Pair([3, 4 + i], f"p{i}", f"p{i}", {}, *answers[2 * i : 2 * i + 2], i) for i in range(pairs)]
     return Collected(rollouts.pairs_to_batch(made, TOKENIZER, progress), pairs=made)
