@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,7 +117,7 @@ def _sampled(rollout: Rollout) -> dict[str, Any]:
         "truncated": rollout.response.truncated,
     }
     if rollout.reward is None:  # in no batch: what is known of its tokens is the sampler's
-        fields["sampler_logprob"] = rollout.response.logprobs
+        fields["sampler_logprob"] = [value if math.isfinite(value) else None for value in rollout.response.logprobs]
     return fields | ({"failed": rollout.failed} if rollout.failed else {})
 
 

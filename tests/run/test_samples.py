@@ -131,7 +131,7 @@ objectives: [{name: dapo, data: sums}, {name: tdpo2, data: pairs}, {name: mapo, 
 def test_several_objectives_over_one_batch(path):
     steps = ran(path, experiment_of(GFPO, "objective=null", SEVERAL))
     assert_replays(experiment_of(GFPO, "objective=null", SEVERAL), path, steps)
-    assert [d.name for d in next(iter(samples.read(path).values())).decisions] == ["grpo", "d3s", "grpo_2"]
+    assert [d.name for d in next(iter(samples.read(path).values())).decisions] == ["grpo_0", "d3s", "grpo_2"]
 
 
 def test_each_source_is_replayed_through_its_own_objectives(path, tmp_path):
