@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ class Signal:
     generated: int
     with_gradient: int
     removed_by: dict[str, int]  # {name of a transform: tokens}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What each transform of a chain did, by its place in it. Nothing is copied: tensors are those of the batches."""
+
+    taken_by: Tensor  # [B,T] int16, the transform that left the token without a gradient; -1: none did
+    advantages: dict[int, Tensor]  # {transform that set advantages: [B,T] as it left them}
+    known: dict[str, Tensor]  # {quantity that was asked for: [B] bool, the rows that it was computed for}
+    state: dict[int, dict[str, Any]]  # {transform that remembers: its memory before the step}
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class Credited:
     batch: Batch
     terms: tuple[Term, ...]
     signal: Signal
+    trace: Trace
 
     @property
     def primary(self) -> Term:
@@ -66,6 +78,13 @@ class Credited:
         return {name for term in self.terms for name in term.loss.reads_current}
 
     @property
+    def token_weight(self) -> Tensor:
+        """[B,T] weight of each token; where a loss counts pairs, 1 for every token that takes part."""
+        if self.objective.preference:
+            return self.batch.active.to(torch.float64)
+        return self.primary.token_weights.weight.expand(self.batch.mask.shape)
+
+    @property
     def coupled(self) -> Tensor:
         """[B] bool: rows whose loss depends on the other row of their pair, so that both need one micro-batch."""
         return self.batch.kept & self.objective.pairs
@@ -77,23 +96,44 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Co
     `annotate` is called when a quantity is needed and for the rows that still take part, so a dropped row costs no
     forward pass of any model. It is not called for the quantities `in_update`: the learner computes those itself.
     """
-    generated = int(batch.mask.sum())
-    left, removed_by = generated, {}
-    for transform in objective.chain:
-        batch = transform.apply(annotate(batch, transform.needs, batch.kept, transform.name))
+    known: dict[str, Tensor] = {}
+
+    def ask(batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
+        known.update({name: known.get(name, False) | rows_B for name in names if getattr(start, name) is None})
+        return annotate(batch, names, rows_B, reader)
+
+    start, alive = batch, batch.mask
+    state = {i: t.state.state_dict() for i, t in enumerate(objective.chain) if t.state}
+    taken_by, advantages = torch.full(alive.shape, -1, dtype=torch.int16), {}
+    for i, transform in enumerate(objective.chain):
+        before = batch.advantage
+        batch = transform.apply(ask(batch, transform.needs, batch.kept, transform.name))
         now = _with_gradient(batch)
-        removed_by[transform.name] = removed_by.get(transform.name, 0) + left - now
-        left = now
+        taken_by = taken_by.masked_fill(now, -1).masked_fill(alive & ~now, i)
+        alive = now
+        if batch.advantage is not before:
+            advantages[i] = batch.advantage
     terms = []
     for loss in objective.losses:
-        batch = annotate(batch, loss.weigh_needs, batch.kept, loss.name)
+        batch = ask(batch, loss.weigh_needs, batch.kept, loss.name)
         weights = loss.weigh(batch)
         needs = [name for name in loss.needs if name not in in_update]
-        batch = annotate(batch, needs, weights.trained.any(1), loss.name)
+        batch = ask(batch, needs, weights.trained.any(1), loss.name)
         terms.append(Term(loss, weights, objective.weight))
-    return Credited(objective, batch, tuple(terms), Signal(generated, left, removed_by))
+    trace = Trace(taken_by, advantages, known, state)
+    return Credited(objective, batch, tuple(terms), _signal(objective, start, trace), trace)
 
 
-def _with_gradient(batch: Batch) -> int:
+def _with_gradient(batch: Batch) -> Tensor:
+    """[B,T] bool: tokens that take part, with a weight and, where there are advantages, one that is not 0."""
     alive = batch.active & (batch.weight != 0)
-    return int((alive if batch.advantage is None else alive & (batch.advantage != 0)).sum())
+    return alive if batch.advantage is None else alive & (batch.advantage != 0)
+
+
+def _signal(objective: Objective, batch: Batch, trace: Trace) -> Signal:
+    """The counts of a trace: a token that is given credit again behind the transform that took it is not taken."""
+    removed_by = {transform.name: 0 for transform in objective.chain}
+    for i, transform in enumerate(objective.chain):
+        removed_by[transform.name] += int((trace.taken_by == i).sum())
+    generated = int(batch.mask.sum())
+    return Signal(generated, generated - sum(removed_by.values()), removed_by)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.credit import assign
-from align.learner.learner import Learner
+from align.learner.learner import Learner, Outputs
 from align.learner.passes import ForwardPasses
 from align.metrics.step import peak_memory, rollout_metrics, signal_metrics
 from align.rollout.sampler import Sampler
@@ -22,6 +22,7 @@ class StepRecord:
 
     batches: Sequence[SourceBatch]  # one a source
     metrics: dict[str, float]
+    outputs: Sequence[Outputs] = ()  # of the policy at the first update, those of this rank's micro-batches
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Loop:
             batches.append(SourceBatch(found, credited))
 
         # 3. Update on the sum of all losses. Each is divided by its count over the whole batch.
+        outputs: list[Outputs] = []
         with clock("update"):
-            updates = [
-                self.learner.update([batch.credited for batch in batches], step) for _ in range(self.updates_per_step)
-            ]
+            credits = [batch.credited for batch in batches]
+            updates = [self.learner.update(credits, step, outputs.append)]
+            updates += [self.learner.update(credits, step) for _ in range(self.updates_per_step - 1)]
         update = {**updates[-1], "skipped": sum(one["skipped"] for one in updates)}
 
         # 4. Sync. The sampler must have had the old policy; it gets the new one, and must score the same tokens alike.
@@ -76,4 +78,4 @@ class Loop:
             **forward.work,
             "memory/peak_gib": peak_memory(),
         }
-        return StepRecord(batches, metrics)
+        return StepRecord(batches, metrics, outputs)

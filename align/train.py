@@ -32,6 +32,7 @@ from align.run import folder
 from align.run.arguments import parse
 from align.run.finish import NothingLearned, finish
 from align.run.log import CallbackError, RunLog
+from align.run.samples import Record
 from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
 from align.run.terminal import evaluation_of, is_main, progress, quiet, say, stage, tell_imports
@@ -104,7 +105,9 @@ def train(loaded: Run, origin: Origin) -> None:
     """Take the run from its origin to its end."""
     changes = resume.changed(loaded.experiment, origin)
     start(loaded, origin, changes)
-    log = RunLog(loaded.out, loaded.accelerator, origin.step, loaded.experiment.callbacks)
+    settings = loaded.experiment.recipe.run
+    record = Record(settings.samples, settings.seed)
+    log = RunLog(loaded.out, loaded.accelerator, origin.step, loaded.experiment.callbacks, record)
     log.describe(resolved(loaded.experiment), versions(), folder.noted(origin, changes, loaded.out))
     first_evaluation(loaded, log, origin.step)
     steps(loaded, log, origin.step)
@@ -164,7 +167,7 @@ def steps(run: Run, log: RunLog, start: int) -> None:
             record = run.loop.step(step)
             done = step + 1
             verdict = watch.judge(done, record.metrics)
-            log.step(done, {**record.metrics, **verdict.flags}, record.batches)
+            log.step(done, {**record.metrics, **verdict.flags}, record.batches, record.outputs)
             display.step(done, record.metrics)
             for alarm in verdict.alarms:
                 say(f"step {done}: {alarm}", "bold red", display.console)

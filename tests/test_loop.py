@@ -19,9 +19,12 @@ class Learner(CountingLearner):
 
     def __init__(self, events, skipped=(0,)):
         super().__init__()
-        self.events, self.skipped, self.updates = events, list(skipped), []
+        self.events, self.skipped, self.updates, self.told = events, list(skipped), [], []
 
-    def update(self, sources, step):
+    def update(self, sources, step, tell=None):
+        self.told.append(tell is not None)
+        if tell:
+            tell(f"outputs of update {len(self.updates) + 1}")
         self.events.append("update")
         self.updates.append((sources, step))
         number = len(self.updates)
@@ -106,6 +109,12 @@ def test_what_updates_skipped_is_summed_and_all_else_is_of_the_last(events, samp
     assert events[2:] == ["sleep"] + ["update"] * 3 + [("agree", 1.0), "sync"]  # one sync a step
     assert metrics["sync/rollout_gap"] == 0.01  # of the first update: before it the policy was the one that sampled
     assert all(sources[0][0] is learner.updates[0][0][0][0] for sources, _ in learner.updates)  # credited once
+
+
+def test_the_record_has_the_outputs_of_the_first_update(events, sampler):
+    learner = Learner(events, skipped=(0, 0))
+    record = loop_of(learner, sampler, updates=2).step(0)
+    assert record.outputs == ["outputs of update 1"] and learner.told == [True, False]
 
 
 def test_nothing_is_synced_without_a_sampler(events):

@@ -91,6 +91,9 @@ class Run(Section):
     resume: Name | None = Field(
         None, description="run folder or checkpoint to go on from, your own: it is unpickled; --resume: that in run.out"
     )
+    samples: Literal["all", "none"] | Count = Field(
+        "all", description="responses a step and source that samples.jsonl has: a number takes whole groups at random"
+    )
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
     callbacks: list[str] = Field(
         [], description="module:function, each called as f(step, metrics) after every step and evaluation"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import reduce
@@ -38,6 +38,15 @@ class Micro:
 
     rows: list[int]
     chunks: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the policy gave for the rows of a micro-batch, without its gradient."""
+
+    source: int  # number of the source that the rows are of
+    rows: list[int]  # of its batch
+    current: Current
 
 
 class Learner:
@@ -121,21 +130,24 @@ class Learner:
         with self._acting_as(who) as module:
             return module(layouts.padded.inputs(batch, batch.mask), ("logits",))["logits"][0].cpu()
 
-    def update(self, sources: Sequence[Sequence[Credited]], step: int) -> dict[str, float]:
+    def update(
+        self, sources: Sequence[Sequence[Credited]], step: int, tell: Callable[[Outputs], None] = lambda outputs: None
+    ) -> dict[str, float]:
         """Take one optimiser update on the sum of all losses; {metric: value}, those of the losses among them.
 
         `sources` holds the credited batches of each source, one an objective. DeepSpeed averages gradients over ranks,
         so each rank's sum is multiplied by their number; the counts are those of the whole batch. Where no token
         carries gradient, and where loss or gradient is not finite (`skipped`), weights and optimiser stay as they are
-        on all ranks.
+        on all ranks. `tell` gets the outputs of each of this rank's micro-batches.
         """
         plan = self._plan(sources)
         lr = self.optim.lr * self.lr_factor(step)
         for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = base * self.lr_factor(step)
         losses, measured, whole = [], [], 0.0
-        for i, (credits, micro) in enumerate(plan):
-            loss, values = self._losses(credits, micro, sources)
+        for i, (source, micro) in enumerate(plan):
+            loss, values, current = self._losses(sources[source], micro, sources)
+            tell(Outputs(source, micro.rows, current))
             losses.append(float(loss.detach()))
             measured.append(values)
             last = i == len(plan) - 1
@@ -164,19 +176,19 @@ class Learner:
     def measure(self, sources: Sequence[Sequence[Credited]]) -> tuple[float, dict[str, Tensor]]:
         """(loss, {metric: its values}) of a batch, without an update."""
         plan = self._plan(sources)
-        found = [self._losses(credits, micro, sources) for credits, micro in plan]
-        losses = gather_object([float(loss) for loss, _ in found])
-        return sum(losses), _joined(gather_object([values for _, values in found]))
+        found = [self._losses(sources[source], micro, sources) for source, micro in plan]
+        losses = gather_object([float(loss) for loss, *_ in found])
+        return sum(losses), _joined(gather_object([values for _, values, _ in found]))
 
-    def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[Sequence[Credited], Micro]]:
-        """[(credits, micro-batch)] of this rank, source after source."""
+    def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[int, Micro]]:
+        """[(number of a source, micro-batch)] of this rank, source after source."""
         out = []
-        for credits in sources:
+        for source, credits in enumerate(sources):
             trained, coupled = _trained(credits), torch.stack([credited.coupled for credited in credits]).any(0)
             if trained.any():
                 rows = trained.any(1) | coupled  # an empty response is half of a pair too
                 micros = self._divide(credits[0].batch, trained, rows, coupled, self.optim.micro_batch_tokens)
-                out += [(credits, micro) for micro in micros]
+                out += [(source, micro) for micro in micros]
         return out
 
     def _divide(self, batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, tokens: int) -> list[Micro]:
@@ -198,14 +210,16 @@ class Learner:
 
     def _losses(
         self, credits: Sequence[Credited], micro: Micro, sources: Sequence[Sequence[Credited]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(contribution of these rows to the loss of the whole batch, {metric: values} of them)."""
+    ) -> tuple[Tensor, dict[str, Tensor], Current]:
+        """(contribution of these rows to the loss of the whole batch, {metric: values} of them, the policy's outputs
+        without their gradient)."""
         quantities = _quantities(credits, sources)
         current = Current(**self._forward(credits[0].batch, micro, _trained(credits), quantities, "policy"))
         index = torch.tensor(micro.rows, dtype=torch.int64)
         parts = [micro_batch(credited.batch, index, current) for credited in credits] if micro.rows else []
         several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
-        return contribution(credits, parts, current, index), _measure(credits, parts, current, index, several)
+        measured = _measure(credits, parts, current, index, several)
+        return contribution(credits, parts, current, index), measured, _detached(current)
 
     def _step(self) -> float:
         """Apply the accumulated gradient if it is finite; return its norm before clipping, over all ranks."""
@@ -248,6 +262,10 @@ def contribution(credits: Sequence[Credited], parts: Sequence[Batch], current: C
     for credited, part in zip(credits, parts, strict=False):
         total = total + sum(term.contribution(current, part, rows) for term in credited.terms)
     return total
+
+
+def _detached(current: Current) -> Current:
+    return Current(**{f.name: None if (v := getattr(current, f.name)) is None else v.detach() for f in fields(current)})
 
 
 def _quantities(credits: Sequence[Credited], sources: Sequence[Sequence[Credited]]) -> tuple[str, ...]:

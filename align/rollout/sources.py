@@ -34,6 +34,7 @@ class Collected:
     sampled: Sequence[Rollout] = ()  # all that were sampled; none of a source of pairs
     rollouts: Sequence[Rollout] = ()  # those in the batch, and those without a reward among them
     rewards: Sequence[RewardFunction] = ()  # the functions that scored them
+    pairs: Sequence[Pair] = ()  # those of the batch, of a source of pairs
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class PairSource:
         """Collect the pairs of a step."""
         count = self.recipe.sources()[self.name].prompts_per_step
         pairs = self.prompts.step(step, count, self.recipe.run.seed)
-        return Collected(self.batch(pairs, progress(self.recipe, step)))
+        return Collected(self.batch(pairs, progress(self.recipe, step)), pairs=pairs)
 
     def batch(self, pairs: Sequence[Pair], progress: float) -> Batch:
         """Make a batch of pairs; `progress` in [0, 1] is the part of the schedules that is done."""

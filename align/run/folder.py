@@ -14,7 +14,7 @@ from align.checkpoint.checkpoint import CheckpointError
 from align.checkpoint.provenance import resolved, versions
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment
-from align.run.log import LINES, describe, kept_lines
+from align.run.log import GREEDY, LINES, METRICS, describe, kept_lines
 from align.run.terminal import say
 from align.system import files, lock
 from align.system.files import DiskError
@@ -47,7 +47,7 @@ def _take(experiment: Experiment, held: ExitStack) -> Origin:
     origin = resume.find(experiment.recipe.run)
     changes = resume.changed(experiment, origin)
     if origin.in_place:
-        for name in LINES:
+        for name in (METRICS, GREEDY):
             kept_lines(out / name, origin.step)  # raises before anything is loaded
         return origin
     if used(out):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from align.checkpoint.checkpoint import CheckpointError
+from align.learner.learner import Outputs
 from align.loop import PHASES
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
+from align.run.samples import Record
 from align.run.terminal import say
 from align.system import files
 from align.system.blame import no_exit, user_line
@@ -34,19 +38,25 @@ class RunLog:
     """
 
     def __init__(
-        self, out: Path, accelerator: Accelerator, start: int, callbacks: Mapping[str, Callable] = NO_CALLBACKS
+        self,
+        out: Path,
+        accelerator: Accelerator,
+        start: int,
+        callbacks: Mapping[str, Callable] = NO_CALLBACKS,
+        record: Record | None = None,
     ):
-        self.out, self.accelerator, self.callbacks = out, accelerator, callbacks
+        self.out, self.accelerator, self.callbacks, self.record = out, accelerator, callbacks, record or Record()
         self.writes = accelerator.is_main_process
         self._files = [out / name for name in LINES]
         self._metrics, self._samples, self._greedy = self._files
         if self.writes:
             out.mkdir(parents=True, exist_ok=True)
-            kept = {path: kept_lines(path, start) for path in self._files}
+            kept = {path: kept_lines(path, start) for path in (self._metrics, self._greedy)}
             evaluated = {row["step"] for row in kept[self._metrics] if _is_evaluation(row)}
             kept[self._greedy] = [row for row in kept[self._greedy] if row["step"] in evaluated]
             for path, rows in kept.items():
                 files.write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+            self.record.follows = cut_behind(self._samples, start) > 0
         accelerator.wait_for_everyone()
 
     def describe(self, config: dict, versions: dict[str, str], changes: Sequence[str] = ()) -> None:
@@ -55,11 +65,22 @@ class RunLog:
             describe(self.out, config, versions, changes)
         self.accelerator.init_trackers("align", config=_flat(config))
 
-    def step(self, step: int, metrics: dict[str, float], batches: Sequence[SourceBatch]) -> None:
-        """Write a step\'s metrics and its responses with their credit; `step` counts from 1."""
+    def step(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        batches: Sequence[SourceBatch],
+        outputs: Sequence[Outputs] = (),
+    ) -> None:
+        """Write a step's metrics and its responses with their credit; `step` counts from 1. Collective.
+
+        `outputs` are this rank's, of the step's first update.
+        """
+        if self.record.samples != "none":
+            outputs = gather_object(list(outputs))
         self._append(self._metrics, [{"step": step, **metrics}])
-        for number, source in enumerate(batches):
-            self._append(self._samples, _sample_rows(f"{number}-{step}" if number else str(step), step, source))
+        if self.writes:
+            self._write(self._samples, self.record.lines(step, batches, outputs))
         self._tell(step, metrics)
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
@@ -111,8 +132,11 @@ class RunLog:
 
     def _append(self, path: Path, rows: list[dict]) -> None:
         if self.writes:
-            with files.writing(path), path.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+            self._write(path, map(json.dumps, rows))
+
+    def _write(self, path: Path, lines: Iterable[str]) -> None:
+        with files.writing(path), path.open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
     def to_disk(self) -> None:
         """Wait until the lines are on the disk: before a checkpoint, which must not outlive them."""
@@ -151,37 +175,17 @@ def kept_lines(path: Path, start: int) -> list[dict]:
     return rows
 
 
-def _sample_rows(prefix: str, step: int, source: SourceBatch) -> list[dict]:
-    """Every response of a step's batch with its text and its credit; the fields are those that `credit` replays."""
-    rows, position, credits = [], 0, source.credited
-    for rollout in source.collected.rollouts:
-        row = {
-            "step": step,
-            "group": f"{prefix}-{rollout.group}",
-            "prompt": rollout.prompt.text,
-            "response": rollout.text,
-            "response_ids": rollout.response.ids,
-            "reward": rollout.reward,
-            "rewards": rollout.rewards,
-            "correct": rollout.correct,
-            "truncated": rollout.response.truncated,
-            "sampler_logprob": rollout.response.logprobs,
-        }
-        if rollout.failed:
-            row["failed"] = rollout.failed
-        if rollout.reward is not None:
-            length = len(rollout.response.ids)
-            batch = credits[0].batch
-            for name in ("ref_logprob", "guide_logprob", "value"):
-                if getattr(batch, name) is not None:  # what replay needs and only a model knows
-                    row[name] = getattr(batch, name)[position, :length].tolist()
-            row["kept"] = [bool(c.batch.kept[position]) for c in credits]
-            row["advantage"] = [
-                None if c.batch.advantage is None else c.batch.advantage[position, :length].tolist() for c in credits
-            ]
-            position += 1
-        rows.append(row)
-    return rows
+def cut_behind(path: Path, start: int) -> int:
+    """Cut a file of lines behind the last one of a step up to `start`; the bytes that are left.
+
+    It is read from its end up to that line, not as a whole: what is damaged before is found by who reads it.
+    """
+    if not path.exists():
+        return 0
+    end = files.end_of(path, lambda line: (row := _row(line)) is not None and row["step"] <= start)
+    with files.writing(path):
+        os.truncate(path, end)
+    return end
 
 
 def _is_evaluation(row: dict) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import file_digest
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+BLOCK = 2**20  # bytes that are read at once
 
 
 class DiskError(OSError):
@@ -59,6 +61,29 @@ def numbered_json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"line {number} is not JSON: {error}") from error
         except (ValueError, RecursionError) as error:  # more digits or more depth than Python reads
             raise ValueError(f"line {number} cannot be read: {error}; shorten it") from error
+
+
+def end_of(path: Path, wanted: Callable[[bytes], bool]) -> int:
+    """The byte behind the last line that is wanted, 0 where none is. Read from the end, up to that line.
+
+    A last line without its end is none.
+    """
+    with path.open("rb") as file:
+        position, tail = file.seek(0, os.SEEK_END), b""
+        while position:
+            size = min(BLOCK, position)
+            position -= size
+            file.seek(position)
+            tail = file.read(size) + tail
+            first = tail.find(b"\n") + 1 if position else 0  # what is before it begins in an earlier block
+            behind = max(first, tail.rfind(b"\n") + 1) if first or not position else 0
+            while behind > first:
+                begin = max(first, tail.rfind(b"\n", 0, behind - 1) + 1)
+                if wanted(tail[begin:behind]):
+                    return position + behind
+                behind = begin
+            tail = tail[:first] if first else tail
+    return 0
 
 
 def numbered(folder: Path) -> dict[int, Path]:

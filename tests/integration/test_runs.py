@@ -19,6 +19,9 @@ from support.paths import ROOT
 from support.zygote import forked
 from transformers import AutoModelForCausalLM
 
+from align.commands.credit import credit
+from align.config.experiment import load_experiment
+from align.config.rules import REPLAY
 from align.run.environment import LAUNCHED, QUIET
 
 pytestmark = pytest.mark.engine
@@ -120,6 +123,22 @@ def assert_same(one: Path, two: Path) -> None:
     assert all(state.pop("recipe")["run"]["steps"] == 4 for state in states)  # they may save at other steps
     assert states[0] == states[1] and len(states[0]["links"][0]["seen"]) == 16
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+
+
+def test_the_record_of_a_run_gives_its_credit_to_the_last_digit(whole):
+    """And its loss, which was added in the order of micro-batches; k follows the difficulty of earlier steps."""
+    experiment = load_experiment(ROOT / "recipes/gfpo_chain_sum.yaml", [ADAPTIVE], REPLAY)
+    rows = [json.loads(line) for line in (whole / "samples.jsonl").open()]
+    lines = credit(experiment, whole / "samples.jsonl")
+    for row, line in zip(rows, lines, strict=False):
+        found = ([line["kept"]], [line["advantage"]], line["weight"])
+        assert found == (row["kept"], row["advantage"], row["objectives"][0]["weight"])
+    steps = [row for row in map(json.loads, (whole / "metrics.jsonl").open()) if "loss" in row]
+    for step, summary in zip(steps, lines[len(rows) :], strict=True):
+        assert summary["loss"] == pytest.approx(step["loss"], abs=1e-6) and summary["step"] == step["step"]
+        assert summary["signal"]["taken"]["keep_top"] == step["signal/taken/keep_top"]
+        assert summary["signal"]["carrying"] == step["signal/carrying"]
+    assert any("logprob" in row for row in rows) and all("token_text" in row for row in rows)
 
 
 def test_four_steps_are_two_and_two_resumed_bit_for_bit(whole, folder, tmp_path):

@@ -136,7 +136,7 @@ def test_of_a_link_the_link_is_renamed_and_what_it_leads_to_stays(recipe, tmp_pa
     assert (tmp_path / "run").is_dir() and not (tmp_path / "run").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "greedy.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "greedy.jsonl"])
 @pytest.mark.parametrize("bad", ["{", "[]", '"text"', '{"loss": 1}', '{"step": "one"}', "\0\0"])
 def test_a_bad_line_is_named_before_anything_is_loaded(recipe, tmp_path, name, bad):
     half_done(recipe, tmp_path / "run")

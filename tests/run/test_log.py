@@ -13,6 +13,7 @@ from align.objectives import grpo
 from align.rollout import rollouts
 from align.rollout.sources import Collected, SourceBatch
 from align.run.log import CallbackError, RunLog
+from align.system import files
 
 
 def write(path, rows, tail=""):
@@ -74,7 +75,23 @@ def test_only_responses_with_a_reward_have_credit_in_the_samples(tmp_path, main_
     assert [row["group"] for row in rows] == ["1-0"] * 4 + ["1-1-0"] * 4  # those of a second source apart
     assert [row.get("failed") for row in rows[:4]] == [None, None, {"r": "took too long"}, None]
     assert ["kept" in row for row in rows[:4]] == [True, False, False, True]
+    assert [row["batch_rows"] for row in rows] == [4] * 8 and "token_text" in rows[0]
     assert rows[0]["advantage"] == [[1.0] * 2] and rows[3]["advantage"] == [[-1.0] * 5]
+
+
+def test_a_resume_reads_the_end_of_the_samples_only(tmp_path, main_process, monkeypatch):
+    """What is before the last line that stays is not read, not even where it is damaged."""
+    kept = ['{"step": 1}', "not JSON", '{"step": 2, "response": "' + "x" * 3 * 2**20 + '"}', '{"step": 2}']
+    path = tmp_path / "samples.jsonl"
+    path.write_text("\n".join([*kept, '{"step": 3}', "\0\0", '{"step": 4, "resp']))
+    read, opened = [], files.end_of
+    monkeypatch.setattr(
+        files, "end_of", lambda path, wanted: opened(path, lambda line: read.append(line) or wanted(line))
+    )
+    log = RunLog(tmp_path, main_process, start=2)
+    assert path.read_text() == "\n".join(kept) + "\n" and read == [b"\0\0\n", b'{"step": 3}\n', b'{"step": 2}\n']
+    assert log.record.follows
+    assert not RunLog(tmp_path, main_process, start=0).record.follows and path.read_text() == ""
 
 
 def test_callbacks_see_steps_and_evaluations(tmp_path, main_process):

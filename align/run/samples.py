@@ -1,0 +1,236 @@
+"""Write the record of a step, the lines of samples.jsonl; `align.result.samples` reads them back."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from align.batch import Batch
+from align.credit import Credited
+from align.data.prompts import Answer, Pair
+from align.learner.learner import Outputs
+from align.result.samples import AT_UPDATE, BEFORE, VERSION
+from align.rollout.rollouts import Rollout
+from align.rollout.sources import SourceBatch
+
+Fields = dict[str, str]  # {name: JSON}
+Stream = tuple[Tensor, Tensor]  # [B,T] values; [B,T] bool, where they were computed
+
+
+@dataclass
+class Record:
+    """How much of each step is recorded, and what the memories of transforms were behind the step before."""
+
+    samples: Literal["all", "none"] | int = "all"  # responses of a step and source; a number takes whole groups
+    seed: int = 0
+    follows: bool = False  # whether the first step's lines go on from those that are there
+    memories: dict[tuple[str, int], str | None] = field(default_factory=dict)  # {(objective, place): JSON}
+
+    def lines(self, step: int, batches: Sequence[SourceBatch], outputs: Sequence[Outputs]) -> Iterator[str]:
+        """The lines of a step, counted from 1. `outputs` are those of all ranks."""
+        for number, source in enumerate(batches if self.samples != "none" else ()):
+            responses = _responses(source)
+            groups = self._groups([group for group, *_ in responses], f"{self.seed}-{number}-{step}")
+            states = self._states(source, whole=any(row is not None for _, row, _ in responses))
+            streams = _streams(source, [o for o in outputs if o.source == number])
+            group_name = f"{number}-{step}-{{}}" if number else f"{step}-{{}}"
+            head = {"version": VERSION, "step": step, "source": source.credited[0].objective.data or "data"}
+            rest = {"progress": source.collected.batch.progress, "batch_rows": len(responses)}
+            for group, row, fields in responses:
+                if group in groups:
+                    line = _dumped(head | {"group": group_name.format(group)} | rest | fields)
+                    if row is not None:
+                        line |= _tokens(source.collected.batch, row, streams) | _decisions(source.credited, row, states)
+                        states = [{} for _ in states]  # the first line has them
+                    yield _object(line)
+
+    def _groups(self, groups: Sequence[int], seed: str) -> set[int]:
+        """Those that are recorded: all, or as many as there is room for, one at least."""
+        if self.samples == "all" or not groups:
+            return set(groups)
+        sizes = Counter(groups)
+        first, *others = random.Random(seed).sample(list(sizes), len(sizes))
+        chosen, room = {first}, self.samples - sizes[first]
+        for group in others:
+            if sizes[group] <= room:
+                chosen.add(group)
+                room -= sizes[group]
+        return chosen
+
+    def _states(self, source: SourceBatch, whole: bool) -> list[dict[int, str]]:
+        """For each objective {place: JSON} of the memories before the step that do not follow from the lines before.
+
+        `whole`: the lines of this step have a response of the batch, so that its first one can bear them.
+        """
+        out = []
+        for credited in source.credited:
+            written = {}
+            for place, before in credited.trace.state.items():
+                key, text = (credited.objective.name, place), _json_or_none(before)
+                if text and (self.memories[key] != text if key in self.memories else not self.follows):
+                    written[place] = text
+                followed = self.samples == "all" and whole
+                after = credited.objective.chain[place].state
+                self.memories[key] = _json_or_none(after.state_dict()) if followed else None
+            out.append(written)
+        return out
+
+
+def _json_or_none(state: Any) -> str | None:
+    """JSON of a memory; None where it holds more than JSON can, such as tensors of a user's transform."""
+    try:
+        return json.dumps(state)
+    except TypeError:
+        return None
+
+
+def _responses(source: SourceBatch) -> list[tuple[int, int | None, dict[str, Any]]]:
+    """(group, row in the batch or None, fields) of each response, in order."""
+    if source.collected.pairs:
+        sides = [(i, pair, answer) for i, pair in enumerate(source.collected.pairs) for answer in pair.answers]
+        return [(i, row, _side(pair, answer)) for row, (i, pair, answer) in enumerate(sides)]
+    out, row = [], 0
+    for rollout in source.collected.rollouts:
+        rated = rollout.reward is not None
+        out.append((rollout.group, row if rated else None, _sampled(rollout)))
+        row += rated
+    return out
+
+
+def _sampled(rollout: Rollout) -> dict[str, Any]:
+    fields = {
+        "prompt": rollout.prompt.text,
+        "prompt_ids": rollout.prompt.ids,
+        "response": rollout.text,
+        "response_ids": rollout.response.ids,
+        "reward": rollout.reward,
+        "rewards": rollout.rewards,
+        "correct": rollout.correct,
+        "truncated": rollout.response.truncated,
+    }
+    if rollout.reward is None:  # in no batch: what is known of its tokens is the sampler's
+        fields["sampler_logprob"] = [value if math.isfinite(value) else None for value in rollout.response.logprobs]
+    return fields | ({"failed": rollout.failed} if rollout.failed else {})
+
+
+def _side(pair: Pair, answer: Answer) -> dict[str, Any]:
+    chosen = answer is pair.chosen
+    return {
+        "prompt": pair.text,
+        "prompt_ids": pair.ids,
+        "response": answer.text,
+        "response_ids": answer.ids,
+        "reward": float(chosen),
+        "correct": chosen,
+        "truncated": answer.truncated,
+        "chosen": chosen,
+    }
+
+
+def _tokens(batch: Batch, row: int, streams: Mapping[str, Stream]) -> Fields:
+    """Text and streams of a row's tokens."""
+    length = int(batch.mask[row].sum())
+    out = {"special": _integers(batch.special[row, :length])}
+    if batch.token_text is not None:
+        out = {"token_text": json.dumps(batch.token_text[row]), **out}
+    for name, (values, known) in streams.items():
+        if known[row].any() or not length:
+            out[name] = _numbers(values[row, :length], known[row, :length])
+    return out
+
+
+def _streams(source: SourceBatch, outputs: Sequence[Outputs]) -> dict[str, Stream]:
+    """{name: what is known of it} of the streams of a batch; where a token has none from before, that of the update."""
+    found = {name: stream for name in BEFORE if (stream := _before(source, name))}
+    trained = torch.stack([credited.trained for credited in source.credited]).any(0)
+    for name, quantity in AT_UPDATE.items():
+        parts = [(o.rows, getattr(o.current, quantity)) for o in outputs if o.rows]
+        if parts and all(value is not None for _, value in parts):
+            whole = torch.zeros(trained.shape, dtype=parts[0][1].dtype)
+            for rows, value in parts:
+                whole[rows] = value
+            before, known = found.get(name, (whole, torch.zeros_like(trained)))
+            found[name] = torch.where(known, before, whole), known | trained
+    return found
+
+
+def _before(source: SourceBatch, name: str) -> Stream | None:
+    """A stream as the batch brought it, or for the rows for which an objective asked for it."""
+    batch = source.collected.batch
+    if (whole := getattr(batch, name)) is not None:
+        return whole, batch.mask
+    values, known = None, torch.zeros_like(batch.mask)
+    for credited in source.credited:
+        value = getattr(credited.batch, name)
+        if value is None or value is batch.sampler_logprob:  # the old log-probabilities may be the sampler's
+            continue
+        here = batch.mask & credited.trace.known.get(name, torch.zeros_like(batch.kept))[:, None]
+        values = value if values is None else torch.where(here, value, values)
+        known = known | here
+    return None if values is None else (values, known)
+
+
+def _decisions(credits: Sequence[Credited], row: int, states: Sequence[Mapping[int, str]]) -> Fields:
+    """`kept`, `advantage` and `objectives` of a row."""
+    entries = [_decision(credited, row, state) for credited, state in zip(credits, states, strict=True)]
+    advantages = [_row(credited, row, credited.batch.advantage) for credited in credits]
+    return {
+        "kept": json.dumps([bool(credited.batch.kept[row]) for credited in credits]),
+        "advantage": f"[{', '.join(advantages)}]",
+        "objectives": f"[{', '.join(map(_object, entries))}]",
+    }
+
+
+def _decision(credited: Credited, row: int, state: Mapping[int, str]) -> Fields:
+    trace, batch = credited.trace, credited.batch
+    set_by = list(trace.advantages)
+    out = {
+        "name": json.dumps(credited.objective.name),
+        "transforms": json.dumps([transform.name for transform in credited.objective.chain]),
+        "taken_by": _integers(trace.taken_by[row, : int(batch.mask[row].sum())]),
+        "set_by": json.dumps(set_by),
+        "after": f"[{', '.join(_row(credited, row, trace.advantages[i]) for i in set_by[:-1])}]",
+        "weight": _row(credited, row, credited.token_weight),
+    }
+    for name in ("token_reward", "returns"):
+        if (value := getattr(batch, name)) is not None:
+            out[name] = _row(credited, row, value)
+    return out | ({"state": _object({str(place): text for place, text in state.items()})} if state else {})
+
+
+def _row(credited: Credited, row: int, values_BT: Tensor | None) -> str:
+    length = int(credited.batch.mask[row].sum())
+    return "null" if values_BT is None else _numbers(values_BT[row, :length])
+
+
+def _integers(values_T: Tensor) -> str:
+    return json.dumps(values_T.int().tolist(), separators=(",", ":"))
+
+
+def _numbers(values_T: Tensor, known_T: Tensor | None = None) -> str:
+    """A JSON list of numbers that give the tensor back to the bit; null where one is not known or not finite.
+
+    Nine digits are enough for float32; float64 has as many as it needs.
+    """
+    form = repr if values_T.dtype == torch.float64 else "%.9g".__mod__
+    given = values_T.isfinite() if known_T is None else values_T.isfinite() & known_T
+    texts = map(form, values_T.tolist())
+    if not given.all():
+        texts = [text if known else "null" for text, known in zip(texts, given.tolist(), strict=True)]
+    return f"[{','.join(texts)}]"
+
+
+def _dumped(fields: Mapping[str, Any]) -> Fields:
+    return {name: json.dumps(value) for name, value in fields.items()}
+
+
+def _object(fields: Fields) -> str:
+    return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in fields.items()) + "}"

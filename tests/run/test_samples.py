@@ -1,0 +1,277 @@
+"""The record of a run: what is written goes through `align credit` and gives what the run had, to the last digit."""
+
+import json
+import random
+
+import pytest
+import torch
+from support import recorded
+from support.paths import ROOT
+from support.recorded import collected, collected_pairs
+
+from align.commands.credit import ReplayError, credit
+from align.config.experiment import load_experiment
+from align.config.rules import REPLAY
+from align.result import samples
+from align.run.samples import Record, _numbers
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+ADAPTIVE = "objective={name: gfpo, k: {very_hard: 6, hard: 5, medium: 4, easy: 2, warmup_prompts: 5}}"
+GFPO = ROOT / "recipes/gfpo_chain_sum.yaml"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "samples.jsonl"
+
+
+def experiment_of(recipe, *overrides):
+    return load_experiment(recipe, overrides, REPLAY)
+
+
+def ran(path, experiment, record=None, count=2, first=1, unrated=(), old_logprob="sampler"):
+    """[(step, batches, outputs)] of a run of these objectives, recorded from the step `first` on; a source of rollouts
+    or pairs for each that they name."""
+    out, record, sources = [], record or Record(), {}
+    for objective in experiment.objectives:
+        sources.setdefault(objective.data, []).append(objective)
+    path.write_text("")
+    for step in range(1, count + 1):
+        batches, outputs = [], []
+        for number, objectives in enumerate(sources.values()):
+            seed, progress = 10 * step + number, (step - 1) / 7
+            pairs = any(o.preference for o in objectives)
+            found = collected_pairs(seed, progress) if pairs else collected(seed, progress, unrated)
+            batches.append(recorded.step(objectives, found, seed, old_logprob))
+            outputs += recorded.outputs(batches[-1], number, seed)
+        if step >= first:
+            out.append((step, batches, outputs))
+            with path.open("a") as file:
+                file.writelines(f"{line}\n" for line in record.lines(*out[-1]))
+    return out
+
+
+def of_the_run(steps):
+    """[(kept, advantage, weight) of each objective] of each response, in the order of the lines."""
+    for _, batches, _ in steps:
+        for source in batches:
+            row = 0
+            for rollout in source.collected.rollouts or [None] * len(source.collected.batch.kept):
+                if rollout and rollout.reward is None:
+                    yield None
+                    continue
+                n = int(source.collected.batch.mask[row].sum())
+                yield [
+                    (
+                        bool(c.batch.kept[row]),
+                        None if c.batch.advantage is None else c.batch.advantage[row, :n].tolist(),
+                        c.token_weight[row, :n].tolist(),
+                    )
+                    for c in source.credited
+                ]
+                row += 1
+
+
+def entries_of(line):
+    return line.get("objectives", [line])
+
+
+def assert_replays(experiment, path, steps):
+    """`align credit` gives each response's credit, each batch's counts and its loss as the run had them."""
+    lines = credit(experiment, path)
+    runs = list(of_the_run(steps))
+    for line, run in zip(lines, runs, strict=False):
+        for entry, had in zip(entries_of(line), run or (), strict=True) if run else ():
+            kept, advantage, weight = had
+            assert entry["kept"] is kept and entry["weight"] == weight
+            if advantage is not None:
+                assert entry["advantage"] == advantage
+        assert run or not any(entry["kept"] for entry in entries_of(line))
+    summaries = lines[len(runs) :]
+    sources = [(step, source, outputs) for step, batches, outputs in steps for source in batches]
+    assert len(summaries) == len(sources)
+    for summary, (step, source, outputs) in zip(summaries, sources, strict=True):
+        assert summary["step"] == step
+        mine = [o for o in outputs if o.source == [s is source for s in steps[step - 1][1]].index(True)]
+        assert summary["loss"] == pytest.approx(recorded.loss_of(source, mine), rel=1e-6, abs=1e-7)
+        for entry, credited in zip(entries_of(summary), source.credited, strict=True):
+            taken = entry["signal"]["taken"]
+            assert entry["signal"]["generated"] == credited.signal.generated
+            assert {name: taken[name] for name in credited.signal.removed_by} == credited.signal.removed_by
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_record_of_every_recipe_goes_straight_into_credit(recipe, path):
+    steps = ran(path, experiment_of(recipe))
+    assert_replays(experiment_of(recipe), path, steps)
+    taken = {}
+    for place, rollout in samples.read(path).items():  # and the sums over the record are the counts
+        for number, decision in enumerate(rollout.decisions):
+            count = taken.setdefault((rollout.step, number), dict.fromkeys(decision.transforms, 0))
+            for by in decision.taken_by:
+                if by >= 0:
+                    count[decision.transforms[by]] += 1
+            assert len(decision.taken_by) == len(decision.weight) == len(rollout.response_ids), place
+    for step, batches, _ in steps:
+        for number, credited in enumerate(batches[0].credited):
+            assert taken[step, number] == credited.signal.removed_by
+
+
+SEVERAL = """objectives=[{name: grpo}, {name: d3s, rows: 4, share: 0.3, weight: 0.5},
+  {name: grpo, add: [{entropy_bonus: {coef: 0.1}}]}]"""
+SOURCES = """\
+model: {policy: none}
+data: {sums: {prompts: none.jsonl}, pairs: {pairs: none.jsonl}}
+rewards: {"rewards.length:length_penalty": 1.0}
+run: {steps: 1, out: runs/none}
+objectives: [{name: dapo, data: sums}, {name: tdpo2, data: pairs}, {name: mapo, data: pairs}]
+"""
+
+
+def test_several_objectives_over_one_batch(path):
+    steps = ran(path, experiment_of(GFPO, "objective=null", SEVERAL))
+    assert_replays(experiment_of(GFPO, "objective=null", SEVERAL), path, steps)
+    assert [d.name for d in next(iter(samples.read(path).values())).decisions] == ["grpo_0", "d3s", "grpo_2"]
+
+
+def test_each_source_is_replayed_through_its_own_objectives(path, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(SOURCES)
+    steps = ran(path, experiment_of(tmp_path / "recipe.yaml"))
+    assert_replays(experiment_of(tmp_path / "recipe.yaml"), path, steps)
+    found = list(samples.read(path).values())
+    assert {(r.source, r.chosen is None) for r in found} == {("sums", True), ("pairs", False)}
+    (tmp_path / "recipe.yaml").write_text(SOURCES.replace("sums", "others"))
+    with pytest.raises(ReplayError, match="source: 'sums' is none of those that .*: 'others', 'pairs'"):
+        credit(experiment_of(tmp_path / "recipe.yaml"), path)
+
+
+@pytest.mark.parametrize("old", ["sampler", "trainer"])
+def test_responses_without_a_reward_and_old_log_probabilities(path, old):
+    words = (f"sampling.old_logprob={old}", "objective={name: grpo, add: [{kl_policy_ref: {coef: 0.1}}]}")
+    steps = ran(path, experiment_of(GFPO, *words), unrated=(0, 5, 9), old_logprob=old)
+    assert_replays(experiment_of(GFPO, *words), path, steps)
+    first, second, *_ = samples.read(path).values()
+    assert first.reward is None and list(first.streams) == ["sampler_logprob"] and not first.decisions
+    assert list(second.streams) == ["sampler_logprob", "ref_logprob", "logprob"]
+
+
+def test_a_step_without_any_reward(path):
+    ran(path, experiment_of(GFPO), unrated=range(32))
+    *lines, first, second = credit(experiment_of(GFPO), path)
+    assert len(lines) == 64 and not any(line["kept"] for line in lines)
+    assert (first["step"], second["step"]) == (1, 2) and first["loss"] == second["loss"] == 0
+
+
+# ---- what is missing is not zero
+
+
+def test_tokens_that_no_model_saw_have_no_value(path):
+    """D3S: entropies of the rows that are left, log-probabilities now of the tokens that are trained."""
+    steps = ran(path, experiment_of(ROOT / "recipes/d3s_chain_sum.yaml"), count=1)
+    (credited,) = steps[0][1][0].credited
+    for row, rollout in enumerate(samples.read(path).values()):
+        kept, trained = bool(credited.batch.kept[row]), credited.trained[row, : len(rollout.response_ids)]
+        assert (rollout.entropy is not None) == kept
+        if rollout.entropy:
+            assert rollout.entropy == pytest.approx(credited.batch.entropy[row, : len(trained)].tolist())
+        now = rollout.logprob or [None] * len(trained)
+        assert [value is not None for value in now] == trained.tolist()
+        assert rollout.ref_logprob is None and rollout.value is None
+
+
+def test_a_value_that_is_needed_and_null_is_named(path):
+    ran(path, experiment_of(ROOT / "recipes/d3s_chain_sum.yaml"), count=1)
+    with pytest.raises(ReplayError, match=r"jsonl:\d+: entropy: missing, and top_tokens needs it"):
+        credit(experiment_of(GFPO, "objective={name: grpo, add: [{top_tokens: {share: 0.5}}]}"), path)
+    lines = credit(experiment_of(GFPO), path)  # GFPO needs what the sampler knows: nothing that a model was asked for
+    assert lines[-1]["signal"]["carrying"] > 0
+
+
+def test_advantages_after_each_transform(path):
+    steps = ran(path, experiment_of(ROOT / "recipes/composed_chain_sum.yaml"), count=1)
+    (credited,) = steps[0][1][0].credited
+    for row, rollout in enumerate(samples.read(path).values()):
+        (decision,) = rollout.decisions
+        assert decision.transforms == ["keep_top", "group_advantage", "max_variance_rows", "key_tokens", "top_tokens"]
+        assert [after is None for after in decision.after] == [True, False, True, False, True]
+        given = credited.trace.advantages[1][row, : len(rollout.response_ids)]
+        assert torch.tensor(decision.after[1]).equal(given) and decision.after[3] == decision.advantage
+
+
+# ---- memories
+
+
+def test_a_memory_goes_on_from_step_to_step(path):
+    steps = ran(path, experiment_of(GFPO, ADAPTIVE), count=4)
+    assert_replays(experiment_of(GFPO, ADAPTIVE), path, steps)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [i for i, line in enumerate(lines) if "state" in line["objectives"][0]] == [0]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] == 3))
+    with pytest.raises(ReplayError, match="step 3: keep_top remembers .* from the last one with `state`"):
+        credit(experiment_of(GFPO, ADAPTIVE), path)
+    assert credit(experiment_of(GFPO), path)  # which remembers nothing
+
+
+def test_a_memory_that_does_not_follow_is_written(path):
+    """After a resume from elsewhere, after a rollback, and where not all of a step is recorded."""
+    ran(path, experiment_of(GFPO, ADAPTIVE), first=3, count=4)
+    first, *others = map(json.loads, path.read_text().splitlines())
+    assert len(first["objectives"][0]["state"]["0"]["seen"]) == 8
+    assert not any("state" in line["objectives"][0] for line in others)
+    steps = ran(path, experiment_of(GFPO, ADAPTIVE), Record(follows=True), first=3, count=3)
+    assert '"state"' not in path.read_text()
+    ran(path, experiment_of(GFPO, ADAPTIVE), Record(samples=8), count=4)
+    assert path.read_text().count('"state"') == 4
+    (credited,) = steps[0][1][0].credited
+    record = Record(memories={("gfpo", 0): json.dumps(credited.trace.state[0])})
+    assert '"state"' not in next(record.lines(*steps[0]))
+    record = Record(memories={("gfpo", 0): json.dumps({"seen": [0.25]})})  # then the run went back
+    assert '"state": {"0": {"seen": [' in next(record.lines(*steps[0]))
+
+
+# ---- how much is recorded
+
+
+def test_a_bound_takes_whole_groups_by_the_seed(path):
+    found = []
+    for seed in (0, 0, 1):
+        ran(path, experiment_of(GFPO), Record(20, seed), count=6)
+        found.append([*samples.read(path).values()])
+    assert found[0] == found[1] != found[2]
+    groups = [r.group for r in found[0]]
+    assert len(groups) == 6 * 16 and all(groups.count(group) == 8 for group in groups)
+    assert {r.batch_rows for r in found[0]} == {32}
+    assert len({group.split("-")[1] for group in groups}) == 4  # not the same prompts at each step
+    ran(path, experiment_of(GFPO), Record(1), count=6)
+    assert len(samples.read(path)) == 6 * 8  # one group at least
+    ran(path, experiment_of(GFPO), Record("none"))
+    assert path.read_text() == ""
+
+
+# ---- numbers and lines
+
+
+def test_numbers_come_back_to_the_bit():
+    generator = random.Random(0)
+    bits = torch.tensor([generator.randrange(2**32) for _ in range(20_000)], dtype=torch.int64).to(torch.int32)
+    values = bits.view(torch.float32)
+    back = torch.tensor([float("nan") if v is None else v for v in json.loads(_numbers(values))])
+    finite = values.isfinite()
+    assert torch.equal(back[finite], values[finite]) and back[~finite].isnan().all() and finite.sum() > 19_000
+    double = torch.rand(1000, dtype=torch.float64)
+    assert json.loads(_numbers(double)) == double.tolist()
+
+
+def test_lines_of_some_steps_are_read_without_the_others(path):
+    ran(path, experiment_of(GFPO), count=3)
+    path.write_bytes(path.read_bytes().replace(b'"step": 2, "source": "data"', b'"step": 2, not JSON'))
+    assert {r.step for r in samples.read(path, {1, 3}).values()} == {1, 3}
+    assert samples.steps_of(path) == [1, 2, 3]
+    with pytest.raises(ReplayError, match="samples.jsonl:33: "):
+        samples.read(path)
+
+
+def test_lines_of_a_later_version_are_refused_in_words(path):
+    path.write_text('{"version": 2, "step": 1, "group": 0, "response_ids": [1]}\n')
+    with pytest.raises(ReplayError, match="version: 2 is newer than 1, which this align reads; update"):
+        samples.read(path)
