@@ -78,7 +78,8 @@ def test_layers_are_computed_again_by_device_and_size(tmp_path, hardware, config
 
 
 def test_layers_that_cannot_be_computed_again_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.check.defaults.layers", lambda model: [])
+    for file in ("defaults", "machine"):
+        monkeypatch.setattr(f"align.check.{file}.layers", lambda model: [])
     assert filled(tmp_path, GPU, config=LARGE)[0].optim.checkpoint_activations is False
     with pytest.raises(ConfigError, match="checkpoint_activations: .*llama cannot be computed again.*write false"):
         filled(tmp_path, GPU, "optim.checkpoint_activations=true")
@@ -88,13 +89,13 @@ QUANTIZED = [ADAPTER, "model.quantize=4bit"]
 
 
 def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.check.defaults.why_not", lambda: None)
+    monkeypatch.setattr("align.check.machine.why_not", lambda: None)
     assert filled(tmp_path, CPU, *QUANTIZED, zero_stage=2)[0].model.quantize == "4bit"
     with pytest.raises(ConfigError, match=r"model.quantize: ZeRO-3 would.*launch with ZeRO-2"):
         filled(tmp_path, CPU, *QUANTIZED, zero_stage=3)
     with pytest.raises(ConfigError, match=r"model.quantize: the experts of qwen3_moe .*leave it out"):
         filled(tmp_path, CPU, *QUANTIZED, config=MIXTURE)
-    monkeypatch.setattr("align.check.defaults.why_not", lambda: "bitsandbytes is not installed; pip install it")
+    monkeypatch.setattr("align.check.machine.why_not", lambda: "bitsandbytes is not installed; pip install it")
     with pytest.raises(ConfigError, match="model.quantize: bitsandbytes is not installed; pip install"):
         filled(tmp_path, CPU, *QUANTIZED)
 
