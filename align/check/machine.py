@@ -23,6 +23,7 @@ def unfit(recipe: Recipe, config: PretrainedConfig, launch: Launch) -> Iterator[
     found = {
         ("optim", "layout"): layout_problem(recipe, config),
         ("optim", "checkpoint_activations"): checkpoint_problem(recipe, config),
+        ("optim", "offload_optimizer"): offload_problem(recipe, launch),
         ("sampling", "engine"): engine_problem(recipe, launch),
         ("sampling", "sync"): sync_problem(recipe, hardware) or expert_problem(recipe, config, launch),
         ("sampling", "tensor_parallel"): parallel_problem(sampling, config, launch.processes),
@@ -46,6 +47,23 @@ def checkpoint_problem(recipe: Recipe, config: PretrainedConfig) -> str | None:
     if recipe.optim.checkpoint_activations and not layers(skeleton(config, recipe.model.policy)):
         kind = config.get_text_config().model_type
         return f"the layers of {kind} cannot be computed again (they are no GradientCheckpointingLayer); write false"
+    return None
+
+
+def offload_problem(recipe: Recipe, launch: Launch) -> str | None:
+    """Why the optimiser's states cannot be where the recipe wants them; None where they can."""
+    where = recipe.optim.offload_optimizer
+    if where == "none":
+        return None
+    if not launch.hardware.is_gpu:
+        return f"{where} would change nothing: on a CPU they are in host memory; leave it out"
+    stage = launch.zero_stage or (2 if recipe.model.dtype == "bfloat16" else 0)  # as `optimizer.configure` has it
+    if where == "cpu" and stage == 0:
+        return "cpu needs ZeRO; launch with launch/zero2.yaml, or leave it out"
+    if where == "between_steps" and stage == 3:
+        return "between_steps cannot be under ZeRO-3, where DeepSpeed moves only states of its own Adam; write cpu"
+    if where == "between_steps" and stage != 2:
+        return "between_steps needs ZeRO-2; launch with launch/zero2.yaml, or leave it out"
     return None
 
 

@@ -124,7 +124,8 @@ def micro_batch(setup: Setup) -> Iterator[Change]:
 
 def offload(setup: Setup) -> Iterator[Change]:
     """The optimiser's states in host memory until they are needed, or for good."""
-    for place in ("between_steps", "cpu") if setup.offload == "none" else ():
+    places = {1: ["cpu"], 2: ["between_steps", "cpu"], 3: ["cpu"]}.get(setup.zero_stage, [])  # as `machine` has it
+    for place in places if setup.offload == "none" else ():
         yield Change(f"optim.offload_optimizer: {place}", replace(setup, offload=place))
 
 

@@ -164,5 +164,5 @@ def _own_models(found: Survey) -> tuple[int, int]:
 
 def _positions(layout: layouts.Layout, prompt: int, responses: Sequence[int]) -> int:
     """Positions that the layers compute for one group."""
-    rows = [layouts.Row(i, 0, prompt, length, length) for i, length in enumerate(responses)]
+    rows = [layouts.Row(i, 0, prompt, length) for i, length in enumerate(responses)]
     return reduce(layout.add, rows, layouts.Load()).positions

@@ -38,6 +38,7 @@ class Launch:
     zero_stage: int = 0
     mixed_precision: str = "no"
     accumulation: int = 1  # micro-batches that the launch file wants for a step
+    offload_optimizer: str = "none"  # device that the launch file wants the optimiser's states on
     hardware: Hardware = field(default_factory=here)
     divided: Mapping[str, object] = field(default_factory=dict)  # {setting that divides rows or layers: its value}
     machines: int = 1
@@ -53,6 +54,9 @@ class Launch:
         if self.accumulation != 1:
             what = f"is {self.accumulation}, and optim.micro_batch_tokens makes the micro-batches; write 1"
             out.append(f"{self.name}: deepspeed_config.gradient_accumulation_steps: {what}")
+        if self.offload_optimizer != "none":
+            what = f"is {self.offload_optimizer}, and the recipe's optim.offload_optimizer decides; write none"
+            out.append(f"{self.name}: deepspeed_config.offload_optimizer_device: {what}")
         divided = self.divided.items()
         return out + [f"{self.name}: {setting}: is {shortened(value)}; {WHOLE_ROWS}" for setting, value in divided]
 
@@ -94,7 +98,9 @@ def of_file(path: Path, gpu_gib: float | None = None) -> Launch:
     hardware, known = for_gpus(given.get("use_cpu"), gpu_gib)
     precision, machines = str(given.get("mixed_precision", "no")), given.get("num_machines") or 1
     return Launch(
-        *(str(path), processes, stage, precision, accumulation, hardware),
+        *(str(path), processes, stage, precision, accumulation),
+        offload_optimizer=str(engine.get("offload_optimizer_device") or "none"),
+        hardware=hardware,
         machines=machines,
         given=known,
     )
@@ -146,6 +152,7 @@ def of_accelerator(accelerator: Accelerator) -> Launch:
         mixed_precision=accelerator.mixed_precision,
         accumulation=accelerator.gradient_accumulation_steps,
         divided=_divided(accelerator.parallelism_config, plugin.deepspeed_config),
+        offload_optimizer=plugin.offload_optimizer_device,
     )
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,21 +22,16 @@ from align.credit import Credited
 from align.learner import agreement
 from align.learner.engine_writer import keep_failures
 from align.learner.micro_batches import UNTRACKED, divide
-from align.learner.optimizer import configure, make_optimizer
+from align.learner.optimizer import make_optimizer, states_here
+from align.learner.sharding import share
 from align.losses.loss import Current, summarised
 from align.model import layouts
 from align.model.adapters import ModelRole, acting_as
-from align.model.layouts import Layout, Load
+from align.model.layouts import Layout
 from align.model.policy import CHUNK, Policy, Reference
 from align.model.recompute import recompute_layers
 
-
-@dataclass(frozen=True)
-class Micro:
-    """One micro-batch of this rank: its rows, and how often the head runs, which is the same on all ranks."""
-
-    rows: list[int]
-    chunks: int
+Micro = list[int]  # rows of one micro-batch of this rank
 
 
 @dataclass(frozen=True)
@@ -61,17 +55,22 @@ class Learner:
         frozen: Mapping[ModelRole, Policy] = MappingProxyType({}),
     ):
         """`frozen` holds reference and guide where they are models of their own, and not the policy's base with its
-        adapter off or with another one."""
+        adapter off or with another one. `optimizer.configure` came before any of them was loaded."""
         self.accelerator, self.layout, self.optim = accelerator, layout, optim
         self.chunk = CHUNK  # positions whose logits exist at once
         optimizer, self.lr_factor = make_optimizer(policy, optim)
         self.lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        configure(accelerator, policy, optim)
         if optim.checkpoint_activations:
             recompute_layers(policy.causal)
         self.engine, _ = accelerator.prepare(policy, optimizer)
         self.writer = keep_failures(self.engine)
         self.frozen = {who: prepare_deepspeed(other, accelerator) for who, other in frozen.items()}
+        for module in (policy, *frozen.values()):
+            module.device = accelerator.device
+            share(module)
+        share(policy, *(other for who, other in frozen.items() if who == "reference"))
+        with states_here(self.engine, optim):  # and away behind it
+            pass
 
     @property
     def model(self):
@@ -93,9 +92,8 @@ class Learner:
         self, batch: Batch, micro: Micro, wanted_BT: Tensor, quantities: Sequence[str], who: ModelRole
     ) -> dict[str, Tensor]:
         """{quantity: [rows,T] on the CPU}. Without rows a pass runs over the batch's first one: it is collective."""
-        rows = micro.rows
-        part = batch.rows(torch.tensor(rows or [0]))
-        wanted = wanted_BT[rows] if rows else torch.zeros_like(part.mask)
+        part = batch.rows(torch.tensor(micro or [0]))
+        wanted = wanted_BT[micro] if micro else torch.zeros_like(part.mask)
         inputs = self.layout.inputs(part, wanted)
         reference, states = None, self.engine.module.asks_reference(quantities)
         if states:
@@ -103,7 +101,7 @@ class Learner:
                 hidden = module(inputs, (states,))[states]
             reference = Reference(hidden, self.frozen.get("reference", self.engine).module.logits)
         with self._acting_as(who) as module:
-            values = module(inputs, quantities, reference, micro.chunks)
+            values = module(inputs, quantities, reference, self.chunk)
         return {name: inputs.scatter(value, part.mask.shape) for name, value in values.items()}
 
     @torch.no_grad()
@@ -116,8 +114,8 @@ class Learner:
         tokens = self.optim.micro_batch_tokens * UNTRACKED
         for micro in self._divide(batch, batch.mask, rows_B, torch.zeros_like(rows_B), tokens):
             values = self._forward(batch, micro, batch.mask, quantities, who)
-            if micro.rows:
-                found.append((micro.rows, values))
+            if micro:
+                found.append((micro, values))
         for rows, values in gather_object(found):
             for name in quantities:
                 out[name][rows] = values[name]
@@ -200,13 +198,7 @@ class Learner:
             layout=self.layout,
             quadratic=self.engine.module.quadratic,
         )
-        everything = layouts.rows(batch, wanted_BT)
-        out = []
-        for rank_rows in zip(*plan, strict=True):
-            loads = [reduce(self.layout.add, (everything[i] for i in rows), Load()) for rows in rank_rows]
-            most = max(1, *(load.predictions for load in loads))
-            out.append(Micro(rank_rows[self.accelerator.process_index], -(-most // self.chunk)))
-        return out
+        return plan[self.accelerator.process_index]
 
     def _losses(
         self, credits: Sequence[Credited], micro: Micro, sources: Sequence[Sequence[Credited]]
@@ -215,8 +207,8 @@ class Learner:
         without their gradient)."""
         quantities = _quantities(credits, sources)
         current = Current(**self._forward(credits[0].batch, micro, _trained(credits), quantities, "policy"))
-        index = torch.tensor(micro.rows, dtype=torch.int64)
-        parts = [micro_batch(credited.batch, index, current) for credited in credits] if micro.rows else []
+        index = torch.tensor(micro, dtype=torch.int64)
+        parts = [micro_batch(credited.batch, index, current) for credited in credits] if micro else []
         several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
         measured = _measure(credits, parts, current, index, several)
         return contribution(credits, parts, current, index), measured, _detached(current)
@@ -224,7 +216,8 @@ class Learner:
     def _step(self) -> float:
         """Apply the accumulated gradient if it is finite; return its norm before clipping, over all ranks."""
         if self.engine.zero_optimization():
-            self.engine.step()  # skips what is not finite by itself, and calls its norm infinite
+            with states_here(self.engine, self.optim):
+                self.engine.step()  # skips what is not finite by itself, and calls its norm infinite
             return float(self.engine.get_global_grad_norm())
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -240,12 +233,14 @@ class Learner:
         Raises `OSError` or `RuntimeError` for a file that this rank could not write, when all ranks are through.
         """
         frozen = any(not p.requires_grad for p in self.engine.module.parameters())
-        self.accelerator.save_state(str(folder), exclude_frozen_parameters=frozen, save_latest=False)
+        with states_here(self.engine, self.optim):
+            self.accelerator.save_state(str(folder), exclude_frozen_parameters=frozen, save_latest=False)
         self.writer.raise_failure()
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote."""
-        self.accelerator.load_state(str(folder), load_module_strict=False)
+        with states_here(self.engine, self.optim):
+            self.accelerator.load_state(str(folder), load_module_strict=False)
 
 
 def micro_batch(batch: Batch, rows: Tensor, current: Current) -> Batch:

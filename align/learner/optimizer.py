@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from deepspeed import DeepSpeedEngine
+from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import nn
 from transformers import get_scheduler
 from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
@@ -17,28 +21,56 @@ from align.model.policy import Policy
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
+def configure(accelerator: Accelerator, optim: Optim, dtype: str) -> None:
+    """Set what the recipe decides about DeepSpeed, before any model is loaded; the launch file decides the rest.
+
+    The micro-batch size is a formality: `micro_batches` makes them. Clipping at infinity is no clipping, while
+    accelerate turns a 0 into its default of 1. In bfloat16 the weights that the optimiser moves are float32, and so
+    are the sums of gradients over micro-batches and ranks. Without ZeRO DeepSpeed knows no such sums, so there the
+    engine is ZeRO-2's, which is the same thing in one process.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    config, zero = plugin.deepspeed_config, plugin.deepspeed_config["zero_optimization"]
+    config["train_micro_batch_size_per_gpu"] = 1
+    config["gradient_clipping"] = optim.max_grad_norm
+    if dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
+        zero["stage"] = zero["stage"] or 2
+    if optim.offload_optimizer == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
+        config["zero_force_ds_cpu_optimizer"] = False  # `make_optimizer` has made the right one
+    plugin.set_deepspeed_weakref()  # transformers loads with a copy of the configuration: weights divided, and in bf16
+
+
 def make_optimizer(policy: Policy, optim: Optim) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """(optimiser of all trained parameters, factor of their learning rates by step).
 
     The factor is a pure function of the step, so a resumed run has nothing to restore.
     """
     groups = _parameter_groups(policy, optim)
-    optimizer = torch.optim.SGD(groups) if optim.optimizer == "sgd" else torch.optim.AdamW(groups, betas=optim.betas)
+    if optim.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups)
+    else:
+        adam = DeepSpeedCPUAdam if optim.offload_optimizer == "cpu" else torch.optim.AdamW
+        optimizer = adam(groups, betas=optim.betas)
     schedule = get_scheduler(SCHEDULES[optim.schedule], optimizer, optim.warmup_steps, optim.schedule_steps)
     return optimizer, schedule.lr_lambdas[0]
 
 
-def configure(accelerator: Accelerator, policy: Policy, optim: Optim) -> None:
-    """Set what the recipe decides about DeepSpeed; the launch file decides the rest.
-
-    The micro-batch size is a formality: `micro_batches` makes them. Clipping at infinity is no clipping, while
-    accelerate turns a 0 into its default of 1.
-    """
-    config = accelerator.state.deepspeed_plugin.deepspeed_config
-    config["train_micro_batch_size_per_gpu"] = 1
-    config["gradient_clipping"] = optim.max_grad_norm
-    if next(policy.parameters()).dtype == torch.bfloat16:
-        config["bf16"] = {"enabled": True}
+@contextmanager
+def states_here(engine: DeepSpeedEngine, optim: Optim) -> Iterator[None]:
+    """Have the optimiser's states and float32 weights where it steps inside the block; with `between_steps` they are in
+    host memory at all other times."""
+    if optim.offload_optimizer != "between_steps":
+        yield
+        return
+    engine.reload_states()
+    try:
+        yield
+    finally:
+        engine.offload_states(include=[OffloadStateTypeEnum.optim_states, OffloadStateTypeEnum.hp_params])
 
 
 def _parameter_groups(policy: Policy, optim: Optim) -> list[dict]:

@@ -48,7 +48,6 @@ class Row:
     group: int
     prompt: int  # tokens
     response: int  # tokens up to the last one wanted; those behind it are not computed
-    wanted: int  # tokens
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,6 @@ class Load:
     positions: int = 0  # that the layers compute
     filling: int = 0  # of these: those that only fill the last block
     attended: int = 0  # pairs of positions of which one attends to the other
-    predictions: int = 0  # positions that the head reads
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ def last_wanted(wanted_BT: Tensor) -> Tensor:
 
 def rows(batch: Batch, wanted_BT: Tensor) -> list[Row]:
     """Describe each row of the batch for a pass that reads the tokens marked."""
-    facts = zip(batch.group.tolist(), last_wanted(wanted_BT).tolist(), wanted_BT.sum(1).tolist(), strict=True)
-    return [Row(i, group, len(batch.prompt_ids[i]), *rest) for i, (group, *rest) in enumerate(facts)]
+    facts = zip(batch.group.tolist(), last_wanted(wanted_BT).tolist(), strict=True)
+    return [Row(i, group, len(batch.prompt_ids[i]), last) for i, (group, last) in enumerate(facts)]
 
 
 def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
@@ -112,7 +110,7 @@ def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
 def _add_padded(load: Load, row: Row) -> Load:
     count, prompt, response = load.rows + 1, max(load.prompt, row.prompt), max(load.response, row.response, 1)
     width = prompt + response
-    return Load(count, row.group, prompt, response, count * width, 0, count * width**2, count * response)
+    return Load(count, row.group, prompt, response, count * width, 0, count * width**2)
 
 
 def _shared_prefix(batch: Batch, wanted_BT: Tensor, whole: Callable[[int], int]) -> Inputs:
@@ -170,7 +168,6 @@ def _add_shared_prefix(
         positions=whole(taken),
         filling=whole(taken) - taken,
         attended=load.attended + pairs(prompt, row.prompt, row.response),
-        predictions=load.predictions + row.wanted,
     )
 
 

@@ -24,6 +24,7 @@ from transformers import (
 
 from align.model.locate import ModelError
 from align.model.quantize import Quantize, loading, why_not
+from align.system.heap import given_back
 
 # what libraries raise on files that are damaged in a way that nobody foresaw
 UNREADABLE = (
@@ -140,20 +141,24 @@ def context_length(config: PretrainedConfig) -> int | None:
 def load_model(path: str, dtype: str, quantize: Quantize | None = None) -> PreTrainedModel:
     """Load a causal language model from safetensors, without dropout: the importance ratio must be 1 before an update.
 
+    Under ZeRO-3, once `optimizer.configure` has set it, each rank keeps its part: transformers makes parameter after
+    parameter whole, and the main process reads it from its files, which are mapped. `dtype` must be the one configured.
+
     Raises `ModelError` where there is none, where its weights are pickled, and for what `read_config` refuses.
     """
     load_config(path)
     if quantize and (problem := why_not()):
         raise ModelError(f"{path}: cannot be quantised: {problem}")
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **loading(quantize, getattr(torch, dtype)),
-        )
+        with given_back():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **loading(quantize, getattr(torch, dtype)),
+            )
         if loaded["missing_keys"]:
             raise ValueError(f"weights are missing, {min(loaded['missing_keys'])} among them")
     except UNREADABLE as error:

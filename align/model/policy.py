@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
@@ -35,6 +36,18 @@ class Reference:
     logits: Callable[[Tensor], Tensor]  # [K,D] -> [K,V]
 
 
+class Window(nn.Module):
+    """Runs a function that reads a head's weights as they are, chunk by chunk.
+
+    A head's own call would gather them under ZeRO-3, and let them go, for each chunk. DeepSpeed does that once around
+    this module, and once more around its backward pass, for the parameters that `learner.sharding.share` registers.
+    """
+
+    def forward(self, *tensors: Tensor, run: Callable[..., Tensor | tuple[Tensor, ...]]):
+        """What `run` makes of the tensors."""
+        return run(*tensors)
+
+
 class Policy(nn.Module):
     """A causal language model read as it is sampled: at one temperature and over the support that `cut` leaves, with
     heads beside it."""
@@ -42,10 +55,13 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module, temperature: float, heads: Sequence[Head] = (), cut: Cut = WHOLE):
         super().__init__()
         self.model = model
+        self.device = model.device  # where it computes; its weights may wait elsewhere
         self.temperature = temperature
         self.cut = cut
         self.specs = {head.name: head for head in heads}
         self.heads = nn.ModuleDict({head.name: head.build(model.config) for head in heads})
+        self.heads.to(self.causal.dtype)  # DeepSpeed would cast them at all stages but ZeRO-3, which needs one dtype
+        self.window = Window()
         self.quadratic = _attention_cost(self.causal)
 
     @property
@@ -70,7 +86,7 @@ class Policy(nn.Module):
         inputs: Inputs,
         quantities: Sequence[str] = ("logprob",),
         reference: Reference | None = None,
-        chunks: int = 1,
+        chunk: int = CHUNK,
     ) -> dict[str, Tensor]:
         """{quantity: [R,N]}: logprob, entropy and ref_kl in nats, `activation_mask` (MaPO's), and those of the heads.
 
@@ -78,8 +94,7 @@ class Policy(nn.Module):
         and so is plain_logprob, at temperature 1.
         Four quantities are asked for alone: `layers` gives a list of [R,N,D], one a layer without the embeddings,
         `hidden` a list with the last one only, `logits` [R,N,V], and `head_gap` [] the largest difference between
-        these logits and the model's own. Sums run in float32. The head runs `chunks` times: under ZeRO-3 each run is
-        collective, so all ranks need the same number.
+        these logits and the model's own. Sums run in float32. Logits exist for `chunk` positions at once.
         """
         if "head_gap" in quantities:
             return {"head_gap": self._head_gap(inputs)}
@@ -90,10 +105,10 @@ class Policy(nn.Module):
         if "hidden" in quantities:
             return {"hidden": hidden}
         if "logits" in quantities:
-            return {"logits": self.logits(hidden[-1])}
-        out = self._vocabulary(hidden[-1], inputs.targets, quantities, reference, chunks)
+            return {"logits": self.window(hidden[-1], run=self.logits)}
+        out = self._vocabulary(hidden[-1], inputs.targets, quantities, reference, chunk)
         if activations is not None:
-            out["activation_mask"] = activation_mask(activations, self._logit_means(hidden[-1], chunks), inputs)
+            out["activation_mask"] = activation_mask(activations, self._logit_means(hidden[-1], chunk), inputs)
         for name, head in self.heads.items():
             if set(self.specs[name].gives) & set(quantities):
                 out |= head(hidden if self.specs[name].reads == "policy" else reference.hidden)
@@ -111,20 +126,22 @@ class Policy(nn.Module):
 
     def _decode(self, inputs: Inputs, **more):
         """Run the decoder without its head."""
-        device = self.model.device
-        with attending(self.config, inputs.attention, device) as confined:
+        with attending(self.config, inputs.attention, self.device) as confined:
             return self.causal.get_decoder()(
-                input_ids=inputs.input_ids.to(device),
-                position_ids=inputs.position_ids.to(device),
+                input_ids=inputs.input_ids.to(self.device),
+                position_ids=inputs.position_ids.to(self.device),
                 use_cache=False,
                 **confined,
                 **more,
             )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[...,V] float32 logits of final hidden states, at the temperature and with the configuration's scalings."""
-        config = self.config.get_text_config()
-        logits = self.causal.get_output_embeddings()(hidden).float()
+        """[...,V] float32 logits of final hidden states, at the temperature and with the configuration's scalings.
+
+        The head's weights must be there: under ZeRO-3 inside the window.
+        """
+        config, head = self.config.get_text_config(), self.causal.get_output_embeddings()
+        logits = linear(hidden, head.weight, head.bias).float()
         if getattr(config, "logits_scaling", None):
             logits = logits / config.logits_scaling
         if getattr(config, "logit_scale", None):
@@ -136,18 +153,21 @@ class Policy(nn.Module):
 
     def _head_gap(self, inputs: Inputs) -> Tensor:
         """[] largest difference between `logits` and the model's own logits of the same tokens."""
-        ids = inputs.input_ids.to(self.model.device)
+        ids = inputs.input_ids.to(self.device)
         own = self.causal(input_ids=ids, use_cache=False).logits.float() / self.temperature
         states = self.causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        return (self.logits(states) - own).abs().max()
+        return (self.window(states, run=self.logits) - own).abs().max()
 
-    def _logit_means(self, hidden: Tensor, chunks: int) -> Tensor:
+    def _logit_means(self, hidden: Tensor, chunk: int) -> Tensor:
         """[R,N] mean of the logits over the vocabulary, in chunks."""
-        parts = hidden.flatten(0, 1).tensor_split(chunks)
-        return torch.cat([self.logits(part).mean(-1) for part in parts]).view(hidden.shape[:2])
+
+        def means(hidden: Tensor) -> Tensor:
+            return torch.cat([self.logits(part).mean(-1) for part in hidden.split(chunk)])
+
+        return self.window(hidden.flatten(0, 1), run=means).view(hidden.shape[:2])
 
     def _vocabulary(
-        self, hidden: Tensor, targets: Tensor, quantities: Sequence[str], reference: Reference | None, chunks: int
+        self, hidden: Tensor, targets: Tensor, quantities: Sequence[str], reference: Reference | None, chunk: int
     ) -> dict[str, Tensor]:
         """{quantity of `OF_LOGITS`: [R,N]}, those asked for, in chunks: logits never exist for all tokens at once.
 
@@ -159,7 +179,6 @@ class Policy(nn.Module):
         whole = [hidden.flatten(0, 1), targets.to(hidden.device).flatten()]
         if "ref_kl" in wanted:
             whole.append(reference.hidden[-1].flatten(0, 1))
-        parts = list(zip(*(tensor.tensor_split(chunks) for tensor in whole), strict=True))
 
         def read(hidden: Tensor, targets: Tensor, ref_hidden: Tensor | None = None) -> tuple[Tensor, ...]:
             """The quantities wanted, each [K], of one chunk of K positions."""
@@ -181,14 +200,15 @@ class Policy(nn.Module):
                 values["ref_kl"] = (ref.exp() * (ref - logprobs)).sum(-1)
             return tuple(values[name] for name in wanted)
 
-        head = self.causal.get_output_embeddings()
-        if not torch.is_grad_enabled():
-            found = [read(*part) for part in parts]
-        elif any(p.requires_grad for p in head.parameters()):
-            found = [checkpoint(read, *part, use_reentrant=False) for part in parts]
+        trained = any(p.requires_grad for p in self.causal.get_output_embeddings().parameters())
+        if torch.is_grad_enabled() and not trained:
+            with torch.no_grad():  # the backward pass needs no weights then, and must not gather them
+                found = self.window(*whole, run=_in_chunks(_with_slopes(read), chunk))
+            found = _Sloped.apply(whole[0], *found)
         else:
-            found = [_WithSlopes.apply(read, *part) for part in parts]
-        return {name: torch.cat([values[i] for values in found]).view(shape) for i, name in enumerate(wanted)}
+            run = _recomputed(read) if torch.is_grad_enabled() else read
+            found = self.window(*whole, run=_in_chunks(run, chunk))
+        return {name: values.view(shape) for name, values in zip(wanted, found, strict=True)}
 
 
 def read_tokens(module: nn.Module, layout: Layout, batch: Batch, wanted_BT: Tensor) -> Tensor:
@@ -200,26 +220,52 @@ def read_tokens(module: nn.Module, layout: Layout, batch: Batch, wanted_BT: Tens
     return inputs.scatter(module(inputs, ("whole_logprob",))["whole_logprob"], wanted_BT.shape)
 
 
-class _WithSlopes(torch.autograd.Function):
-    """Computes values together with their gradients, while the logits are there; the backward pass only scales these.
+Read = Callable[..., tuple[Tensor, ...]]  # tensors of K positions -> tensors of K positions
 
-    Each value depends on one hidden state and on nothing else that is trained.
-    """
 
-    @staticmethod
-    def forward(ctx, read: Callable[..., tuple[Tensor, ...]], hidden: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+def _in_chunks(read: Read, chunk: int) -> Read:
+    """The same, `chunk` positions at a time."""
+
+    def run(*whole: Tensor) -> tuple[Tensor, ...]:
+        parts = zip(*(tensor.split(chunk) for tensor in whole), strict=True)
+        return tuple(map(torch.cat, zip(*(read(*part) for part in parts), strict=True)))
+
+    return run
+
+
+def _recomputed(read: Read) -> Read:
+    """The same, computed again in the backward pass: nothing inside is kept for it."""
+    return lambda *part: checkpoint(read, *part, use_reentrant=False)
+
+
+def _with_slopes(read: Read) -> Read:
+    """(the values, each [K], and the slope of each along the hidden states, each [K,D]): found while the logits are
+    there. Each value depends on one hidden state and on nothing else that is trained."""
+
+    def run(hidden: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
-            values = read(hidden, *rest)  # each [K]
+            values = read(hidden, *rest)
             slopes = [torch.autograd.grad(value.sum(), hidden, retain_graph=True)[0] for value in values]
-        ctx.save_for_backward(*slopes)
-        return tuple(value.detach() for value in values)
+        return *(value.detach() for value in values), *slopes
+
+    return run
+
+
+class _Sloped(torch.autograd.Function):
+    """Gives values that are known with their slopes; the backward pass only scales these."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
+        count = len(found) // 2
+        ctx.save_for_backward(*found[count:])
+        return tuple(value.clone() for value in found[:count])
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         pairs = zip(gradients, ctx.saved_tensors, strict=True)
         hidden = sum(gradient[:, None].to(slope.dtype) * slope for gradient, slope in pairs)
-        return None, hidden, *[None] * (len(ctx.needs_input_grad) - 2)
+        return hidden, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 def _attention_cost(causal: nn.Module) -> float:

@@ -22,6 +22,7 @@ from align.config.recipe_file import ConfigError
 from align.data.bank import Bank
 from align.data.prompts import Prompts, pairs_in
 from align.learner.learner import Learner
+from align.learner.optimizer import configure
 from align.learner.support import check_attention, check_head, packs
 from align.loop import Loop
 from align.model import layouts
@@ -128,6 +129,7 @@ def start_workers(experiment: Experiment, rank: int) -> list[Worker]:
 def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
     """The policy with its heads, and the frozen models, in the engine. Collective. Raises `ModelError`."""
     experiment, recipe = checked.experiment, checked.experiment.recipe
+    configure(accelerator, recipe.optim, recipe.model.dtype)
     model = load_model(checked.path, recipe.model.dtype, recipe.model.quantize)
     torch.manual_seed(recipe.run.seed)  # the first weights of adapter and heads
     if recipe.model.adapter:

@@ -54,7 +54,7 @@ def update(kind: str, layers: int, width: int, tokens: int, pipe) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # held in both
     before, start = peak(), time.perf_counter()
-    policy(inputs, chunks=tokens // 256)["logprob"].mean().backward()
+    policy(inputs)["logprob"].mean().backward()
     optimizer.step()
     seconds = time.perf_counter() - start
     kept = whole if kind == "keep" else layers * width * 4 + whole / layers

@@ -28,6 +28,7 @@ from align.config.model_keys import Adapter
 from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner.learner import Learner
+from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter
@@ -100,11 +101,12 @@ class Ours:
     def __init__(self, settings: dict):
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
         self.objectives = {name: getattr(objectives, name)(**given) for name, given in settings["objectives"].items()}
+        optim = Optim(lr=1e-9, micro_batch_tokens=settings["micro_batch_tokens"], schedule_steps=10**6)
+        configure(accelerator, optim, settings["dtype"])
         torch.manual_seed(0)
         policy = Policy(lora(load(settings), settings), 1.0, head_specs(self.objectives.values()))
         if any("guide_logprob" in objective.needs for objective in self.objectives.values()):
             policy.model.add_adapter("guide", policy.model.peft_config["default"])
-        optim = Optim(lr=1e-9, micro_batch_tokens=settings["micro_batch_tokens"], schedule_steps=10**6)
         self.learner = Learner(accelerator, policy, layouts.shared_prefix, optim)
         self.known = {}  # work -> log-probabilities of its rollouts
 

@@ -126,6 +126,29 @@ def test_what_the_engine_cannot_do_is_told_at_its_key(tmp_path, hardware, key, t
 
 
 @pytest.mark.parametrize(
+    "hardware, where, dtype, stage, told",
+    [
+        (CPU, "cpu", "float32", 2, "on a CPU they are in host memory; leave it out"),
+        (CPU, "between_steps", "float32", 2, "on a CPU they are in host memory; leave it out"),
+        (GPU, "cpu", "float32", 0, "cpu needs ZeRO; launch with launch/zero2.yaml"),
+        (GPU, "cpu", "bfloat16", 0, None),  # ZeRO-2 then
+        (GPU, "cpu", "float32", 3, None),
+        (GPU, "between_steps", "bfloat16", 2, None),
+        (GPU, "between_steps", "bfloat16", 1, "needs ZeRO-2; launch with launch/zero2.yaml"),
+        (GPU, "between_steps", "bfloat16", 3, "DeepSpeed moves only states of its own Adam; write cpu"),
+        (CPU, "none", "float32", 3, None),
+    ],
+)
+def test_where_the_optimiser_s_states_can_be(tmp_path, hardware, where, dtype, stage, told):
+    keys = (f"optim.offload_optimizer={where}", f"model.dtype={dtype}")
+    if told is None:
+        assert filled(tmp_path, hardware, *keys, zero_stage=stage)[0].optim.offload_optimizer == where
+        return
+    with pytest.raises(ConfigError, match=rf"offload_optimizer.*{told}"):
+        filled(tmp_path, hardware, *keys, zero_stage=stage)
+
+
+@pytest.mark.parametrize(
     "keys, steps, span, warmup",
     [
         ("run.steps=7", 7, 7, 0),

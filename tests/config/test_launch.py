@@ -48,6 +48,13 @@ def test_the_launch_files_of_gpus_are_for_gpus_everywhere(name):
     assert launch.of_file(ROOT / "launch" / f"{name}.yaml", 80.0).hardware.is_gpu
 
 
+def test_the_recipe_decides_where_the_optimiser_s_states_are(tmp_path):
+    path = tmp_path / "launch.yaml"
+    path.write_text(GOOD.replace("zero_stage: 0", "zero_stage: 2, offload_optimizer_device: cpu"))
+    (problem,) = launch.of_file(path).problems
+    assert "offload_optimizer_device: is cpu, and the recipe's optim.offload_optimizer decides; write none" in problem
+
+
 TYPOS = [
     ("num_processes", "num_proceses", "2: num_proceses: unknown key; did you mean 'num_processes'?"),
     ("zero_stage", "zero_stge", "3: deepspeed_config.zero_stge: unknown key; did you mean 'zero_stage'?"),

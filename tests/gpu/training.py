@@ -19,6 +19,7 @@ from align.config.model_keys import Adapter
 from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner.learner import Learner
+from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter
@@ -154,6 +155,7 @@ def part() -> None:
             gc.collect()
             policy = Policy(model(where), 1.0)
         layout = layouts.layout_on(where, "shared_prefix")
+        configure(prepared, optim(cases[0]), "bfloat16")
         learner = Learner(prepared, policy, layout, optim(cases[0]))
         for case in cases:
             row = {"device": where, "tokens": case.tokens, "again": again}

@@ -12,6 +12,7 @@ from align import objectives
 from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner.learner import Learner
+from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.policy import Policy
@@ -29,7 +30,8 @@ def counted(module: torch.nn.Module, counts: dict) -> None:
 
     def note(module, given, made) -> None:
         counts["runs"] = counts.get("runs", 0) + 1
-        counts["dtype"] = str(made.dtype).removeprefix("torch.")
+        if isinstance(made, torch.Tensor):
+            counts["dtype"] = str(made.dtype).removeprefix("torch.")
 
     module.register_forward_hook(note)
 
@@ -37,12 +39,13 @@ def counted(module: torch.nn.Module, counts: dict) -> None:
 def part() -> None:
     where, prepared = device(), accelerator(3)
     config = Qwen3Config(vocab_size=4096, num_key_value_heads=2, max_position_embeddings=8192, **SHAPES[where])
+    optim = Optim(lr=1e-9, optimizer="sgd", micro_batch_tokens=10**9, schedule_steps=10**6, max_grad_norm=float("inf"))
+    configure(prepared, optim, "bfloat16")
     torch.manual_seed(0)
     policy = Policy(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval(), 1.0)
-    optim = Optim(lr=1e-9, optimizer="sgd", micro_batch_tokens=10**9, schedule_steps=10**6, max_grad_norm=float("inf"))
     learner = Learner(prepared, policy, layouts.layout_on(where, "shared_prefix"), optim)
     head, layer = {}, {}
-    counted(policy.causal.get_output_embeddings(), head)
+    counted(policy.window, head)
     counted(policy.causal.get_decoder().layers[0].mlp, layer)
     batch = rollouts(TOKENS[where], 4096)
     said = learner.score(batch, batch.kept)["logprob"]

@@ -15,17 +15,18 @@ pytestmark = pytest.mark.engine
 OURS = "align/train.py"  # in a traceback
 
 
-def updated(machine: str, folder: Path, updates: str, out: Path) -> tuple[dict, dict]:
+def updated(machine: str, folder: Path, updates: str, out: Path, dtype: str) -> tuple[dict, dict]:
     """(weights, what was measured) after these updates."""
-    forked(machine, PROGRAMS / "skip.py", folder, updates, out)
+    forked(machine, PROGRAMS / "skip.py", folder, updates, out, dtype, "none")
     with safe_open(out, "pt") as file:
         return load_file(out), {name: json.loads(value) for name, value in file.metadata().items()}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("machine, ranks", [("cpu", 1), ("cpu_zero2", 2), ("cpu_zero3", 2)])
-def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(machine, ranks, folder, tmp_path):
-    plain, _ = updated(machine, folder, "fine,fine,fine", tmp_path / "plain")
-    faulty, found = updated(machine, folder, "fine,advantage,fine,loss,gradient,fine", tmp_path / "faulty")
+def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(machine, ranks, dtype, folder, tmp_path):
+    plain, _ = updated(machine, folder, "fine,fine,fine", tmp_path / "plain", dtype)
+    faulty, found = updated(machine, folder, "fine,advantage,fine,loss,gradient,fine", tmp_path / "faulty", dtype)
     assert found["skipped"] == [[0, 1, 0, 1, 1, 0]] * ranks
     finite = [torch.tensor([row["loss"], row["grad_norm"]]).isfinite().tolist() for row in found["metrics"]]
     assert finite == [[True, True], [False, False], [True, True], [False, False], [True, False], [True, True]]

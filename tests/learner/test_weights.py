@@ -1,16 +1,19 @@
 """Weights on their way to the sampler."""
 
+import json
 from itertools import groupby
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support import guides, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from align.config.model_keys import Adapter
 from align.learner import weights
 from align.model.adapters import add_adapter, add_guide
 from align.model.load import load_model
+from align.result import record
 
 
 def test_merged_weights_are_those_of_a_merged_model_and_leave_the_trainer_alone(folder):
@@ -55,3 +58,32 @@ def test_weights_come_a_layer_at_a_time(tmp_path):
     model = load_model(str(tiny_model.save_mixture(tmp_path)), "float32")
     order = [name.partition("layers.")[2][:1] for name, _ in weights.merged(model)]
     assert [layer for layer, _ in groupby(order)] == ["", "0", "1", ""]
+
+
+SIZE = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, num_key_value_heads=2, head_dim=16)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "kind, config", [(LlamaForCausalLM, LlamaConfig), (Qwen3MoeForCausalLM, Qwen3MoeConfig)], ids=["llama", "experts"]
+)
+def test_saved_in_parts_it_is_what_the_library_saves_at_once(kind, config, tied, tmp_path, monkeypatch):
+    model = kind(config(**SIZE, **(EXPERTS if kind is Qwen3MoeForCausalLM else {}), tie_word_embeddings=tied))
+    model.save_pretrained(tmp_path / "whole")
+    weights.save(model, tmp_path / "one", write=True)
+    monkeypatch.setattr(weights, "SHARD", 20_000)
+    weights.save(model, tmp_path / "parts", write=True)
+    names, one, at_once = ({p.name for p in (tmp_path / kind).iterdir()} for kind in ("parts", "one", "whole"))
+    assert names >= {"config.json", "generation_config.json", "model.safetensors.index.json"}
+    files = {name for name in names if name.endswith(".safetensors")}
+    index = json.loads((tmp_path / "parts/model.safetensors.index.json").read_text())["weight_map"]
+    assert len(files) > 3 and set(index.values()) == files and not [name for name in names if name.startswith(".")]
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+        path.name for path in (tmp_path / "one").iterdir()
+    }
+    whole = record.stored(tmp_path / "whole")
+    assert record.stored(tmp_path / "one") == record.stored(tmp_path / "parts") == whole and set(index) == set(whole)
+    weights.save(model, tmp_path / "none", write=False)
+    assert not (tmp_path / "none").exists()
+    assert all(len({index[name] for name in index if f".layers.{i}." in name}) == 1 for i in range(3))

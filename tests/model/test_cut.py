@@ -66,16 +66,16 @@ def test_what_was_sampled_is_inside_and_nothing_else_changes():
     assert Cut().logits(LOGITS, sampled) is LOGITS and not Cut().cuts and Cut(min_p=0.1).cuts
 
 
-def read(model, cut, quantities, layout=layouts.padded, chunks=3):
+def read(model, cut, quantities, layout=layouts.padded, chunk=7):
     batch = rows()
     inputs = layout.inputs(batch, batch.mask)
-    found = Policy(model, 0.7, cut=cut)(inputs, quantities, chunks=chunks)
+    found = Policy(model, 0.7, cut=cut)(inputs, quantities, chunk=chunk)
     return {name: inputs.scatter(value, batch.mask.shape) for name, value in found.items()}, batch
 
 
 @pytest.mark.parametrize("layout", [layouts.padded, layouts.shared_prefix], ids=lambda layout: layout.name)
 def test_a_cut_that_leaves_all_changes_no_bit(model, layout):
-    plain = said(model, ("logprob", "entropy"), layout, chunks=3)
+    plain = said(model, ("logprob", "entropy"), layout, chunk=7)
     for cut in (Cut(top_p=1.0, top_k=0, min_p=0.0), Cut(top_k=10_000)):
         found, _ = read(model, cut, ("logprob", "entropy"), layout)
         assert all(torch.equal(found[name], plain[name]) for name in plain)

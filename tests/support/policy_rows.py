@@ -16,12 +16,12 @@ def rows():
     return replace(batch, response_ids=ids, prompt_ids=[[5, 6, 7]] * 2 + [[8, 9]] * 2)
 
 
-def said(model, quantities, layout=layouts.padded, reference=None, batch=None, chunks=1):
+def said(model, quantities, layout=layouts.padded, reference=None, batch=None, chunk=100):
     batch = rows() if batch is None else batch
     inputs = layout.inputs(batch, batch.mask)
     wrapped = Policy(model, 0.7)
     if reference is not None:
         other = Policy(reference, 0.7)
         reference = Reference(other(inputs, ("hidden",))["hidden"], other.logits)
-    found = wrapped(inputs, quantities, reference, chunks)
+    found = wrapped(inputs, quantities, reference, chunk)
     return {name: inputs.scatter(value, batch.mask.shape) for name, value in found.items()}

@@ -60,6 +60,16 @@ def batch() -> Batch:
     return replace(whole, sampler_logprob=-4.0 - torch.rand(whole.mask.shape, generator=generator))
 
 
+def twins(groups: int) -> Batch:
+    """The same two responses again and again, of which one has reward: any number of groups has the same gradient."""
+    generator = torch.Generator().manual_seed(3)
+    prompt, *responses = torch.randint(3, VOCABULARY, (3, 9), generator=generator).tolist()
+    group = [i // 2 for i in range(2 * groups)]
+    reward = torch.tensor([1.0, 0.0]).repeat(groups)
+    made = Batch.of(group, responses * groups, prompt_ids=[prompt] * len(group), reward=reward)
+    return replace(made, sampler_logprob=torch.where(made.mask, -3.0, 0.0))
+
+
 def gfpo_with_kl() -> Objective:
     """GFPO with a KL term over all rows, dropped ones included."""
     base = gfpo(k=3, aggregation="seq-mean-token-mean")

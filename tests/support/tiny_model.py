@@ -40,7 +40,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: str | Path, hidden_size: int = 128) -> Path:
+def save_model(folder: str | Path, hidden_size: int = 128, tied: bool = True) -> Path:
     """Save a tiny Llama with this tokenizer to `folder`: always the same weights, and no flat logits.
 
     The configuration names no pad token: torch would keep that row of the embedding at 0, and it is the end token's.
@@ -55,7 +55,7 @@ def save_model(folder: str | Path, hidden_size: int = 128) -> Path:
         num_key_value_heads=1,
         head_dim=64,
         max_position_embeddings=256,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=tokens.eos_token_id,

@@ -1,6 +1,6 @@
-"""AdamW updates in a DeepSpeed engine, with some in between that are not finite: MODEL_FOLDER UPDATES OUT.
+"""AdamW updates in a DeepSpeed engine, some of them not finite: MODEL_FOLDER UPDATES OUT DTYPE OFFLOAD.
 
-UPDATES is a word for each, such as `fine,advantage,fine`: what is not finite in it.
+UPDATES is a word for each, such as `fine,advantage,fine`: what is not finite in it. OFFLOAD: optim.offload_optimizer.
 """
 
 import json
@@ -18,6 +18,7 @@ from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner import weights
 from align.learner.learner import Learner
+from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter
@@ -51,18 +52,19 @@ def gradient(credited):
     return replace(credited, terms=(replace(term, loss=replace(term.loss, values=values)),))
 
 
-folder, updates, out = sys.argv[1:]
+folder, updates, out, dtype, offload = sys.argv[1:]
 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 torch.manual_seed(0)
-model = add_adapter(load_model(folder, "float32"), Adapter(rank=4, alpha=8), folder)
-optim = Optim(lr=0.01, max_grad_norm=0.5, micro_batch_tokens=60, schedule_steps=1)
+optim = Optim(lr=0.01, max_grad_norm=0.5, micro_batch_tokens=60, schedule_steps=1, offload_optimizer=offload)
+configure(accelerator, optim, dtype)
+model = add_adapter(load_model(folder, dtype), Adapter(rank=4, alpha=8), folder)
 learner = Learner(accelerator, Policy(model, 0.7), layouts.shared_prefix, optim)
 faults, metrics = {"fine": lambda credited: credited, **{f.__name__: f for f in (advantage, loss, gradient)}}, []
 for word in updates.split(","):
     credited = assign(gfpo(k=3), ragged_batches.batch(), ForwardPasses(learner, "sampler", Clock()).for_batch())
     metrics.append(learner.update([[faults[word](credited)]], 0))
 ranks = gather_object([[row["skipped"] for row in metrics]])
-state = weights.trainable(learner.model)
+state = {name: value.clone() for name, value in weights.trainable(learner.model)}
 if accelerator.is_main_process:
     save_file(state, out, metadata={"skipped": json.dumps(ranks), "metrics": json.dumps(metrics)})
 accelerator.wait_for_everyone()

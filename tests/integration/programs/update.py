@@ -14,6 +14,7 @@ from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner import weights
 from align.learner.learner import Learner
+from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter, add_guide, guide_model
@@ -24,6 +25,16 @@ from align.system.clock import Clock
 folder, guide, kind, layout, family, layers, out = sys.argv[1:]
 accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 updates = ragged_batches.FAMILIES[family]()
+optim = Optim(
+    lr=ragged_batches.RATES.get(family, 0.1),
+    optimizer="sgd",
+    max_grad_norm=float("inf"),
+    schedule_steps=len(updates),
+    checkpoint_activations=layers == "recompute",
+)
+configure(accelerator, optim, "float32")
+zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+zero["stage3_param_persistence_threshold"] = 0  # else weights as small as these stay whole
 model = load_model(folder, "float32")
 frozen = {}
 torch.manual_seed(0)
@@ -37,13 +48,6 @@ else:
     tokenizer = load_tokenizer(folder)
     own = guide_model(guide, Model(policy=folder, dtype="float32"), folder, tokenizer)
     frozen["guide"] = Policy(own.requires_grad_(False), 0.7)
-optim = Optim(
-    lr=ragged_batches.RATES.get(family, 0.1),
-    optimizer="sgd",
-    max_grad_norm=float("inf"),
-    schedule_steps=len(updates),
-    checkpoint_activations=layers == "recompute",
-)
 learner = Learner(accelerator, policy, getattr(layouts, layout), optim, frozen)
 learner.chunk = 16  # so that logits of a micro-batch are made, and made again, in several chunks
 found = {}
@@ -54,7 +58,8 @@ for i, objectives in enumerate(updates):
     annotate = ForwardPasses(learner, "trainer" if family == "policy" else "sampler", Clock()).for_batch()
     metrics = learner.update([[assign(objective, ragged_batches.batch(), annotate) for objective in objectives]], i)
     found |= {f"loss_{i}": torch.tensor(metrics["loss"]), f"norm_{i}": torch.tensor(metrics.get("grad_norm", 0.0))}
-state = {**weights.trainable(learner.model), **weights.trainable(learner.engine.module.heads)}
+parts = learner.model, learner.engine.module.heads
+state = {name: value.clone() for part in parts for name, value in weights.trainable(part)}
 if accelerator.is_main_process:
     save_file({**state, **found}, out)
 accelerator.wait_for_everyone()  # as a run does: a rank that leaves early breaks the gathers of the others
