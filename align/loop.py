@@ -62,8 +62,10 @@ class Loop:
             ]
         update = {**updates[-1], "skipped": sum(one["skipped"] for one in updates)}
 
-        # 4. Sync. The sampler gets the new policy, and must score the same tokens alike.
-        synced = self.sampler.sync(self.learner, clock) if self.sampler else {}
+        # 4. Sync. The sampler must have had the old policy; it gets the new one, and must score the same tokens alike.
+        synced = {}
+        if self.sampler:
+            synced = {**self.sampler.agree(updates[0]), **self.sampler.sync(self.learner, clock)}
 
         metrics = {
             **rollout_metrics([batch.collected for batch in batches]),

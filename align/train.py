@@ -27,7 +27,7 @@ from align.data.prompts import DataError
 from align.losses.pairs import PairError
 from align.model.locate import ModelError
 from align.result.push import NotPushed
-from align.rollout.sync_check import SyncError
+from align.rollout.sync_faults import SyncError
 from align.run import folder
 from align.run.arguments import parse
 from align.run.finish import NothingLearned, finish

@@ -20,6 +20,7 @@ from trl.models import prepare_deepspeed
 from align.batch import Batch
 from align.config.optim_keys import Optim
 from align.credit import Credited
+from align.learner import agreement
 from align.learner.engine_writer import keep_failures
 from align.learner.micro_batches import UNTRACKED, divide
 from align.learner.optimizer import configure, make_optimizer
@@ -143,14 +144,15 @@ class Learner:
             self.engine.set_gradient_accumulation_boundary(last)
             self.engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
         moved = {"grad_norm": self._step(), "lr": lr} if plan else {}
-        trained = [_trained(credits) for credits in sources]
+        trained, values = [_trained(credits) for credits in sources], _joined(gather_object(measured))
         return {
+            **agreement.summary(values),
             "loss": whole,
             **moved,
             "skipped": int(not math.isfinite(moved.get("grad_norm", 0.0))),
             "rows/trained": sum(int(tokens.any(1).sum()) for tokens in trained),
             "tokens/trained": sum(int(tokens.sum()) for tokens in trained),
-            **summarised(_joined(gather_object(measured))),
+            **summarised(values),
         }
 
     @property
@@ -268,6 +270,8 @@ def _measure(
 ) -> dict[str, Tensor]:
     """{metric: values} of these rows."""
     out = {}
+    if parts and (sampler := parts[0].sampler_logprob) is not None:
+        out = agreement.of_rows(sampler, current.logprob, _trained(credits)[rows])
     for credited, part in zip(credits, parts, strict=False):
         for term in credited.terms:
             for name, value in term.loss.measure(current, part, term.token_weights.rows(rows)).items():

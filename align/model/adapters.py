@@ -136,6 +136,28 @@ def experts(model: nn.Module) -> set[int]:
     return {p.shape[0] for module in modules for p in module.parameters(recurse=False) if p.dim() == 3}
 
 
+@contextmanager
+def scaled(model: PeftModel, by: float, part: str | None) -> Iterator[None]:
+    """Have the policy's adapter act with another scale inside the block, in the layers whose names end in `part`, or in
+    all."""
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer) and "default" in m.scaling]
+    layers = [layer for name, layer in named if part is None or name.rpartition(".")[2] == part]
+    own = [layer.scaling["default"] for layer in layers]
+    try:
+        for layer, scale in zip(layers, own, strict=True):
+            layer.scaling["default"] = by * scale
+        yield
+    finally:
+        for layer, scale in zip(layers, own, strict=True):
+            layer.scaling["default"] = scale
+
+
+def adapted_parts(model: PeftModel) -> list[str]:
+    """The last names of the layers that the policy's adapter has, such as q_proj."""
+    named = [name for name, m in model.named_modules() if isinstance(m, LoraLayer) and "default" in m.scaling]
+    return sorted({name.rpartition(".")[2] for name in named})
+
+
 def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
     """Names of linear layers as PEFT takes them. Raises `ModelError` where the model has none of them."""
     fused = experts(model)

@@ -24,7 +24,7 @@ CHUNK = 256  # positions whose logits exist at once
 
 WHOLE = Cut()  # nothing is cut off
 
-OF_LOGITS = ("logprob", "whole_logprob", "entropy", "ref_kl")  # quantities that logits give
+OF_LOGITS = ("logprob", "whole_logprob", "plain_logprob", "entropy", "ref_kl")  # quantities that logits give
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Policy(nn.Module):
     ) -> dict[str, Tensor]:
         """{quantity: [R,N]}: logprob, entropy and ref_kl in nats, `activation_mask` (MaPO's), and those of the heads.
 
-        `logprob` is over the support that is sampled from; whole_logprob, entropy and ref_kl over the whole vocabulary.
+        `logprob` is over the support that is sampled from; whole_logprob, entropy and ref_kl over the whole vocabulary,
+        and so is plain_logprob, at temperature 1.
         Four quantities are asked for alone: `layers` gives a list of [R,N,D], one a layer without the embeddings,
         `hidden` a list with the last one only, `logits` [R,N,V], and `head_gap` [] the largest difference between
         these logits and the model's own. Sums run in float32. The head runs `chunks` times: under ZeRO-3 each run is
@@ -169,6 +170,9 @@ class Policy(nn.Module):
                 logprobs = logits.log_softmax(-1)
             if "whole_logprob" in wanted:
                 values["whole_logprob"] = logprobs.gather(-1, targets[:, None])[:, 0]
+            if "plain_logprob" in wanted:
+                plain = (logits * self.temperature).log_softmax(-1)
+                values["plain_logprob"] = plain.gather(-1, targets[:, None])[:, 0]
             if "entropy" in wanted:
                 values["entropy"] = -(logprobs.exp() * logprobs).sum(-1)
             if "ref_kl" in wanted:

@@ -51,6 +51,10 @@ class Generator(Protocol):
         """Log-probabilities of a prompt's tokens and of the next token, which is sampled just as `generate` does."""
         ...
 
+    def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities, in nats at temperature 1, of each row's tokens but the first."""
+        ...
+
     def vocabulary(self) -> dict[str, Tensor]:
         """The rows of its embedding and its head, as `learner.weights.vocabulary` has the trainer's; {} where it shares
         the trainer's weights."""

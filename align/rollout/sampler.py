@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from align.config.sampling_keys import Sampling
@@ -12,7 +12,9 @@ from align.rollout import rollouts
 from align.rollout.generator import Generator, asked
 from align.rollout.rollouts import Process, Sampled
 from align.rollout.seeds import Draw
-from align.rollout.sync_check import SyncCheck, SyncError, other_settings
+from align.rollout.sync_check import SyncCheck
+from align.rollout.sync_faults import SyncError, other_settings
+from align.rollout.sync_gate import rollouts_agree
 from align.system.clock import Clock
 from align.system.deadline import deadline
 
@@ -47,13 +49,14 @@ class Sampler:
         return self.check(learner, clock)
 
     def check(self, learner: Learner, clock: Clock) -> dict[str, float]:
-        """Check that the engine has the policy; {`sync/gap`, `sync/gap_max`: nats a token}. Collective.
-
-        Raises `SyncError`.
-        """
+        """Check that the engine has the policy; the metrics of `SyncCheck.check`. Collective. Raises `SyncError`."""
         with clock("proof"), deadline("sync check", self.sampling.deadline_s):
-            gaps = self.sync_check.check(self.generator, learner)
-        return {"sync/gap": gaps.mean, "sync/gap_max": gaps.largest}
+            return self.sync_check.check(self.generator, learner)
+
+    def agree(self, update: Mapping[str, float]) -> dict[str, float]:
+        """Check by a step's first update that the engine sampled its rollouts from the policy; the metrics that told.
+        Raises `SyncError`."""
+        return rollouts_agree(update, self.sampling.tolerance)
 
     def sleep(self) -> None:
         """Leave the engine's memory to the trainer until the next sync."""

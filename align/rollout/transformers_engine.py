@@ -101,13 +101,21 @@ class Transformers:
     @torch.no_grad()
     def logprobs(self, ids, *, temperature):
         """Log-probabilities as `Generator.logprobs` says."""
-        tokens = torch.tensor([list(ids)], device=self._model.device)
-        before = self._model(tokens[:, :-1]).logits.float().log_softmax(-1)
+        [prompt] = self.score([ids])
         out = self._sample([ids], len(ids), n=1, temperature=temperature, max_tokens=1)
         following = out.scores[0][0].float().log_softmax(-1)
         likeliest = {*following.topk(min(LIKELIEST, len(following))).indices.tolist(), int(out.sequences[0, -1])}
-        prompt = before.gather(-1, tokens[:, 1:, None])[0, :, 0].tolist()
         return SamplerLogprobs(prompt, {token: float(following[token]) for token in likeliest})
+
+    @torch.no_grad()
+    def score(self, rows):
+        """Log-probabilities as `Generator.score` says, a row at a time."""
+        out = []
+        for ids in rows:
+            tokens = torch.tensor([list(ids)], device=self._model.device)
+            before = self._model(tokens[:, :-1]).logits.float().log_softmax(-1)
+            out.append(before.gather(-1, tokens[:, 1:, None])[0, :, 0].tolist())
+        return out
 
     def _cut(self, tokens: list[int], logprobs: list[float]) -> Response:
         """Cut a response behind its first end token or text: by position, since the pad token may be the end token."""

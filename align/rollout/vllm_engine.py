@@ -86,9 +86,19 @@ class VLLM:
         """Log-probabilities as `Generator.logprobs` says."""
         settings = dict(n=1, temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
         [output] = self._sample([ids], Seeds(PROBE, [PROBE]), **settings)
-        prompt = [position[token].logprob for token, position in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+        prompt = _of_prompt(ids, output)
         [following] = output.outputs[0].logprobs
         return SamplerLogprobs(prompt, {token: found.logprob for token, found in following.items()})
+
+    def score(self, rows):
+        """Log-probabilities as `Generator.score` says."""
+        settings = dict(n=1, temperature=1.0, max_tokens=1, prompt_logprobs=0)
+        # with LoRA its CPU kernels take the logits of several prompts for those of as many tokens, and raise
+        parts = [rows] if self._adapter_folder is None else [[ids] for ids in rows]
+        outputs = [
+            output for part in parts for output in self._sample(part, Seeds(PROBE, [PROBE] * len(part)), **settings)
+        ]
+        return [_of_prompt(ids, output) for ids, output in zip(rows, outputs, strict=True)]
 
     def sync(self, model):
         """Hand over the weights, merged or as an adapter, and wake up. Collective.
@@ -197,3 +207,8 @@ def _default_group_kept() -> Iterator[None]:
 def _response(sample) -> Response:
     logprobs = [position[token].logprob for token, position in zip(sample.token_ids, sample.logprobs, strict=True)]
     return Response(list(sample.token_ids), logprobs, sample.finish_reason == "length")
+
+
+def _of_prompt(ids, output) -> list[float]:
+    """The log-probability of each token of a prompt but the first."""
+    return [position[token].logprob for token, position in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]

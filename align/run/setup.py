@@ -31,11 +31,12 @@ from align.model.cut import Cut
 from align.model.load import load_model
 from align.model.locate import loading_name
 from align.model.policy import Policy
+from align.rollout.generator import Generator
 from align.rollout.journal import Journal
 from align.rollout.rollouts import Process, Scorer
 from align.rollout.sampler import Sampler
 from align.rollout.sources import PairSource, RolloutSource, Source
-from align.rollout.sync_check import SyncCheck, choose
+from align.rollout.sync_check import SyncCheck, choose, start_drift
 from align.run.engine import make_generator
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
 from align.run.terminal import say, stage
@@ -98,7 +99,9 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
         with stage("engine", "(compiles at the first start)" if compiles else ""):
             generator = make_generator(checked, learner)
         process = Process(accelerator.process_index, accelerator.num_processes, recipe.sampling.tensor_parallel)
-        sampler = Sampler(generator, make_sync_check(experiment, checked.sources, learner), process, recipe.sampling)
+        sampler = Sampler(
+            generator, make_sync_check(experiment, checked.sources, generator, learner), process, recipe.sampling
+        )
     for worker in workers:
         worker.wait()
     scorer = Scorer(workers, experiment, tokenizer, say)
@@ -219,11 +222,16 @@ def all_say(yes: bool) -> bool:
     return all(gather_object([yes]))
 
 
-def make_sync_check(experiment: Experiment, sources: Mapping[str, Prompts], learner: Learner) -> SyncCheck:
-    """The check of each sync, on tokens of the longest prompt. They are chosen before anything is trained, so that a
-    resumed run has the same."""
+def make_sync_check(
+    experiment: Experiment, sources: Mapping[str, Prompts], generator: Generator, learner: Learner
+) -> SyncCheck:
+    """The check of each sync: on tokens of the longest prompt, and in bfloat16 also on responses to short ones. They
+    are chosen before anything is trained, so that a resumed run has the same."""
     prompts = [prompt.ids for source in sources.values() for prompt in (*source.train, *source.held_out)]
-    return SyncCheck(choose(learner, max(prompts, key=len)), experiment.recipe.sampling)
+    recipe, drift = experiment.recipe, None
+    if recipe.model.dtype == "bfloat16" and recipe.sampling.engine == "vllm":  # which has weights of its own
+        drift = start_drift(generator, learner, prompts, recipe.sampling)
+    return SyncCheck(choose(learner, max(prompts, key=len)), recipe.sampling, drift)
 
 
 PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limits of its own

@@ -64,7 +64,7 @@ def test_the_offending_batch_is_written_down(folder, tmp_path):
 def test_rolled_back_and_then_stopped(machine, engine, folder, tmp_path):
     """From step 4 on the ratio is too large. Step 5 sees it twice and goes back to step 3; step 7 may not again."""
     watch = "sentinel={ratio_blow_up: {for_steps: 2, action: rollback}, rollbacks: 1}"
-    steps = ("run.steps=8", "run.save_every=1", "run.keep=9")
+    steps = ("run.steps=8", "run.save_every=1", "run.keep=9", "sampling.old_logprob=trainer")
     far = 'objective={name: "support.faults:far", after: 0.375}'
     own = recipe(folder, tmp_path, far, watch, f"sampling.engine={engine}", *steps)
     code, said = fork(machine, ROOT / "recipes/train.py", *own)

@@ -13,7 +13,7 @@ from align.config.model_keys import Adapter, Model
 from align.learner import weights
 from align.model import adapters
 from align.model.adapter_files import filled, guide_adapter, is_adapter, start_adapter
-from align.model.adapters import acting_as, add_adapter, add_guide, guide_model, start_from
+from align.model.adapters import acting_as, adapted_parts, add_adapter, add_guide, guide_model, scaled, start_from
 from align.model.load import load_model
 from align.model.locate import ModelError
 
@@ -265,3 +265,21 @@ def test_a_guide_of_other_layers_is_refused_and_not_left_at_its_first_weights(fo
     guide = guides.save(folder, tmp_path / "renamed", {"target_modules": ["k_proj"]})
     with pytest.raises(ModelError, match="of this adapter and of the policy's base do not fit"):
         add_guide(adapted(folder, "all-linear"), guide, folder)
+
+
+def test_another_scale_acts_inside_the_block_and_in_the_layers_named(folder):
+    model = adapted(folder, ["q_proj", "o_proj"])
+    assert adapted_parts(model) == ["o_proj", "q_proj"]
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    own = dict(weights.merged(model))
+    base = load_model(folder, "float32").state_dict()
+    for by, part in ((0.0, "o_proj"), (1.1, None)):
+        with scaled(model, by, part):
+            other = dict(weights.merged(model))
+        for name in (f"model.layers.0.self_attn.{part}.weight" for part in ("o_proj", "q_proj")):
+            expected = base[name] + (by if part is None or part in name else 1.0) * (own[name] - base[name])
+            torch.testing.assert_close(other[name], expected)
+    again = dict(weights.merged(model))
+    assert all(torch.equal(own[name], again[name]) for name in own)

@@ -49,6 +49,16 @@ def test_a_head_that_is_not_trained_gives_the_same_gradients(model):
         assert (one - two).norm() < 1e-5 * one.norm()
 
 
+def test_plain_log_probabilities_are_those_at_temperature_1(model):
+    found, batch = said(model, ("plain_logprob", "logprob")), rows()
+    for i, prompt in enumerate(batch.prompt_ids):
+        ids = batch.response_ids[i, : int(batch.length[i])].tolist()
+        steps = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = steps.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        torch.testing.assert_close(found["plain_logprob"][i, : len(ids)], expected, rtol=1e-4, atol=1e-5)
+    assert (found["plain_logprob"] - found["logprob"]).abs().max() > 0.01
+
+
 def test_the_kl_is_from_the_reference_to_the_policy(model):
     other, batch = other_model(model), rows()
     found = said(model, ("ref_kl",), reference=other)["ref_kl"]

@@ -9,13 +9,12 @@ import torch
 from align.config.sampling_keys import Sampling
 from align.model.cut import Cut
 from align.rollout.generator import SamplerLogprobs, asked
-from align.rollout.sync_check import (
+from align.rollout.sync_check import compare, cut_alike
+from align.rollout.sync_faults import (
     MOVED,
     ROUNDING,
     Candidate,
     TrainerLogprobs,
-    compare,
-    cut_alike,
     diagnose,
     left_behind,
     other_rows,

@@ -99,3 +99,10 @@ def test_settings_that_the_model_brings_along_are_told(folder):
     engine._plain = model.generation_config
     engine.logprobs([1, 2, 3], temperature=1.0)
     assert {"top_k", "typical_p", "repetition_penalty"} <= set(engine.settings)
+
+
+def test_rows_are_scored_as_the_model_says_them(folder):
+    model, rows = load_model(folder, "float32"), [[5, 6, 7, 8], [9, 10]]
+    for ids, found in zip(rows, Transformers(model, [97], 97).score(rows), strict=True):
+        expected = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])
+        torch.testing.assert_close(torch.tensor(found), expected[:, 0], atol=1e-5, rtol=1e-4)

@@ -15,7 +15,7 @@ from align.checkpoint.resume import Origin
 from align.config.experiment import load_experiment
 from align.learner import weights
 from align.model.adapters import add_adapter, add_guide
-from align.rollout.sync_check import SyncError
+from align.rollout.sync_faults import SyncError
 from align.run import setup
 from align.run.setup import load, make_accelerator, set_threads
 from align.run.terminal import quiet
