@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from report import device, main, say, timed
+from report import accelerator, device, main, say, timed
 from support import tiny_model, tiny_task
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
@@ -14,13 +14,24 @@ from align.config.experiment import load_experiment
 from align.model import layouts
 from align.model.adapters import add_adapter
 from align.model.policy import Policy, read_tokens
+from align.rollout.seeds import Draw, Seeds
 from align.rollout.vllm_engine import VLLM
+from align.system.hardware import here
 
 SHAPES = {
     "cuda": dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=16, num_attention_heads=16, head_dim=64),
     "cpu": dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, head_dim=64),
 }
 DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
+
+CACHE = 2**29  # bytes of the engine's keys and values
+
+PROMPTS = [[5 + i, 40, 41, 42] for i in range(16)]
+
+
+def seeds_of(draw: int) -> Seeds:
+    """The seeds of all prompts."""
+    return Draw(draw, 0, 0).seeds(0, range(len(PROMPTS)))
 
 
 def save(folder: Path) -> PreTrainedTokenizerFast:
@@ -39,7 +50,7 @@ def measure(folder: Path, sync: str) -> None:
     where, dtype = device(), DTYPES[device()]
     recipe = folder / "recipe.yaml"
     recipe.write_text(tiny_task.RECIPE.format(folder=folder, adapter=", adapter: {rank: 16}", out=folder / "out"))
-    wishes = [f"model.dtype={dtype}", f"sampling.sync={sync}", "sampling.cache_gib=0.5", "sampling.temperature=1.0"]
+    wishes = [f"model.dtype={dtype}", f"sampling.sync={sync}", "sampling.temperature=1.0"]
     settings = load_experiment(recipe, wishes).recipe
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(where).eval()
     policy = Policy(add_adapter(model, settings.model.adapter, str(folder)), 1.0)
@@ -48,18 +59,17 @@ def measure(folder: Path, sync: str) -> None:
             torch.nn.init.normal_(parameter, std=0.02)
     threads = torch.get_num_threads()
     made = []
-    start = timed(lambda: made.append(VLLM(str(folder), settings, 1024)))
+    start = timed(lambda: made.append(VLLM(str(folder), settings, 1024, here(), CACHE)))
     engine = made[0]
     row = {"device": where, "sync": sync, "start_s": round(start, 1)}
     row |= {"threads_before": threads, "threads_after": torch.get_num_threads()}
     row["sync_s"] = round(min(timed(lambda: engine.sync(policy.model)) for _ in range(3)), 3)
-    prompts = [[5 + i, 40, 41, 42] for i in range(16)]
     wish = dict(n=2, temperature=1.0, max_tokens=128)
-    one, two, other = (engine.generate(prompts, seed=seed, **wish) for seed in (1, 1, 2))
+    one, two, other = (engine.generate(PROMPTS, seeds=seeds_of(draw), **wish) for draw in (1, 1, 2))
     ids = [[sample.ids for group in each for sample in group] for each in (one, two, other)]
     row |= {"same_seed_same_tokens": ids[0] == ids[1], "other_seed_other_tokens": ids[0] != ids[2]}
     rows = [(i, sample) for i, group in enumerate(one) for sample in group]
-    batch = Batch.of([i for i, _ in rows], [s.ids for _, s in rows], prompt_ids=[prompts[i] for i, _ in rows])
+    batch = Batch.of([i for i, _ in rows], [s.ids for _, s in rows], prompt_ids=[PROMPTS[i] for i, _ in rows])
     with torch.no_grad():
         trainer = read_tokens(policy, layouts.layout_on(where, "shared_prefix"), batch, batch.mask)[batch.mask]
     sampler = torch.tensor([value for _, sample in rows for value in sample.logprobs])
@@ -70,6 +80,7 @@ def measure(folder: Path, sync: str) -> None:
 
 
 def part() -> None:
+    accelerator(0)  # the group of processes that the engine joins
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save(folder)
