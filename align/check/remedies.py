@@ -59,35 +59,27 @@ def ways(setup: Setup, adapted: Callable[[], Sizes]) -> list[list[Change]]:
 
 def _together(setup: Setup, kinds: Sequence[Kind]) -> list[Change]:
     """Changes that make it fit together, none of which can be left out or be smaller; [] where there are none."""
-    taken: list[Kind] = []
-    for kind in kinds:
-        taken.append(kind)
-        if fits(_all(setup, taken)[-1].setup if _all(setup, taken) else setup):
-            break
-    else:
+    counts = range(1, len(kinds) + 1)
+    taken = next((list(kinds[:n]) for n in counts if fits(_after(setup, kinds[:n]))), None)
+    if taken is None:
         return []
     for kind in list(taken):
         fewer = [other for other in taken if other is not kind]
-        if (rest := _all(setup, fewer)) and fits(rest[-1].setup):
+        if fits(_after(setup, fewer)):
             taken = fewer
     out: list[Change] = []
     for i, kind in enumerate(taken):
-        here = out[-1].setup if out else setup
-        for change in kind(here):
-            rest = _all(change.setup, taken[i + 1 :])
-            if fits(rest[-1].setup if rest else change.setup):
-                out.append(change)
-                break
+        options = kind(out[-1].setup if out else setup)
+        least = next((change for change in options if fits(_after(change.setup, taken[i + 1 :]))), None)
+        out += [least] if least else []
     return out
 
 
-def _all(setup: Setup, kinds: Sequence[Kind]) -> list[Change]:
-    """The largest change of each key, one over the other."""
-    out: list[Change] = []
+def _after(setup: Setup, kinds: Sequence[Kind]) -> Setup:
+    """The setup with the largest change of each key, one over the other."""
     for kind in kinds:
-        options = list(kind(out[-1].setup if out else setup))
-        out += options[-1:]
-    return out
+        setup = next((change.setup for change in reversed(list(kind(setup)))), setup)
+    return setup
 
 
 def cache(setup: Setup) -> Iterator[Change]:

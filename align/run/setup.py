@@ -43,6 +43,7 @@ from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, h
 from align.run.terminal import say, stage
 from align.scoring.worker import Worker, close
 from align.system import baton
+from align.system.hardware import gpus
 
 
 @dataclass(frozen=True)
@@ -241,12 +242,16 @@ PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limi
 
 def make_accelerator(experiment: Experiment) -> Accelerator:
     """Join the processes of the run; DeepSpeed builds its op here where it is not built yet. Raises `ConfigError`
-    where the launcher does not start DeepSpeed."""
+    where the launcher does not start DeepSpeed, or more processes than this machine has GPUs."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         alone = "python recipes/train.py RECIPE without a launcher (one process)"
         raise ConfigError(
             [f"no DeepSpeed: start with accelerate launch --config_file launch/cpu_zero2.yaml, or {alone}"]
         )
+    ranks, have = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), gpus()
+    if 0 < have < ranks:
+        what = f"{ranks} processes on a machine with {have} GPU{'s' if have > 1 else ''}"
+        raise ConfigError([f"{what}; launch with --num_processes {have}"])
     baton.install()
     backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
     run = experiment.recipe.run  # None where it is wrong, which the check is about to say

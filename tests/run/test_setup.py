@@ -50,3 +50,14 @@ def test_extensions_are_built_under_a_lock_that_ends_with_its_owner(monkeypatch)
     monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)
     monkeypatch.setattr(setup, "Accelerator", lambda **_: cpp_extension.FileBaton)  # DeepSpeed builds here
     assert make_accelerator(load_experiment(ROOT / "recipes/dpo_reviews.yaml")) is Baton
+
+
+@pytest.mark.parametrize(
+    "have, told", [(1, "8 processes on a machine with 1 GPU; launch with --num_processes 1"), (6, "6 GPUs")]
+)
+def test_more_processes_than_gpus_are_refused_before_they_join(monkeypatch, have, told):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr("align.run.setup.gpus", lambda: have)
+    with pytest.raises(ConfigError, match=told):
+        make_accelerator(None)
