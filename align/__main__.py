@@ -79,17 +79,18 @@ def credit(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
 ) -> None:
     """Replay recorded rollouts through the recipe's objective, without any model."""
-    from align.commands import credit as replay
+    from align.commands import credit as replayed
     from align.config.experiment import load_experiment
     from align.config.rules import REPLAY
+    from align.result.samples import ReplayError
 
     experiment = None
     try:
         with no_exit("a function that the recipe names"):
             experiment = load_experiment(recipe, overrides or (), REPLAY)
             scrub_tracebacks(experiment.file.data)
-            lines = list(replay.credit(experiment, rollouts))
-    except (ConfigError, replay.ReplayError, UserExit) as error:
+            lines = list(replayed.credit(experiment, rollouts))
+    except (ConfigError, ReplayError, UserExit) as error:
         tell(error, experiment.file.data if experiment else ())
         raise typer.Exit(1) from error
     for line in lines:
@@ -158,6 +159,49 @@ def evaluate(
         typer.echo(json.dumps({"metrics": found.metrics, "samples": found.samples}))
     else:
         Console().print(alone.show(found))
+
+
+@app.command()
+def xray(
+    run: Annotated[Path, typer.Argument(metavar="RUN|FILE", exists=True, help="a run's folder, or a samples.jsonl")],
+    step: Annotated[str | None, typer.Option(metavar="N|A..B", help="these steps only")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", exists=True, dir_okay=False, help="the same responses under it")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", dir_okay=False, help="where the page goes")] = Path("xray.html"),
+    text: Annotated[bool, typer.Option("--text", help="print it instead")] = False,
+) -> None:
+    """See what every token earned and which transform took it, on one page that works offline."""
+    from align.commands import xray as page
+
+    other = None
+    try:
+        with no_exit("a function that the recipe names"):
+            other = page.other(against) if against else None
+            page.show(run, step, other, None if text else out)
+    except (*page.USER_ERRORS, UserExit) as error:
+        tell(error, other.file.data if other else ())
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option("-o", dir_okay=False, help="where the picture goes")] = Path("compare.png"),
+) -> None:
+    """Draw the curves of several runs, and tell their last evaluations and what differs in their recipes."""
+    from rich.console import Console
+
+    from align.commands import compare as several
+
+    try:
+        found = several.read(runs)
+        several.draw(runs, out)
+    except (several.CompareError, OSError) as error:
+        tell(error)
+        raise typer.Exit(1) from error
+    Console().print(several.show(found))
+    typer.echo(for_terminal(f"picture: {out}"))
 
 
 @app.command()

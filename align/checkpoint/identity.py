@@ -32,7 +32,7 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{json.dumps(self.key)[1:-1]} was {_shown(self.was)}, is {_shown(self.now)}"
+        return f"{json.dumps(self.key)[1:-1]} was {shown(self.was)}, is {shown(self.now)}"
 
 
 def followed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +66,14 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     return [Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """{dotted key: its value in each recipe} for keys in which recorded recipes differ; None where it is not set."""
+    flat = [_flat(_filled(followed(config))) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    found = {key: [config.get(key) for config in flat] for key in keys}
+    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+
+
 def check_same(where: Path, changed: Iterable[Change]) -> None:
     """Raise `CheckpointError` where changed keys make it another run than the one in the folder `where`."""
     others = [change for change in changed if any(f"{change.key}.".startswith(f"{key}.") for key in SAME)]
@@ -95,8 +103,8 @@ def _one_folder(change: Change) -> bool:
     return Path(change.was).samefile(change.now)
 
 
-def _shown(value: Any) -> str:
-    """The value on one line, as plain ASCII: it stands in a comment, and on the terminal."""
+def shown(value: Any) -> str:
+    """The value of a key on one line, as plain ASCII: it stands in a comment, and on the terminal."""
     return "not set" if value is None else json.dumps(value, default=str)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from rich.text import Text
 
 from align.system.files import json_lines
 from align.system.text import for_terminal
+
+# of several runs in one picture: colours that most eyes tell apart (Okabe and Ito), and a mark besides
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def cells(row: dict) -> tuple[str, str, str]:
@@ -63,36 +69,84 @@ def plot(metrics_jsonl: Path, png: Path) -> None:
     """Draws reward and response length (tokens) by step, of pairs loss and accuracy: training raw and smoothed,
     evaluation with error bars. Raises ValueError where the file has nothing to draw.
     """
+    rows = _rows(metrics_jsonl)
+    with _figure(panels := _panels(rows), png) as axes:
+        for axis, (_, training, evaluation) in zip(axes, panels, strict=True):
+            steps, values = series(rows, training)
+            if len(steps):
+                axis.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.5)
+                axis.plot(steps, smooth(values), color="tab:blue", linewidth=2, label="training")
+            _evaluations(axis, rows, evaluation, "tab:orange", "o", "evaluation")
+            if axis.has_data():
+                axis.legend()
+        if not any(axis.has_data() for axis in axes):
+            raise ValueError(f"{metrics_jsonl} has neither reward nor response length to draw")
 
+
+def plot_runs(runs: Mapping[str, Path], png: Path) -> None:
+    """Draws what `plot` does for several runs, {name: metrics.jsonl}, each in a colour with a mark of its own.
+
+    Raises ValueError where no file has anything to draw.
+    """
+    rows = {name: _rows(path) for name, path in runs.items()}
+    panels = list(dict.fromkeys(panel for found in rows.values() for panel in _panels(found)))
+    with _figure(panels, png) as axes:
+        for axis, (_, training, evaluation) in zip(axes, panels, strict=True):
+            for number, (name, found) in enumerate(rows.items()):
+                colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+                steps, values = series(found, training)
+                axis.plot(steps, smooth(values), color=colour, linewidth=0.8, alpha=0.6)
+                _evaluations(axis, found, evaluation, colour, f"{mark}-", literal(name))
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize="small")
+        if not any(line.get_xdata().size for axis in axes for line in axis.lines):
+            raise ValueError(f"{', '.join(map(str, runs.values()))}: no reward, response length or loss to draw")
+
+
+def literal(text: object) -> str:
+    """A text of others in a picture, where a dollar would begin a formula."""
+    return for_terminal(text).replace("$", r"\$")
+
+
+def _rows(metrics_jsonl: Path) -> list[dict]:
+    with metrics_jsonl.open("rb") as file:
+        return list(json_lines(file))
+
+
+def _panels(rows: list[dict]) -> list[tuple[str, str, str]]:
+    """(label, metric of training, metric of evaluation) of what is drawn of a run."""
+    if any("reward/mean" in row or "eval/reward" in row for row in rows):
+        return [
+            ("reward", "reward/mean", "eval/reward"),
+            ("response length (tokens)", "response/length", "eval/length"),
+        ]
+    return [("loss", "loss", "eval/pairs/loss"), ("accuracy", "accuracy", "eval/pairs/accuracy")]
+
+
+@contextmanager
+def _figure(panels: Sequence[tuple[str, str, str]], png: Path) -> Iterator[Sequence]:
+    """Axes of panels, one below the other; they are saved when the block ends well."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # verifying a result draws nothing
     from matplotlib.figure import Figure
 
-    with metrics_jsonl.open("rb") as file:
-        rows = list(json_lines(file))
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7, 3 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)  # no display, and none of pyplot's global state
-    axes = figure.subplots(2, 1, sharex=True)
-    panels = [("reward", "reward/mean", "eval/reward"), ("response length (tokens)", "response/length", "eval/length")]
-    if not any("reward/mean" in row or "eval/reward" in row for row in rows):
-        panels = [("loss", "loss", "eval/pairs/loss"), ("accuracy", "accuracy", "eval/pairs/accuracy")]
-    for axis, (label, training, evaluation) in zip(axes, panels, strict=True):
+    axes = figure.subplots(len(panels), 1, sharex=True)
+    for axis, (label, _, _) in zip(axes, panels, strict=True):
         axis.set_ylabel(label)
-        steps, values = series(rows, training)
-        if len(steps):
-            axis.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.5)
-            axis.plot(steps, smooth(values), color="tab:blue", linewidth=2, label="training")
-        steps, values = series(rows, evaluation)
-        if len(steps):
-            axis.plot(steps, values, "o", color="tab:orange", label="evaluation")
-        steps, lows, highs = series(rows, f"{evaluation}_low", f"{evaluation}_high")
-        if len(steps):
-            axis.vlines(steps, lows, highs, color="tab:orange")  # ends need not lie evenly around the mean
-        if axis.has_data():
-            axis.legend()
-    if not any(axis.has_data() for axis in axes):
-        raise ValueError(f"{metrics_jsonl} has neither reward nor response length to draw")
     axes[-1].set_xlabel("step")
+    yield axes
     figure.savefig(png, dpi=150)
+
+
+def _evaluations(axis, rows: list[dict], name: str, colour: str, mark: str, label: str) -> None:
+    """Draw a metric of the evaluations with its interval."""
+    steps, values = series(rows, name)
+    if len(steps):
+        axis.plot(steps, values, mark, color=colour, label=label, markersize=5, linewidth=1.2)
+    steps, lows, highs = series(rows, f"{name}_low", f"{name}_high")
+    if len(steps):
+        axis.vlines(steps, lows, highs, color=colour)  # ends need not lie evenly around the mean
 
 
 def samples(before: list[dict], after: list[dict], n: int = 3) -> Group:

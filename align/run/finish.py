@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from align.checkpoint.provenance import command, resolved, versions
+from align.config.experiment import Experiment
 from align.config.recipe import Hub
 from align.config.redact import scrub_command
 from align.data.prompts import fingerprint
@@ -22,10 +23,14 @@ from align.metrics.evaluation import comparison
 from align.result import record, report
 from align.result.card import RunSummary, card, license_of
 from align.result.push import GateShut, NotPushed, push_run, reached, store_summary
+from align.result.samples import ReplayError, steps_of
 from align.run.log import RunLog
 from align.run.setup import Run
 from align.system import files
 from align.system.text import for_terminal
+from align.xray.data import Look
+from align.xray.page import write as write_page
+from align.xray.read import look
 
 
 class NothingLearned(RuntimeError):
@@ -69,11 +74,32 @@ def finish(run: Run, log: RunLog) -> None:
             (out / kind / "README.md").write_text(card(told), encoding="utf-8")  # not PEFT's, which names folders
         if goal := recipe.target():
             refused = push(console, out, goal)
+        look_at(run, log, console)
     accelerator.wait_for_everyone()
     run.close()
     accelerator.end_training()
     if refused:
         raise refused
+
+
+def look_at(run: Run, log: RunLog, console: Console) -> None:
+    """Write the page of the run, and give it to the trackers. A record that cannot be read, as where lines were changed
+    by hand, is told and leaves the result as it is."""
+    page = run.out / "xray.html"
+    try:
+        found = page_of(run.out, run.experiment)
+    except ReplayError as error:
+        console.print(Text(for_terminal(f"no page of the tokens: {error}")), soft_wrap=True)
+        return
+    write_page(found, page)
+    log.page(page, run.experiment.recipe.run.steps)
+    console.print(Text(for_terminal(f"tokens: {page}")), soft_wrap=True)
+
+
+def page_of(out: Path, experiment: Experiment | None) -> Look:
+    """The first and the last recorded step, with the held-out prompts and the metrics of all. Raises `ReplayError`."""
+    steps = steps_of(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
+    return look(out, {*steps[:1], *steps[-1:]} if steps else None, experiment)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -141,7 +167,7 @@ def summary(run: Run, rows: list[dict], log: RunLog) -> RunSummary:
         record=record.fingerprint(run.out / ("adapter" if recipe.model.adapter else "model")),
         license=licensed or license_of(recipe.model.policy, run.learner.engine.module.causal.name_or_path),
         example=example(run, shown),
-        samples=samples(log, shown) if responses and rows else [],
+        samples=greedy(log, shown) if responses and rows else [],
         curve=record.CURVE,
     )
 
@@ -156,7 +182,7 @@ def example(run: Run, shown: int) -> str | list[dict]:
     return [{"role": "user", "content": question}] if first.conversational else question
 
 
-def samples(log: RunLog, shown: int) -> list[dict]:
+def greedy(log: RunLog, shown: int) -> list[dict]:
     """The first greedy answers to held-out prompts, for the card: rows of prompt, before and after."""
     pairs = zip(*log.greedy_samples(), strict=True)
     return [

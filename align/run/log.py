@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,6 +26,8 @@ from align.system.blame import no_exit, user_line
 NO_CALLBACKS: Mapping[str, Callable] = MappingProxyType({})
 
 METRICS, SAMPLES, GREEDY = LINES = ("metrics.jsonl", "samples.jsonl", "greedy.jsonl")
+
+PAGES = ("trackio", "wandb")
 
 
 class CallbackError(RuntimeError):
@@ -117,6 +120,13 @@ class RunLog:
         rows = _read(self._greedy)
         first, last = rows[0]["step"], rows[-1]["step"]
         return [r for r in rows if r["step"] == first], [r for r in rows if r["step"] == last]
+
+    def page(self, page: Path, step: int) -> None:
+        """Give the page to the trackers that show pages, whose `Html` classes take the same arguments."""
+        for tracker in self.accelerator.trackers if self.writes else ():
+            if tracker.name in PAGES:
+                shown = import_module(tracker.name).Html(str(page), inject=False)
+                tracker.log({"xray": shown}, step=step)
 
     def _tell(self, step: int, metrics: dict[str, float]) -> None:
         """Give the metrics to the trackers, and on the main process to the callbacks. Raises `CallbackError`."""

@@ -40,13 +40,25 @@ def write_whole(path: Path, text: str) -> None:
     work = path.with_name(f".{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        work.write_text(text)
+        work.write_text(text, encoding="utf-8")
         work.replace(path)
 
 
 def json_lines(lines: Iterable[bytes]) -> Iterator[Any]:
     """The value of each line that is not blank. Raises `ValueError` for the first line that is not UTF-8 or JSON."""
     return (value for _, value in numbered_json_lines(lines))
+
+
+def finished_json_lines(path: Path) -> list[Any]:
+    """The values of a file of lines that somebody may be writing; none where there is no file. A last line without its
+    end is left out. Raises `ValueError` that names the file."""
+    if not path.exists():
+        return []
+    try:
+        with path.open("rb") as file:
+            return list(json_lines(line for line in file if line.endswith(b"\n")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def numbered_json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:

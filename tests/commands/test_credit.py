@@ -10,8 +10,9 @@ from support.batches import random_batch
 from typer.testing import CliRunner
 
 from align.__main__ import app
-from align.commands.credit import ReplayError, credit
+from align.commands.credit import credit
 from align.config.experiment import load_experiment
+from align.result.samples import ReplayError
 
 RECIPE = """\
 model: {policy: none}

@@ -81,6 +81,7 @@ def test_the_same_recipe_runs_on_two_ranks(machine, folder, tmp_path):
     said = json.loads(pushed["align.json"])
     assert said["base"]["name"] == "user/base" and said["base"]["commit"] == hub.commit_id("user/base")
     assert (tmp_path / "run/curve.png").stat().st_size > 1000
+    assert "default-src" in (tmp_path / "run/xray.html").read_text()
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 

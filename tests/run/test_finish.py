@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
-from support import tiny_model
+from support import run_folder, tiny_model
 from support.run_summary import SUMMARY
 
 from align.learner import weights
@@ -25,6 +25,10 @@ PEFT = "base_model: /srv/someone/models/tiny-llama\n"
 class Log:
     def __init__(self, steps=()):
         self._steps = steps
+        self.pages = []
+
+    def page(self, page, step):
+        self.pages.append((page, step))
 
     def steps(self):
         return self._steps
@@ -60,7 +64,7 @@ def finished(tmp_path, monkeypatch):
         )
         accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, end_training=lambda: None)
         run = SimpleNamespace(
-            experiment=SimpleNamespace(recipe=recipe),
+            experiment=SimpleNamespace(recipe=recipe, objectives=()),
             accelerator=accelerator,
             out=tmp_path,
             learner=SimpleNamespace(model=None, engine=SimpleNamespace(module=None)),
@@ -68,7 +72,9 @@ def finished(tmp_path, monkeypatch):
             evaluation=SimpleNamespace(responses=None),
             close=lambda: None,
         )
-        end.finish(run, Log(steps))
+        log = Log(steps)
+        end.finish(run, log)
+        assert log.pages in ([], [(tmp_path / "xray.html", 40)])
         return kept["described"]
 
     return finish
@@ -86,6 +92,21 @@ def test_every_result_has_the_card_of_its_run(tmp_path, finished, adapter, kind)
     assert set(described) == {"curve.png"} and (tmp_path / "curve.png").is_file()
 
 
+def test_a_run_ends_with_the_page_of_its_first_and_last_step(tmp_path, finished):
+    run_folder.make(tmp_path, steps=3)
+    finished(SUMMARY)
+    text = (tmp_path / "xray.html").read_text()
+    assert text.startswith("<!doctype html>")
+    assert [seen.step for seen in end.page_of(tmp_path, None).batches] == [1, 3]
+
+
+def test_a_record_that_cannot_be_read_costs_the_page_and_nothing_else(tmp_path, finished, capsys):
+    (tmp_path / "samples.jsonl").write_text('{"group": 0}\n')
+    finished(SUMMARY)
+    assert "no page of the tokens: " in capsys.readouterr().out and not (tmp_path / "xray.html").exists()
+    assert (tmp_path / "adapter/README.md").exists()
+
+
 def test_the_card_shows_as_many_rows_as_the_recipe_allows():
     """Held-out ones with their answers, or none: then the example is made up, in the form of the data."""
     log = SimpleNamespace(
@@ -94,8 +115,8 @@ def test_the_card_shows_as_many_rows_as_the_recipe_allows():
             [{"prompt": f"{i}?", "response": "yes", "reward": 1} for i in range(5)],
         )
     )
-    assert end.samples(log, 2) == [{"prompt": f"{i}?", "before": "no", "after": "yes"} for i in range(2)]
-    assert end.samples(log, 0) == []
+    assert end.greedy(log, 2) == [{"prompt": f"{i}?", "before": "no", "after": "yes"} for i in range(2)]
+    assert end.greedy(log, 0) == []
     held_out = SimpleNamespace(prompts=[SimpleNamespace(prompt="0?")])
     for conversational, made_up in ((False, "What is 7 + 5?"), (True, [{"role": "user", "content": "What is 7 + 5?"}])):
         source = SimpleNamespace(train=[SimpleNamespace(conversational=conversational)])

@@ -1,6 +1,7 @@
 """The log of a run: the rows of its samples; what a resumed one keeps of the lines that a killed one wrote."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -113,3 +114,22 @@ def test_a_callback_that_raises_is_named(tmp_path, main_process, function, why):
         log.step(3, {"loss": 0.5}, [])
     assert "after step 3" in str(raised.value) and "test_log.py:" in str(raised.value)
     assert log.steps() == [{"step": 3, "loss": 0.5}]  # it was written before
+
+
+def test_trackers_that_show_pages_get_the_page(tmp_path, main_process, monkeypatch):
+    told = []
+
+    class Tracker(SimpleNamespace):
+        def log(self, values, step):
+            told.append((self.name, values, step))
+
+    def html(data, inject):
+        assert not inject  # a stylesheet of theirs would be one that the page's policy refuses
+        return f"page {data}"
+
+    for name in ("trackio", "wandb"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(Html=html))
+    main_process.trackers = [Tracker(name=name) for name in ("tensorboard", "trackio", "wandb")]
+    RunLog(tmp_path, main_process, 0).page(tmp_path / "xray.html", 7)
+    shown = {"xray": f"page {tmp_path / 'xray.html'}"}
+    assert told == [("trackio", shown, 7), ("wandb", shown, 7)]

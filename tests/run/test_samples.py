@@ -9,10 +9,11 @@ from support import recorded
 from support.paths import ROOT
 from support.recorded import collected, collected_pairs
 
-from align.commands.credit import ReplayError, credit
+from align.commands.credit import credit
 from align.config.experiment import load_experiment
 from align.config.rules import REPLAY
 from align.result import samples
+from align.result.samples import ReplayError
 from align.run.samples import Record, _numbers
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -41,7 +42,8 @@ def ran(path, experiment, record=None, count=2, first=1, unrated=(), old_logprob
         for number, objectives in enumerate(sources.values()):
             seed, progress = 10 * step + number, (step - 1) / 7
             pairs = any(o.preference for o in objectives)
-            found = collected_pairs(seed, progress) if pairs else collected(seed, progress, unrated)
+            size = max(8, experiment.recipe.sampling.group_size)  # as many as its transforms need
+            found = collected_pairs(seed, progress) if pairs else collected(seed, progress, unrated, size=size)
             batches.append(recorded.step(objectives, found, seed, old_logprob))
             outputs += recorded.outputs(batches[-1], number, seed)
         if step >= first:

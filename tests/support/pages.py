@@ -62,9 +62,11 @@ FOLDERS = {
     "checkpoint": "checkpoints that are whole, where a resumed run starts, what a run was",
     "metrics": "what a step and an evaluation measure",
     "loop.py": "the step, alone: sample, score, credit, update, sync",
+    "replay.py": "recorded rollouts through objectives, without any model",
+    "xray": "the page on which every token is seen: its data, its numbers, its script, the same on a terminal",
     "check": "what can go wrong, before anything is loaded",
     "run": "a run around the loop: setup, logs, evaluation, the sentinel, the end",
-    "commands": "what `align COMMAND` does: annotate, credit, evaluate, objectives, recipes",
+    "commands": "what `align COMMAND` does: annotate, compare, credit, evaluate, objectives, recipes, xray",
     "train.py": "from a recipe to a result: check, load, loop, finish",
     "__main__.py": "the command line",
 }

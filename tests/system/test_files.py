@@ -1,4 +1,4 @@
-"""Files: the end of the lines that stay, found from the end."""
+"""Files of lines: the end of those that stay, found from the end; those that may be being written."""
 
 import random
 
@@ -24,3 +24,13 @@ def test_lines_before_the_wanted_one_are_not_looked_at(tmp_path):
     (tmp_path / "lines").write_text("1\n2\n3\n4\n")
     assert files.end_of(tmp_path / "lines", lambda line: seen.append(line) or line == b"3\n") == 6
     assert seen == [b"4\n", b"3\n"]
+
+
+def test_a_last_line_without_its_end_is_left_out_and_a_wrong_one_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert files.finished_json_lines(path) == []
+    path.write_text('{"step": 1}\n\n{"step": 2}\n{"ste')
+    assert files.finished_json_lines(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"ste\n')
+    with pytest.raises(ValueError, match="a.jsonl: line 2 is not JSON"):
+        files.finished_json_lines(path)

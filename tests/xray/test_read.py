@@ -1,0 +1,47 @@
+"""What of a run is read: its steps, its recipe, and files that lack something."""
+
+import pytest
+
+from align.config.experiment import load_experiment
+from align.config.rules import REPLAY
+from align.result.samples import ReplayError
+from align.xray import read
+from align.xray.read import look, spread
+
+
+def test_steps_are_chosen_or_spread(runs, tmp_path):
+    folder, _ = runs["several"]
+    record = folder / "samples.jsonl"
+    assert [b.step for b in look(folder).batches] == [1, 2]
+    assert [b.step for b in look(folder, range(2, 3)).batches] == [2]
+    assert spread(record, 10**9) == (None, [])
+    line = b'{"version": 1, "step": %d, "group": 0, "response_ids": []}\n'
+    (tmp_path / "long.jsonl").write_bytes(b"".join(line % step for step in range(1, 101)))
+    size = (tmp_path / "long.jsonl").stat().st_size
+    chosen, notes = spread(tmp_path / "long.jsonl", size // 10 + 1)
+    assert len(chosen) == 10 and chosen[0] == 1 and chosen[-1] == 100 and "10 of 100 steps" in notes[0]
+    assert spread(tmp_path / "long.jsonl", 1)[0] == [1, 100]
+
+
+def test_what_the_other_recipe_lacks_is_said_by_name(runs):
+    d3s = load_experiment(read.Path(__file__).parents[2] / "recipes/d3s_chain_sum.yaml", (), REPLAY)
+    with pytest.raises(ReplayError, match="--against: .*entropy: missing, and top_tokens needs it"):
+        look(runs["several"][0], against=d3s)
+
+
+def test_a_run_without_a_record_has_its_metrics_and_says_why(runs, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    found = look(tmp_path)
+    assert found.batches == [] and [row["step"] for row in found.metrics] == [1] and "run.samples" in found.notes[0]
+
+
+def test_lines_without_decisions_say_so(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"group": 0, "response_ids": [1], "reward": 1.0}\n')
+    found = look(tmp_path / "mine.jsonl")
+    assert "--against" in found.notes[0] and not found.batches[0].credits
+
+
+def test_a_line_that_is_wrong_is_named(runs, tmp_path):
+    (tmp_path / "samples.jsonl").write_text('{"group": 0}\n')
+    with pytest.raises(ReplayError, match="samples.jsonl:1: response_ids"):
+        look(tmp_path)
