@@ -87,6 +87,8 @@ def _dtype(recipe: Recipe, hardware: Hardware) -> Iterator[Choice]:
 def _sync(recipe: Recipe, hardware: Hardware, dtype: str) -> Choice:
     if not recipe.model.adapter:
         return Choice("sampling", "sync", "merged", "for all weights are trained")
+    if recipe.model.quantize:
+        return Choice("sampling", "sync", "adapter", "over the base in 4 bits, as it is trained and published")
     if hardware.is_gpu and dtype == "bfloat16":
         return Choice("sampling", "sync", "adapter", "on GPUs, for it is smaller and not rounded")
     why = "for vLLM's LoRA kernels for GPUs take no float32" if hardware.is_gpu else "on a CPU, where it samples faster"

@@ -55,8 +55,11 @@ def cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeF
 
 
 def quantize_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
-    """Find a quantised policy without an adapter."""
+    """Find a quantised policy without an adapter, or one that would be merged into it."""
     model = recipe.model
+    if model and model.quantize and recipe.sampling and recipe.sampling.sync == "merged":
+        what = f"merged has no 4-bit base below it, which model.quantize: {model.quantize} trains an adapter for"
+        return [file.problem(("sampling", "sync"), f"{what}; write adapter, or leave it out")]
     if model and model.quantize and model.adapter is None:
         what = f"{model.quantize} needs model.adapter, for quantised weights cannot be trained"
         return [file.problem(("model", "quantize"), f"{what}; add adapter: {{rank: 16}}, or leave quantize out")]

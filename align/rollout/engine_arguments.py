@@ -1,6 +1,6 @@
 """What is asked of vLLM, as plain data: its arguments, the settings of a call, the size of its cache.
 
-Read against vLLM 0.32 and 0.33. What is asked on a GPU was not yet run on one.
+Read against vLLM 0.32. What is asked on a GPU was not yet run on one.
 """
 
 from __future__ import annotations

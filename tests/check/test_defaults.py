@@ -90,7 +90,7 @@ QUANTIZED = [ADAPTER, "model.quantize=4bit"]
 
 def test_what_cannot_be_quantised_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("align.check.machine.why_not", lambda: None)
-    assert filled(tmp_path, CPU, *QUANTIZED, zero_stage=2)[0].model.quantize == "4bit"
+    assert filled(tmp_path, CPU, *QUANTIZED, zero_stage=2)[0].sampling.sync == "adapter"
     with pytest.raises(ConfigError, match=r"model.quantize: ZeRO-3 would.*launch with ZeRO-2"):
         filled(tmp_path, CPU, *QUANTIZED, zero_stage=3)
     with pytest.raises(ConfigError, match=r"model.quantize: the experts of qwen3_moe .*leave it out"):

@@ -61,7 +61,10 @@ def test_a_quantised_policy_needs_an_adapter(said):
     [problem] = said(whole)
     assert "model.quantize: 4bit needs model.adapter, for quantised weights cannot be trained" in problem
     assert "add adapter: {rank: 16}" in problem
-    assert said({**whole, "model": {**whole["model"], "adapter": {"rank": 4}}}) == []
+    adapted = {**whole, "model": {**whole["model"], "adapter": {"rank": 4}}}
+    assert said(adapted) == []
+    [problem] = said({**adapted, "sampling": {**whole.get("sampling", {}), "sync": "merged"}})
+    assert "sampling.sync: merged has no 4-bit base" in problem and "write adapter, or leave it out" in problem
 
 
 CUT = {"group_size": 4, "top_p": 0.9}

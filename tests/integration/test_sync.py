@@ -47,10 +47,9 @@ def test_sampler_follows_the_trainer_of_a_mixture(adapter, tmp_path):
 
 
 @pytest.mark.skipif(quantize.why_not() is not None, reason="bitsandbytes is not installed")
-@pytest.mark.parametrize("sync", ["adapter", "merged"])
-def test_sampler_follows_a_trainer_in_4_bits(sync, folder, tmp_path):
+def test_sampler_follows_a_trainer_in_4_bits(folder, tmp_path):
     """The engine loads the base as it is in its files, and gets the weights that the trainer computes with."""
-    follows("cpu", f"{ADAPTER}, quantize: 4bit", f"sampling.sync={sync}", [], folder, tmp_path)
+    follows("cpu", f"{ADAPTER}, quantize: 4bit", "sampling.sync=adapter", [], folder, tmp_path)
 
 
 def follows(machine, adapter, sync, more, folder, tmp_path):
