@@ -145,7 +145,7 @@ class Learner:
         losses, measured, whole = [], [], 0.0
         for i, (source, micro) in enumerate(plan):
             loss, values, current = self._losses(sources[source], micro, sources)
-            tell(Outputs(source, micro.rows, current))
+            tell(Outputs(source, micro, current))
             losses.append(float(loss.detach()))
             measured.append(values)
             last = i == len(plan) - 1

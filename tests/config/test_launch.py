@@ -99,7 +99,7 @@ def test_a_launch_file_divides_no_rows(tmp_path, name):
 )
 def test_an_accelerator_divides_no_rows(parallel, engine, told):
     """However it came by its settings: the command line, the environment, a DeepSpeed config of its own."""
-    plugin = SimpleNamespace(zero_stage=2, deepspeed_config=engine)
+    plugin = SimpleNamespace(zero_stage=2, deepspeed_config=engine, offload_optimizer_device="none")
     sizes = SimpleNamespace(**{"sp_size": 1, "cp_size": 1, "tp_size": 1, **parallel}) if parallel else None
     accelerator = SimpleNamespace(
         state=SimpleNamespace(deepspeed_plugin=plugin),

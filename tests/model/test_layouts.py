@@ -170,7 +170,7 @@ def test_pairs_on_a_gpu_are_about_those_of_its_blocks(prompt, response, size, gr
     draw, rows, parts = random.Random(0), [], []
     for group in range(groups):
         own, lengths = draw.randint(prompt // 2, prompt), [draw.randint(2, response) for _ in range(size)]
-        rows += [layouts.Row(0, group, own, length, length) for length in lengths]
+        rows += [layouts.Row(0, group, own, length) for length in lengths]
         parts.append((own, tuple(length - 1 for length in lengths)))
     load = reduce(layouts.shared_prefix_in_blocks.add, rows, layouts.Load())
     packing = Packing((*parts, (load.filling, ())))
