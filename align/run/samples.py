@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from align.batch import Batch
 from align.credit import Credited
 from align.data.prompts import Answer, Pair
 from align.learner.learner import Outputs
@@ -22,6 +21,8 @@ from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
 
 Fields = dict[str, str]  # {name: JSON}
+AT_ONCE = 64  # rows of which the text is made together
+
 Stream = tuple[Tensor, Tensor]  # [B,T] values; [B,T] bool, where they were computed
 
 
@@ -44,13 +45,11 @@ class Record:
             group_name = f"{number}-{step}-{{}}" if number else f"{step}-{{}}"
             head = {"version": VERSION, "step": step, "source": source.credited[0].objective.data or "data"}
             rest = {"progress": source.collected.batch.progress, "batch_rows": len(responses)}
-            for group, row, fields in responses:
-                if group in groups:
-                    line = _dumped(head | {"group": group_name.format(group)} | rest | fields)
-                    if row is not None:
-                        line |= _tokens(source.collected.batch, row, streams) | _decisions(source.credited, row, states)
-                        states = [{} for _ in states]  # the first line has them
-                    yield _object(line)
+            recorded = [response for response in responses if response[0] in groups]
+            known = _of_batch(source, streams, [row for _, row, _ in recorded if row is not None], states)
+            for group, row, fields in recorded:
+                line = _dumped(head | {"group": group_name.format(group)} | rest | fields)
+                yield _object(line if row is None else line | next(known))
 
     def _groups(self, groups: Sequence[int], seed: str) -> set[int]:
         """Those that are recorded: all, or as many as there is room for, one at least."""
@@ -135,16 +134,24 @@ def _side(pair: Pair, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _tokens(batch: Batch, row: int, streams: Mapping[str, Stream]) -> Fields:
-    """Text and streams of a row's tokens."""
-    length = int(batch.mask[row].sum())
-    out = {"special": _integers(batch.special[row, :length])}
-    if batch.token_text is not None:
-        out = {"token_text": json.dumps(batch.token_text[row]), **out}
-    for name, (values, known) in streams.items():
-        if known[row].any() or not length:
-            out[name] = _numbers(values[row, :length], known[row, :length])
-    return out
+def _of_batch(
+    source: SourceBatch, streams: Mapping[str, Stream], rows: Sequence[int], states: Sequence[Mapping[int, str]]
+) -> Iterator[Fields]:
+    """Text, streams and decisions of these rows of the batch, in order; the first one has the memories too.
+
+    Some rows at once: a tensor is not cut for each of them, and no text of the whole batch is held.
+    """
+    batch = source.collected.batch
+    for start in range(0, len(rows), AT_ONCE):
+        index = torch.tensor(rows[start : start + AT_ONCE])
+        lengths = batch.mask[index].sum(1).tolist()
+        columns = {"special": _numbers(batch.special[index].int(), lengths)}
+        if batch.token_text is not None:
+            columns = {"token_text": [json.dumps(batch.token_text[row]) for row in index.tolist()], **columns}
+        columns |= {name: _numbers(s[0][index], lengths, s[1][index]) for name, s in streams.items()}
+        columns |= _decisions(source.credited, index, lengths, states if start == 0 else ())
+        for i in range(len(lengths)):
+            yield {name: text for name, texts in columns.items() if (text := texts[i]) is not None}
 
 
 def _streams(source: SourceBatch, outputs: Sequence[Outputs]) -> dict[str, Stream]:
@@ -178,54 +185,60 @@ def _before(source: SourceBatch, name: str) -> Stream | None:
     return None if values is None else (values, known)
 
 
-def _decisions(credits: Sequence[Credited], row: int, states: Sequence[Mapping[int, str]]) -> Fields:
-    """`kept`, `advantage` and `objectives` of a row."""
-    entries = [_decision(credited, row, state) for credited, state in zip(credits, states, strict=True)]
-    advantages = [_row(credited, row, credited.batch.advantage) for credited in credits]
+def _decisions(
+    credits: Sequence[Credited], index: Tensor, lengths: Sequence[int], states: Sequence[Mapping[int, str]]
+) -> dict[str, list[str]]:
+    """`kept`, `advantage` and `objectives` of some rows."""
+    kept = torch.stack([credited.batch.kept[index] for credited in credits], 1).tolist()
+    advantages = [_or_null(credited.batch.advantage, index, lengths) for credited in credits]
+    entries = [_decision(credited, index, lengths) for credited in credits]
+    for entry, state in zip(entries, states, strict=False):
+        if state:
+            entry[0] |= {"state": _object({str(place): text for place, text in state.items()})}
     return {
-        "kept": json.dumps([bool(credited.batch.kept[row]) for credited in credits]),
-        "advantage": f"[{', '.join(advantages)}]",
-        "objectives": f"[{', '.join(map(_object, entries))}]",
+        "kept": [json.dumps(row) for row in kept],
+        "advantage": [f"[{', '.join(row)}]" for row in zip(*advantages, strict=True)],
+        "objectives": [f"[{', '.join(map(_object, row))}]" for row in zip(*entries, strict=True)],
     }
 
 
-def _decision(credited: Credited, row: int, state: Mapping[int, str]) -> Fields:
-    trace, batch = credited.trace, credited.batch
-    set_by = list(trace.advantages)
-    out = {
-        "name": json.dumps(credited.objective.name),
-        "transforms": json.dumps([transform.name for transform in credited.objective.chain]),
-        "taken_by": _integers(trace.taken_by[row, : int(batch.mask[row].sum())]),
-        "set_by": json.dumps(set_by),
-        "after": f"[{', '.join(_row(credited, row, trace.advantages[i]) for i in set_by[:-1])}]",
-        "weight": _row(credited, row, credited.token_weight),
+def _decision(credited: Credited, index: Tensor, lengths: Sequence[int]) -> list[Fields]:
+    """What an objective decided on some rows."""
+    trace, set_by = credited.trace, list(credited.trace.advantages)
+    said = _dumped({"name": credited.objective.name, "transforms": [t.name for t in credited.objective.chain]})
+    after = [_numbers(trace.advantages[i][index], lengths) for i in set_by[:-1]]
+    columns = {
+        "taken_by": _numbers(trace.taken_by[index].int(), lengths),
+        "set_by": [json.dumps(set_by)] * len(lengths),
+        "after": [f"[{', '.join(texts[i] for texts in after)}]" for i in range(len(lengths))],
+        "weight": _numbers(credited.token_weight[index], lengths),
     }
     for name in ("token_reward", "returns"):
-        if (value := getattr(batch, name)) is not None:
-            out[name] = _row(credited, row, value)
-    return out | ({"state": _object({str(place): text for place, text in state.items()})} if state else {})
+        if (value := getattr(credited.batch, name)) is not None:
+            columns[name] = _numbers(value[index], lengths)
+    return [said | {name: texts[i] for name, texts in columns.items()} for i in range(len(lengths))]
 
 
-def _row(credited: Credited, row: int, values_BT: Tensor | None) -> str:
-    length = int(credited.batch.mask[row].sum())
-    return "null" if values_BT is None else _numbers(values_BT[row, :length])
+def _or_null(values_BT: Tensor | None, index: Tensor, lengths: Sequence[int]) -> list[str]:
+    return ["null"] * len(lengths) if values_BT is None else _numbers(values_BT[index], lengths)
 
 
-def _integers(values_T: Tensor) -> str:
-    return json.dumps(values_T.int().tolist(), separators=(",", ":"))
+def _numbers(values_RT: Tensor, lengths: Sequence[int], known_RT: Tensor | None = None) -> list[str | None]:
+    """JSON lists of the first numbers of each row, which give the tensor back to the bit.
 
-
-def _numbers(values_T: Tensor, known_T: Tensor | None = None) -> str:
-    """A JSON list of numbers that give the tensor back to the bit; null where one is not known or not finite.
-
-    Nine digits are enough for float32; float64 has as many as it needs.
+    Null where one is not known or not finite; None for a row that has tokens and of which nothing is known. Nine digits
+    are enough for float32; float64 has as many as it needs.
     """
-    form = repr if values_T.dtype == torch.float64 else "%.9g".__mod__
-    given = values_T.isfinite() if known_T is None else values_T.isfinite() & known_T
-    texts = map(form, values_T.tolist())
-    if not given.all():
-        texts = [text if known else "null" for text, known in zip(texts, given.tolist(), strict=True)]
-    return f"[{','.join(texts)}]"
+    form = repr if values_RT.dtype == torch.float64 else "%.9g".__mod__
+    given = values_RT.isfinite() if known_RT is None else values_RT.isfinite() & known_RT
+    known = [True] * len(lengths) if known_RT is None else known_RT.any(1).tolist()
+    out: list[str | None] = []
+    for row, there, length, some in zip(values_RT.tolist(), given.tolist(), lengths, known, strict=True):
+        texts = map(form, row[:length])
+        if not all(there[:length]):
+            texts = [text if is_there else "null" for text, is_there in zip(texts, there, strict=False)]
+        out.append(f"[{','.join(texts)}]" if some or not length else None)
+    return out
 
 
 def _dumped(fields: Mapping[str, Any]) -> Fields:
