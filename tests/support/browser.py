@@ -81,6 +81,12 @@ class Tab:
         self.until("document.documentElement?.dataset.drawn", timeout)
         return self.js("performance.now()") / 1000
 
+    def cpu_seconds(self):
+        """Processor time of the process that shows the page, since it began."""
+        self.call("Performance.enable")
+        found = self.call("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in found if metric["name"] == "ProcessTime")
+
     def until(self, condition, timeout=30.0):
         end = time.monotonic() + timeout
         while not self.js(condition):
