@@ -35,6 +35,6 @@ class Optim(Section):
     checkpoint_activations: bool | None = Field(
         None,
         description="compute layers again in the backward pass instead of keeping what they computed: less memory,"
-        " about a third more time; default: on GPUs above 1B parameters",
+        " and one more forward pass of time; default: on GPUs above 1B parameters",
     )
     updates_per_step: Count = Field(1, description="optimiser updates on the same rollouts")
