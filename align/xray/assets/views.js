@@ -77,7 +77,7 @@ async function againstView() {
         row("sign flips: one pushes up what the other pushes down", "flips", (x) => x.flips.toLocaleString("en")),
         row("carry gradient under both", "both", (x) => x.both.toLocaleString("en")),
         row("of those under either", "overlap", (x) => percent(x.overlap)),
-        row("cosine of credit × weight", "cosine", (x) => number(x.cosine)),
+        row("cosine of credit × weight", "cosine", (x) => (Number.isNaN(x.cosine) ? "not defined" : signed(x.cosine.toFixed(4)))),
         row(`effective tokens, ${title(a)}`, "effective a", (x) => number(x.effective[0])),
         row(`effective tokens, ${title(b)}`, "effective b", (x) => number(x.effective[1])),
       ], { "data-numbers": JSON.stringify(here) })),
