@@ -18,6 +18,7 @@ from align.learner import weights
 from align.rollout import shared_memory
 from align.rollout.engine_arguments import engine_arguments, request_seeds, request_settings
 from align.rollout.generator import LIKELIEST, SamplerLogprobs
+from align.rollout.heads import leave_head
 from align.rollout.mixtures import pack_experts
 from align.rollout.seeds import PROBE, Seeds
 from align.system.hardware import Hardware
@@ -55,6 +56,8 @@ class VLLM:
             shared_memory.clear(self._sampling.tensor_parallel)
         with _own_threads():
             self._llm = LLM(**arguments)
+        if self._adapter_folder is not None and not hardware.is_gpu:
+            self._llm.apply_model(leave_head)
 
     def generate(self, prompts, *, n, temperature, max_tokens, seeds):
         """Sample as `Generator.generate` says."""
@@ -93,11 +96,7 @@ class VLLM:
     def score(self, rows):
         """Log-probabilities as `Generator.score` says."""
         settings = dict(n=1, temperature=1.0, max_tokens=1, prompt_logprobs=0)
-        # with LoRA its CPU kernels take the logits of several prompts for those of as many tokens, and raise
-        parts = [rows] if self._adapter_folder is None else [[ids] for ids in rows]
-        outputs = [
-            output for part in parts for output in self._sample(part, Seeds(PROBE, [PROBE] * len(part)), **settings)
-        ]
+        outputs = self._sample(rows, Seeds(PROBE, [PROBE] * len(rows)), **settings)
         return [_of_prompt(ids, output) for ids, output in zip(rows, outputs, strict=True)]
 
     def take_base(self, model):

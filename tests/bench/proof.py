@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 LORA, MERGED = ", adapter: {rank: 4, alpha: 8}", "sampling.sync=merged"
-PARTS = ["no o_proj", "no v_proj", "no down_proj", "old"]
+PARTS = ["no o_proj", "no v_proj", "no down_proj", "old", "old to another bit"]
 WAYS = {  # {way: (launch file, adapter, learning rate, faults, keys)}
     "merged": ("cpu", LORA, 2e-3, ["scale 1.1", "scale 0.9", *PARTS], [MERGED]),
     "adapter": ("cpu", LORA, 2e-3, ["scale 1.1", "scale 0.9", *PARTS], ["sampling.sync=adapter"]),

@@ -39,19 +39,27 @@ def moved():
 
 
 def change_of(fault):
-    """A fault by its name: `scale 1.1`, `no o_proj`, `base`, `old`."""
+    """A fault by its name: `scale 1.1`, `no o_proj`, `old`, `old to another bit`."""
     word, _, what = fault.partition(" ")
     if word == "scale":
         return faults.scale(float(what))
     return faults.one_step_old(trained()) if word == "old" else faults.without(what, start)
 
 
-def plant(fault, number, done):
-    """(steps until it was found, kind, message); steps None where it was not.
+class Forgotten(list):
+    """The sampler's earlier answers where it never repeats one to the bit, as not every engine does."""
 
-    The sampler's earlier answers are forgotten: not every engine repeats one to the bit.
-    """
-    check = replace(copy.deepcopy(sampler.sync_check), earlier=[])
+    def append(self, _):
+        """Forget."""
+
+    def pop(self):
+        """Have nothing."""
+
+
+def plant(fault, number, done):
+    """(steps until it was found, kind, message); steps None where it was not."""
+    check = copy.deepcopy(sampler.sync_check)
+    check.earlier = check.earlier if fault == "old" else Forgotten()
     loop = replace(run.loop, sampler=replace(sampler, sync_check=check))
     sources = [replace(source, sampler=loop.sampler) for source in loop.sources]
     loop = replace(loop, sources=sources)
