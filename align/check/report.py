@@ -83,15 +83,15 @@ def _memory(phases: Mapping[str, Mapping[str, float]], where: str) -> Table:
     """The estimate: a line a term, a column a phase, the largest sum last."""
     on_gpu = "run" not in phases
     how = "estimated by arithmetic, not measured on any GPU" if on_gpu else "estimated"
-    title = f"GiB of each process, on {where}: {how}"
+    title = Text(for_terminal(f"GiB of each process, on {where}: {how}"))
     table = Table("", box=None, title=title, title_justify="left")
     for phase in phases:
-        table.add_column(Text(phase), justify="right")
+        table.add_column(Text(for_terminal(phase)), justify="right")
     terms = list(dict.fromkeys(name for terms in phases.values() for name in terms if name != "total"))
     for name in [*terms, "total"]:
         row = [f"{terms[name]:.2f}" if terms.get(name) else "" for terms in phases.values()]
         if any(row):
-            table.add_row(Text(name), *row)
+            table.add_row(Text(for_terminal(name)), *row)
     return table
 
 

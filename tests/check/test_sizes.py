@@ -1,11 +1,14 @@
 """What the estimate of memory depends on, read off models without weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import shapes, tiny_model
 from support.broken.corpus import facts
 
 from align.check import model_files, sizes
+from align.check.memory import phases
 from align.config.model_keys import Adapter
 from align.model.adapters import add_adapter
 from align.model.load import load_model
@@ -52,11 +55,16 @@ def test_layers_that_are_computed_again_keep_what_they_get(bench):
 
 
 def test_a_base_in_4_bits_is_estimated_as_it_is_stored(bench, monkeypatch):
-    monkeypatch.setattr("align.check.defaults.why_not", lambda: None)
+    seen = []
+    monkeypatch.setattr("align.check.machine.why_not", lambda: None)
+    monkeypatch.setattr("align.check.summary.phases", lambda setup: seen.append(setup) or {})
     bench.put("model.adapter", {"rank": 2})
-    whole = facts(bench)["memory_gib"]["run"]["weights"]
+    assert bench.checked()["ok"]
     bench.put("model.quantize", "4bit")
-    assert 0.1 * whole < facts(bench)["memory_gib"]["run"]["weights"] < 0.3 * whole
+    assert bench.checked()["ok"]
+    whole, quantised = (phases(replace(one, policy=shapes.policy("Qwen3-8B", True))) for one in seen)
+    saved = (4 - (0.5 + (1 + 4 / 256) / 64)) * shapes.policy("Qwen3-8B", True).linear / 2**30  # of float32
+    assert whole["run"]["weights"] - quantised["run"]["weights"] == pytest.approx(saved, abs=0.01)
 
 
 def test_zero_divides_the_estimate(bench):
@@ -100,12 +108,12 @@ def test_what_a_recipe_says_is_what_the_estimate_depends_on(bench, monkeypatch):
     }
     bench.put("model.adapter", {"rank": 4})
     bench.put("optim", {"lr": 0.01, "optimizer": "sgd", "checkpoint_activations": True, "micro_batch_tokens": 100})
-    bench.put("optim.offload_optimizer", "between_steps")
+    bench.put("optim.offload_optimizer", "cpu")
     bench.put("sampling.sleep", True)
     bench.put("sampling.tensor_parallel", 2)
     assert bench.checked()["ok"]
     [found] = seen
     assert (found.gpu_gib, found.processes, found.zero_stage, found.width, found.moments) == (80.0, 4, 3, 2, 0)
-    assert found.checkpointed and found.offload == "between_steps" and not found.quantised and found.frozen == 0
+    assert found.checkpointed and found.offload == "cpu" and not found.quantised and found.frozen == 0
     assert found.sampler.sleeps and found.sampler.tensor_parallel == 2 and not found.sampler.merged
     assert found.sampler.cache is None and found.micro_batch == 100 and found.policy.trained == found.policy.added

@@ -36,7 +36,7 @@ def test_where_a_run_writes_is_no_part_of_it(recipe):
     [
         ("run.seed=3", Change("run.seed", 0, 3)),
         ("model.policy=other/model", Change("model.policy", "some/model", "other/model")),
-        ("model.dtype=bfloat16", Change("model.dtype", "float32", "bfloat16")),
+        ("model.dtype=bfloat16", Change("model.dtype", "auto", "bfloat16")),
         ("model.adapter.rank=8", Change("model.adapter.rank", 4, 8)),
         ("model.adapter.targets=[q_proj]", Change("model.adapter.targets", "all-linear", ["q_proj"])),
         ("optim.optimizer=sgd", Change("optim.optimizer", "adamw", "sgd")),

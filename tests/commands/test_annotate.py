@@ -9,12 +9,14 @@ from support import tiny_model
 from support.results import recorded
 from support.tiny_task import pairs
 
+from align.check.defaults import fill_dtype
 from align.check.requirements import bank_identity
 from align.commands.annotate import annotate
 from align.config.experiment import load_experiment
 from align.data import bank
 from align.data.prompts import DataError
 from align.model.load import load_model
+from align.system.hardware import here
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def experiment(folder, tmp_path, guide, **adapter):
         "run": {"out": str(tmp_path / "run"), "steps": 1},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return load_experiment(tmp_path / "recipe.yaml")
+    return fill_dtype(load_experiment(tmp_path / "recipe.yaml"), here())
 
 
 def test_the_reference_of_a_bank_is_the_adapter_that_the_run_goes_on_from(folder, start, tmp_path):

@@ -84,9 +84,9 @@ def test_what_is_printed_does_not_act(text, capsys, monkeypatch):
     say(text)
     with stage(text, text) as notes:
         notes.append(text)
-    check_report.show(
-        {"ok": True, "problems": [text], "notes": [text], "facts": {text: text, "x": {text: {"y": text}}}}
-    )
+    facts = {text: text, "x": {text: {"y": text}}, "launch": {"on": text}}
+    facts |= {"memory_gib": {text: {text: 1.0, "total": 1.0}}, "chosen": {text: {"value": text, "why": text}}}
+    check_report.show({"ok": True, "problems": [text], "notes": [text], "facts": facts})
     file = io.StringIO()
     console = Console(file=file, width=300, force_terminal=False)
     console.print(verify.table([Check(text, True, text), Check("x", False, text)]))
