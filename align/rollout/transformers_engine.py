@@ -103,7 +103,7 @@ class Transformers:
     def logprobs(self, ids, *, temperature):
         """Log-probabilities as `Generator.logprobs` says."""
         [prompt] = self.score([ids])
-        torch.manual_seed(PROBE)  # which token is sampled is compared too, also where a resumed run sampled nothing else
+        torch.manual_seed(PROBE)  # the token sampled is compared too, also where a resumed run sampled nothing else
         out = self._sample([ids], len(ids), n=1, temperature=temperature, max_tokens=1)
         following = out.scores[0][0].float().log_softmax(-1)
         likeliest = {*following.topk(min(LIKELIEST, len(following))).indices.tolist(), int(out.sequences[0, -1])}
