@@ -132,8 +132,10 @@ def test_the_record_of_a_run_gives_its_credit_to_the_last_digit(whole):
     rows = [json.loads(line) for line in (whole / "samples.jsonl").open()]
     lines = credit(experiment, whole / "samples.jsonl")
     for row, line in zip(rows, lines, strict=False):
-        found = ([line["kept"]], [line["advantage"]], line["weight"])
-        assert found == (row["kept"], row["advantage"], row["objectives"][0]["weight"])
+        assert [line["kept"]] == row["kept"]
+        recorded = row["advantage"][0], row["objectives"][0]["weight"]  # nine digits, which are one float32
+        for found, written in zip((line["advantage"], line["weight"]), recorded, strict=True):
+            assert torch.equal(torch.tensor(found), torch.tensor(written, dtype=torch.float32))
     steps = [row for row in map(json.loads, (whole / "metrics.jsonl").open()) if "loss" in row]
     for step, summary in zip(steps, lines[len(rows) :], strict=True):
         assert summary["loss"] == pytest.approx(step["loss"], abs=1e-6) and summary["step"] == step["step"]
