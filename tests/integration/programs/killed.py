@@ -134,7 +134,7 @@ POINTS = {
     "syncing": (Transformers, "sync", before),
     "syncing (vLLM)": (VLLM, "sync", after),
     "half a line": (RunLog, "_append", half_a_line),
-    "before samples": (RunLog, "_append", samples_line),
+    "before samples": (RunLog, "_write", samples_line),
     "evaluating": (Evaluation, "run", after),
     "before the evaluation's line": (RunLog, "_append", metrics_line),
     "evaluation logged": (RunLog, "evaluation", after),
