@@ -34,9 +34,6 @@ class Choice:
     value: Any
     why: str
 
-    def __str__(self) -> str:
-        return f"{self.section}.{self.key}: {self.value}, {self.why}"
-
 
 def fill_defaults(
     experiment: Experiment, model_config: PretrainedConfig, launch: Launch
@@ -59,15 +56,17 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
     """What a run takes for the keys that the recipe leaves open and that depend on model or machine."""
     hardware, sampling, optim = launch.hardware, recipe.sampling, recipe.optim
     yield from _dtype(recipe, hardware)
-    dtype = _with(recipe, *_dtype(recipe, hardware)).model.dtype
+    recipe = _with(recipe, *_dtype(recipe, hardware))
     if optim.layout is None:
         layout = layouts.choose(None, model_config)
         yield Choice("optim", "layout", layout, "the fastest that the model can")
     if sampling.engine == "vllm" and sampling.sync is None:
-        yield _sync(recipe, hardware, dtype)
+        yield _sync(recipe, hardware)
     yield from _engine(sampling, hardware)
     if sampling.tolerance is None:
-        yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
+        yield Choice(
+            "sampling", "tolerance", TOLERANCE[recipe.model.dtype], f"as engines round in {recipe.model.dtype}"
+        )
     if optim.checkpoint_activations is None:
         yield _checkpointing(hardware, model_config)
     if recipe.eval.temperature is None:
@@ -84,12 +83,12 @@ def _dtype(recipe: Recipe, hardware: Hardware) -> Iterator[Choice]:
         yield Choice("model", "dtype", "float32", why)
 
 
-def _sync(recipe: Recipe, hardware: Hardware, dtype: str) -> Choice:
+def _sync(recipe: Recipe, hardware: Hardware) -> Choice:
     if not recipe.model.adapter:
         return Choice("sampling", "sync", "merged", "for all weights are trained")
     if recipe.model.quantize:
         return Choice("sampling", "sync", "adapter", "over the base in 4 bits, as it is trained and published")
-    if hardware.is_gpu and dtype == "bfloat16":
+    if hardware.is_gpu and recipe.model.dtype == "bfloat16":
         return Choice("sampling", "sync", "adapter", "on GPUs, for it is smaller and not rounded")
     why = "for vLLM's LoRA kernels for GPUs take no float32" if hardware.is_gpu else "on a CPU, where it samples faster"
     return Choice("sampling", "sync", "merged", why)

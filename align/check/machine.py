@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from transformers import PretrainedConfig
 
 from align.check.model_files import skeleton
-from align.config.launch import Launch
+from align.config.launch import Launch, engine_stage
 from align.config.recipe import Recipe
 from align.config.recipe_file import KeyPath
 from align.model import layouts
@@ -57,7 +57,7 @@ def offload_problem(recipe: Recipe, launch: Launch) -> str | None:
         return None
     if not launch.hardware.is_gpu:
         return f"{where} would change nothing: on a CPU they are in host memory; leave it out"
-    stage = launch.zero_stage or (2 if recipe.model.dtype == "bfloat16" else 0)  # as `optimizer.configure` has it
+    stage = engine_stage(launch.zero_stage, recipe.model.dtype)
     if where == "cpu" and stage == 0:
         return "cpu needs ZeRO; launch with launch/zero2.yaml, or leave it out"
     if where == "between_steps" and stage == 3:

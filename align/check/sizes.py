@@ -17,6 +17,7 @@ from align.check import model_files
 from align.check.memory import FLOAT, Sampler, Setup, Sizes
 from align.check.requirements import REFERENCE, head_specs, needs
 from align.check.survey import Survey
+from align.config.launch import engine_stage
 from align.config.model_keys import Adapter
 from align.data.prompts import Pair
 from align.model import layouts
@@ -37,7 +38,7 @@ def setup_of(found: Survey) -> Setup:
         policy=policy,
         gpu_gib=launch.hardware.gib if launch.hardware.is_gpu else None,
         processes=launch.processes,
-        zero_stage=launch.zero_stage or (2 if width < FLOAT else 0),  # bfloat16 without ZeRO has ZeRO-2's engine
+        zero_stage=engine_stage(launch.zero_stage, recipe.model.dtype),
         width=width,
         moments={"adamw": 2, "sgd": 0}[recipe.optim.optimizer],
         frozen=sum(_own_models(found)),

@@ -61,6 +61,12 @@ class Launch:
         return out + [f"{self.name}: {setting}: is {shortened(value)}; {WHOLE_ROWS}" for setting, value in divided]
 
 
+def engine_stage(zero_stage: int, dtype: str) -> int:
+    """The ZeRO stage that the engine has: DeepSpeed sums gradients of bfloat16 in float32 under ZeRO alone, so without
+    it the engine is ZeRO-2's, which in one process is the same thing."""
+    return zero_stage or (2 if dtype == "bfloat16" else 0)
+
+
 def of_file(path: Path, gpu_gib: float | None = None) -> Launch:
     """Read a file of launch/. Raises `ConfigError` where it starts no DeepSpeed, and `FileNotFoundError`.
 

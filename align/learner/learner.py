@@ -68,7 +68,8 @@ class Learner:
         for module in (policy, *frozen.values()):
             module.device = accelerator.device
             share(module)
-        share(policy, *(other for who, other in frozen.items() if who == "reference"))
+        if "reference" in frozen:  # whose head the policy's chunks read too
+            share(policy, frozen["reference"])
         with states_here(self.engine, optim):  # and away behind it
             pass
 

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
 from transformers.trainer_pt_utils import get_parameter_names
 
+from align.config.launch import engine_stage
 from align.config.optim_keys import Optim
 from align.model.policy import Policy
 
@@ -26,8 +27,7 @@ def configure(accelerator: Accelerator, optim: Optim, dtype: str) -> None:
 
     The micro-batch size is a formality: `micro_batches` makes them. Clipping at infinity is no clipping, while
     accelerate turns a 0 into its default of 1. In bfloat16 the weights that the optimiser moves are float32, and so
-    are the sums of gradients over micro-batches and ranks. Without ZeRO DeepSpeed knows no such sums, so there the
-    engine is ZeRO-2's, which is the same thing in one process.
+    are the sums of gradients over micro-batches and ranks.
     """
     plugin = accelerator.state.deepspeed_plugin
     config, zero = plugin.deepspeed_config, plugin.deepspeed_config["zero_optimization"]
@@ -37,7 +37,7 @@ def configure(accelerator: Accelerator, optim: Optim, dtype: str) -> None:
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
-        zero["stage"] = zero["stage"] or 2
+    zero["stage"] = engine_stage(zero["stage"], dtype)
     if optim.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
         config["zero_force_ds_cpu_optimizer"] = False  # `make_optimizer` has made the right one

@@ -144,7 +144,7 @@ def _blocks(model: nn.Module) -> dict[str, tuple[list[str], int]]:
     out: dict[str, tuple[list[str], int]] = {}
     for name, parameter in model.named_parameters():
         names, size = out.get(_block(name), ([], 0))
-        size += getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        size += count(parameter) * parameter.element_size()
         out[_block(name)] = [*names, name], size
     return out
 

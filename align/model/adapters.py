@@ -177,7 +177,7 @@ def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and any(part in piece for piece in name.split(".")[:-1])
-        if module.out_features not in fused
+        if module.out_features not in experts(model.get_submodule(name.rpartition(".")[0]))  # a router is beside them
     }
     names = {name for name in names if not _moves(model, name)}
     if not names:

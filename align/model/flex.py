@@ -31,9 +31,8 @@ FIX = "write optim.layout: padded, or mend what keeps torch from compiling (TORC
 class Blocks:
     """Which positions of a packed sequence see which, as flex attention reads it."""
 
-    pairs: tuple[
-        Tensor, ...
-    ]  # of blocks, in the order of `BlockMask`: seen in part, whole, and both from the key's side
+    # of blocks, in the order of `BlockMask`: those seen in part, those seen whole, and both from the key's side
+    pairs: tuple[Tensor, ...]
     spans: tuple[Tensor, ...]  # 3 x [S] int32: where a position's part begins, where its prompt does, and its end
 
 

@@ -18,10 +18,10 @@ FOLDER = Path("/dev/shm")
 
 def clear(tensor_parallel: int) -> None:
     """Remove the segments of this rank's group that belong to this user and that no process has open. Collective."""
-    group = dist.get_rank() // tensor_parallel
-    ranks = "-".join(str(rank) for rank in range(group * tensor_parallel, (group + 1) * tensor_parallel))
-    for path in left_over(f"-[{ranks}]-cpushm"):
-        path.unlink(missing_ok=True)  # another rank may be first
+    first = dist.get_rank() // tensor_parallel * tensor_parallel  # rank of the group: it clears for all of them
+    ranks = "-".join(str(rank) for rank in range(first, first + tensor_parallel))
+    for path in left_over(f"-[{ranks}]-cpushm") if dist.get_rank() == first else ():
+        path.unlink(missing_ok=True)
     dist.barrier()  # before any of them makes its own
 
 

@@ -222,7 +222,7 @@ def start_drift(generator: Generator, learner: Learner, prompts: Sequence[Sequen
     """Sample the probe from the weights that the engine loaded, and score it with them: before the first sync, and
     before a checkpoint is read, so that a resumed run starts from the same. Collective."""
     chosen = sorted({tuple(ids) for ids in prompts}, key=lambda ids: (len(ids), ids))[:ROWS]
-    tokens = max(1, min(LENGTH, sampling.max_response_tokens - 1))  # the engine needs room for one more
+    tokens = min(LENGTH, sampling.max_response_tokens - 1)  # the engine needs room for one more
     n = -(-ROWS // len(chosen))
     settings = dict(n=n, temperature=sampling.temperature, max_tokens=tokens)
     responses = generator.generate(chosen, **settings, seeds=Seeds(PROBE, [*range(len(chosen))]))

@@ -29,8 +29,8 @@ BESIDE = "Look for what sets this beside the recipe."
 class SyncError(RuntimeError):
     """The sampler does not sample from the policy.
 
-    `kind` is stale adapter, stale weights, base only, wrong adapter, merge rounding, unknown weights, temperature or
-    top-p support, or sampling settings.
+    `kind` is stale adapter, stale weights, base only, wrong adapter, part of the weights, merge rounding, unknown
+    weights, temperature or top-p support, or sampling settings.
     """
 
     def __init__(self, kind: str, message: str):

@@ -28,19 +28,22 @@ Stream = tuple[Tensor, Tensor]  # [B,T] values; [B,T] bool, where they were comp
 
 @dataclass
 class Record:
-    """How much of each step is recorded, and what the memories of transforms were behind the step before."""
+    """How much of each step is recorded, and up to which step the lines tell the memories of transforms."""
 
     samples: Literal["all", "none"] | int = "all"  # responses of a step and source; a number takes whole groups
     seed: int = 0
     follows: bool = False  # whether the first step's lines go on from those that are there
-    memories: dict[tuple[str, int], str | None] = field(default_factory=dict)  # {(objective, place): JSON}
+    last: dict[int, int | None] = field(default_factory=dict)  # {source: its newest step; None: not all of it is there}
 
     def lines(self, step: int, batches: Sequence[SourceBatch], outputs: Sequence[Outputs]) -> Iterator[str]:
         """The lines of a step, counted from 1. `outputs` are those of all ranks."""
         for number, source in enumerate(batches if self.samples != "none" else ()):
             responses = _responses(source)
             groups = self._groups([group for group, *_ in responses], f"{self.seed}-{number}-{step}")
-            states = self._states(source, whole=any(row is not None for _, row, _ in responses))
+            follows = self.last[number] == step - 1 if number in self.last else self.follows
+            states = [{} if follows else _memories(credited) for credited in source.credited]
+            whole = self.samples == "all" and any(row is not None for _, row, _ in responses)
+            self.last[number] = step if whole else None
             streams = _streams(source, [o for o in outputs if o.source == number])
             group_name = f"{number}-{step}-{{}}" if number else f"{step}-{{}}"
             head = {"version": VERSION, "step": step, "source": source.credited[0].objective.data or "data"}
@@ -64,23 +67,11 @@ class Record:
                 room -= sizes[group]
         return chosen
 
-    def _states(self, source: SourceBatch, whole: bool) -> list[dict[int, str]]:
-        """For each objective {place: JSON} of the memories before the step that do not follow from the lines before.
 
-        `whole`: the lines of this step have a response of the batch, so that its first one can bear them.
-        """
-        out = []
-        for credited in source.credited:
-            written = {}
-            for place, before in credited.trace.state.items():
-                key, text = (credited.objective.name, place), _json_or_none(before)
-                if text and (self.memories[key] != text if key in self.memories else not self.follows):
-                    written[place] = text
-                followed = self.samples == "all" and whole
-                after = credited.objective.chain[place].state
-                self.memories[key] = _json_or_none(after.state_dict()) if followed else None
-            out.append(written)
-        return out
+def _memories(credited: Credited) -> dict[int, str]:
+    """{place of a transform: JSON} of the memories before the step."""
+    found = {place: _json_or_none(state) for place, state in credited.trace.state.items()}
+    return {place: text for place, text in found.items() if text}
 
 
 def _json_or_none(state: Any) -> str | None:

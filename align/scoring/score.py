@@ -26,19 +26,21 @@ def score_rows(
 ) -> dict[str, list[Value]]:
     """{reward: one value a row}: a number, None where it does not apply, or a `Failure`.
 
-    Several workers of one reward share its rows, each a run of them. `total_rows` are those of all ranks together.
+    Each reward has as many workers, which share its rows, a run of them each. `total_rows` are those of all ranks
+    together.
     Raises `RewardError` as soon as a reward has failed on more than the fraction `reward_limits.max_failed` of them.
     """
     if not prompts:
         return {worker.reward.name: [] for worker in workers}
-    arguments, teams, parts = arguments_of(prompts, responses, texts), {}, {}
+    arguments, teams = arguments_of(prompts, responses, texts), {}
     for worker in workers:
         teams.setdefault(worker.reward.name, []).append(worker)
-    for name, team in teams.items():  # they work side by side
-        parts[name] = shares(len(prompts), len(team))
-        for worker, rows in zip(team, parts[name], strict=False):
-            worker.ask(_packed(rows_of(arguments, rows), len(rows)), len(rows))
-    return {name: _values(team, parts[name], arguments, total_rows) for name, team in teams.items()}
+    parts = shares(len(prompts), max(map(len, teams.values()), default=1))
+    messages = [_packed(rows_of(arguments, rows), len(rows)) for rows in parts]
+    for team in teams.values():  # they work side by side
+        for worker, message, rows in zip(team, messages, parts, strict=False):
+            worker.ask(message, len(rows))
+    return {name: _values(team, parts, arguments, total_rows) for name, team in teams.items()}
 
 
 def shares(rows: int, processes: int) -> list[range]:

@@ -45,29 +45,7 @@ def save_model(folder: str | Path, hidden_size: int = 128, tied: bool = True) ->
 
     The configuration names no pad token: torch would keep that row of the embedding at 0, and it is the end token's.
     """
-    tokens = tokenizer()
-    config = LlamaConfig(
-        vocab_size=-(-len(tokens) // 64) * 64,
-        hidden_size=hidden_size,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=tokens.eos_token_id,
-        dtype="float32",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id)
-    model.save_pretrained(folder)
-    tokens.save_pretrained(folder)
-    return Path(folder)
+    return _save(folder, LlamaForCausalLM, LlamaConfig, hidden_size=hidden_size, tie_word_embeddings=tied)
 
 
 def save_guide(folder: str | Path, out: str | Path) -> Path:
@@ -86,30 +64,32 @@ def save_guide(folder: str | Path, out: str | Path) -> Path:
 
 def save_mixture(folder: str | Path) -> Path:
     """Save a tiny Qwen3 mixture of four experts with this tokenizer to `folder`; two of them see each token."""
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True)
+    sizes = dict(hidden_size=128, tie_word_embeddings=False, **experts)
+    return _save(folder, Qwen3MoeForCausalLM, Qwen3MoeConfig, **sizes)
+
+
+def _save(folder: str | Path, model: type, config: type, **sizes) -> Path:
+    """Save a random model of two layers with this tokenizer to `folder`."""
     tokens = tokenizer()
-    config = Qwen3MoeConfig(
+    made = config(
         vocab_size=-(-len(tokens) // 64) * 64,
-        hidden_size=128,
         intermediate_size=256,
-        moe_intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=64,
-        num_experts=4,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
         max_position_embeddings=256,
-        tie_word_embeddings=False,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=tokens.eos_token_id,
         dtype="float32",
+        **sizes,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Qwen3MoeForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id)
-    model.save_pretrained(folder)
+        random = model(made)
+    random.generation_config = GenerationConfig(eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id)
+    random.save_pretrained(folder)
     tokens.save_pretrained(folder)
     return Path(folder)
