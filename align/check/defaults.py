@@ -64,9 +64,8 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
         yield _sync(recipe, hardware)
     yield from _engine(sampling, hardware)
     if sampling.tolerance is None:
-        yield Choice(
-            "sampling", "tolerance", TOLERANCE[recipe.model.dtype], f"as engines round in {recipe.model.dtype}"
-        )
+        dtype = recipe.model.dtype
+        yield Choice("sampling", "tolerance", TOLERANCE[dtype], f"as engines round in {dtype}")
     if optim.checkpoint_activations is None:
         yield _checkpointing(hardware, model_config)
     if recipe.eval.temperature is None:
