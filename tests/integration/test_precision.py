@@ -30,6 +30,8 @@ def test_the_sum_over_micro_batches_is_float32(machine, kind, folder, tmp_path):
     assert norm > 0.01 and error < 1e-5 * norm
 
 
+ROUNDED = {"between_steps": 0.0, "cpu": 1e-4}  # Adam divides by the size of a gradient, also of one that is nearly 0
+
 AWAY = [("cpu_zero2", "between_steps"), ("cpu_zero2", "cpu"), ("cpu_zero3", "cpu")]
 
 
@@ -40,4 +42,4 @@ def test_where_the_optimiser_s_states_are_changes_nothing(machine, offload, fold
         forked(machine, PROGRAMS / "skip.py", folder, "fine,fine,fine", tmp_path / where, "float32", where)
     here, away = (load_file(tmp_path / where) for where in ("none", offload))
     for name, value in here.items():
-        torch.testing.assert_close(away[name], value, **({"rtol": 0, "atol": 0} if offload != "cpu" else {}))
+        torch.testing.assert_close(away[name], value, rtol=0, atol=ROUNDED[offload])

@@ -5,17 +5,15 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from support import ragged_batches
+from support.deepspeed_setup import accelerator_for
 
 from align.config.model_keys import Adapter
 from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner.learner import Learner
-from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter
@@ -25,11 +23,8 @@ from align.objectives import gfpo
 from align.system.clock import Clock
 
 folder, kind, out = sys.argv[1:]
-accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 optim = Optim(lr=0.1, optimizer="sgd", schedule_steps=1, micro_batch_tokens=60)
-configure(accelerator, optim, "float32")
-zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-zero["stage3_param_persistence_threshold"] = 0  # else weights as small as these stay whole
+accelerator = accelerator_for(optim, "float32")
 model = load_model(folder, "float32")
 torch.manual_seed(0)
 if kind == "lora":

@@ -7,18 +7,16 @@ import json
 import sys
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from safetensors.torch import save_file
 from support import ragged_batches
+from support.deepspeed_setup import accelerator_for
 
 from align.check.requirements import head_specs
 from align.config.model_keys import Adapter
 from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner.learner import Learner
-from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter
@@ -28,11 +26,8 @@ from align.objectives import grpo, ppo
 from align.system.clock import Clock
 
 folder, kind, out = sys.argv[1:]
-accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 optim = Optim(lr=1e-30, optimizer="sgd", max_grad_norm=float("inf"), schedule_steps=1, micro_batch_tokens=1)
-configure(accelerator, optim, "bfloat16")
-zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-zero["stage3_param_persistence_threshold"] = 0  # else weights as small as these stay whole
+accelerator = accelerator_for(optim, "bfloat16")
 model = load_model(folder, "bfloat16")
 torch.manual_seed(0)
 if kind == "lora":

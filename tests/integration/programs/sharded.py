@@ -4,20 +4,17 @@ import json
 import sys
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from deepspeed.runtime.zero import GatheredParameters
+from support.deepspeed_setup import accelerator_for
 
 from align.config.optim_keys import Optim
 from align.learner import weights
 from align.learner.learner import Learner
-from align.learner.optimizer import configure
 from align.model import layouts
 from align.model.load import load_model
 from align.model.policy import Policy
 
 folder, out = sys.argv[1:]
-accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 enter, leave, write = GatheredParameters.__enter__, GatheredParameters.__exit__, weights._write_part
 whole, most, written = [0], {}, []
 
@@ -43,9 +40,7 @@ def note(model, state, *rest):
 GatheredParameters.__enter__, GatheredParameters.__exit__, weights._write_part = gather, let_go, note
 weights.SHARD = 300_000
 optim = Optim(optimizer="sgd", schedule_steps=1)
-configure(accelerator, optim, "float32")
-zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-zero["stage3_param_persistence_threshold"] = 0  # else weights as small as these stay whole
+accelerator = accelerator_for(optim, "float32")
 part = "load"
 model, reference = load_model(folder, "float32"), load_model(folder, "float32")
 loaded = sum(p.numel() * p.element_size() + p.ds_tensor.nbytes for p in model.parameters())

@@ -3,10 +3,9 @@
 import sys
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import save_file
 from support import ragged_batches
+from support.deepspeed_setup import accelerator_for
 
 from align.check.requirements import head_specs
 from align.config.model_keys import Adapter, Model
@@ -14,7 +13,6 @@ from align.config.optim_keys import Optim
 from align.credit import assign
 from align.learner import weights
 from align.learner.learner import Learner
-from align.learner.optimizer import configure
 from align.learner.passes import ForwardPasses
 from align.model import layouts
 from align.model.adapters import add_adapter, add_guide, guide_model
@@ -23,7 +21,6 @@ from align.model.policy import Policy
 from align.system.clock import Clock
 
 folder, guide, kind, layout, family, layers, out = sys.argv[1:]
-accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 updates = ragged_batches.FAMILIES[family]()
 optim = Optim(
     lr=ragged_batches.RATES.get(family, 0.1),
@@ -32,9 +29,7 @@ optim = Optim(
     schedule_steps=len(updates),
     checkpoint_activations=layers == "recompute",
 )
-configure(accelerator, optim, "float32")
-zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-zero["stage3_param_persistence_threshold"] = 0  # else weights as small as these stay whole
+accelerator = accelerator_for(optim, "float32")
 model = load_model(folder, "float32")
 frozen = {}
 torch.manual_seed(0)
