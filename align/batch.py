@@ -30,7 +30,11 @@ class Batch:
 
     group: Tensor  # [B] int64, the same number for the responses of one prompt; rows of a group need not be neighbours
     response_ids: Tensor  # [B,T] int64
-    mask: Tensor  # [B,T] bool, tokens of the response, its end token included
+    present: Tensor  # [B,T] bool, tokens of the response: the model reads them; the first ones of a row
+    mask: (
+        Tensor  # [B,T] bool, those of them that the policy chose, its end token included; others an environment put in
+    )
+    turn: Tensor  # [B,T] int64, number in 0.. of the turn in which the policy chose the token; -1 where it did not
     kept: Tensor  # [B] bool, rows that take part; a transform that drops rows clears it and leaves them where they are
     selected: Tensor  # [B,T] bool, tokens that take part
     weight: Tensor  # [B,T] float, what a token counts for (importance weights); no gradient
@@ -42,6 +46,8 @@ class Batch:
     reward: Tensor | None = None  # [B] float
     correct: Tensor | None = None  # [B] bool
     truncated: Tensor | None = None  # [B] bool, cut at the token limit
+    turn_reward: Tensor | None = None  # [B,T] float, of a turn by itself, on its last chosen token; 0 elsewhere
+    turn_state: Tensor | None = None  # [B,T] int64, hash of what the policy saw, on a turn's first chosen token
     chosen: Tensor | None = None  # [B] bool, the preferred response of a pair; a pair is a group of two kept rows
     token_reward: Tensor | None = None  # [B,T] float, the reward of each token
     returns: Tensor | None = None  # [B,T] float, what the value head learns to predict
@@ -56,13 +62,28 @@ class Batch:
     kl_mask: Tensor | None = None  # [B,T] in [0, 1], likewise
 
     @staticmethod
-    def of(group: Sequence[int], response_ids: Sequence[Sequence[int]], dtype=torch.float32, **rest) -> Batch:
-        """A batch of ragged responses in which every row and token takes part."""
-        mask = pad([[True] * len(row) for row in response_ids], torch.bool)
+    def of(
+        group: Sequence[int],
+        response_ids: Sequence[Sequence[int]],
+        dtype=torch.float32,
+        turns: Sequence[Sequence[int]] | None = None,
+        **rest,
+    ) -> Batch:
+        """A batch of ragged responses in which every row takes part, and every token that the policy chose.
+
+        `turns` has the number of each token's turn, -1 where the policy did not choose it; without it every response
+        is one turn.
+        """
+        present = pad([[True] * len(row) for row in response_ids], torch.bool)
+        turn = torch.zeros_like(present, dtype=torch.int64) if turns is None else pad(turns, torch.int64)
+        turn = torch.where(present, turn, -1)
+        mask = turn >= 0
         return Batch(
             group=torch.tensor(group, dtype=torch.int64),
             response_ids=pad(response_ids, torch.int64),
+            present=present,
             mask=mask,
+            turn=turn,
             kept=torch.ones(len(response_ids), dtype=torch.bool),
             selected=mask.clone(),
             weight=mask.to(dtype),
@@ -71,12 +92,17 @@ class Batch:
 
     @property
     def active(self) -> Tensor:
-        """[B,T] bool: response tokens that no transform has taken out."""
+        """[B,T] bool: tokens that the policy chose and no transform has taken out."""
         return self.mask & self.selected & self.kept[:, None]
 
     @property
+    def size(self) -> Tensor:
+        """[B] int64: tokens of each response, whoever put them there."""
+        return self.present.sum(1)
+
+    @property
     def length(self) -> Tensor:
-        """[B] int64: tokens of each response."""
+        """[B] int64: tokens of each response that the policy chose."""
         return self.mask.sum(1)
 
     def need(self, name: str, reader: str) -> Tensor:

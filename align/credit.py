@@ -20,8 +20,9 @@ Annotate = Callable[[Batch, Sequence[str], Tensor, str], Batch]
 
 @dataclass(frozen=True)
 class Signal:
-    """Numbers of tokens: generated, left with a gradient, and removed by each transform."""
+    """Numbers of tokens: put in by an environment, generated, left with a gradient, and removed by each transform."""
 
+    environment: int  # not among the generated
     generated: int
     with_gradient: int
     removed_by: dict[str, int]  # {name of a transform: tokens}
@@ -136,4 +137,5 @@ def _signal(objective: Objective, batch: Batch, trace: Trace) -> Signal:
     for i, transform in enumerate(objective.chain):
         removed_by[transform.name] += int((trace.taken_by == i).sum())
     generated = int(batch.mask.sum())
-    return Signal(generated, generated - sum(removed_by.values()), removed_by)
+    environment = int((batch.present & ~batch.mask).sum())
+    return Signal(environment, generated, generated - sum(removed_by.values()), removed_by)

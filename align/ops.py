@@ -61,6 +61,11 @@ def group_norm(reward_B: Tensor, group_B: Tensor, std: Literal["population", "sa
     return torch.where(same_up_to_rounding(low, high)[index], 0.0, advantage).to(reward_B.dtype)
 
 
+def up_to_last(marked_BT: Tensor) -> Tensor:
+    """[B] int64: tokens of each row up to the last one marked, that one included; 0 where none is."""
+    return (marked_BT * torch.arange(1, marked_BT.shape[1] + 1)).amax(1)
+
+
 def rank_within_group(score_B: Tensor, group_B: Tensor) -> Tensor:
     """[B] place of each row in its group by descending score (0 is best); ties by row order.
 

@@ -15,6 +15,7 @@ from align.config.compose import GIVERS
 from align.config.experiment import Experiment
 from align.config.problems import distinct
 from align.credit import Credited, assign
+from align.data.turns import turn_columns
 from align.losses.loss import Current, summarised
 from align.losses.pairs import PairError
 from align.objectives.objective import Objective
@@ -128,7 +129,9 @@ class _Recorded:
         prompts = [r.prompt_ids or [] for r in rows]
         progress = rows[0].progress if rows else 0.0
         rest = {"special": pad(special, torch.bool), "prompt_ids": prompts, "progress": progress}
-        self.batch = Batch.of(groups, [r.response_ids for r in rows], dtype=self.dtype, **rest)
+        responses, turns = [r.response_ids for r in rows], [r.turns or () for r in rows]
+        rest |= {"turns": [r.turn_numbers for r in rows], **turn_columns(responses, turns)}
+        self.batch = Batch.of(groups, responses, dtype=self.dtype, **rest)
 
     def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:
         """Fill the quantities named, as `align.credit.Annotate` says. Raises `ReplayError` for a missing one."""
@@ -217,7 +220,12 @@ def _replay(objective: Objective, recorded: _Recorded) -> Result:
         "loss": float(sum(contributions).detach()),
         "count": primary.token_weights.count,
         "unit": primary.loss.unit,
-        "signal": {"generated": signal.generated, "carrying": int(carrying.sum()), "taken": removed_by},
+        "signal": {
+            **({"environment": signal.environment} if signal.environment else {}),
+            "generated": signal.generated,
+            "carrying": int(carrying.sum()),
+            "taken": removed_by,
+        },
     }
     if objective.preference:
         credited = _implied(credited, torch.autograd.grad(sum(contributions), current.logprob)[0])

@@ -57,7 +57,7 @@ def annotate(experiment: Experiment) -> list[Path]:
             layout = layouts.padded
         for name, batch in batches.items():
             [plan] = divide(
-                *(batch, batch.mask, batch.kept, batch.kept),
+                *(batch, batch.present, batch.kept, batch.kept),
                 ranks=1,
                 tokens=recipe.optim.micro_batch_tokens * UNTRACKED,
                 layout=layout,
@@ -97,5 +97,5 @@ def _score(batch: Batch, plan: list[list[int]], layout: layouts.Layout, policy: 
     out = torch.zeros(batch.mask.shape)
     for rows in track(plan, description=what):
         part = batch.rows(torch.tensor(rows))
-        out[rows] = read_tokens(policy, layout, part, part.mask)
+        out[rows] = read_tokens(policy, layout, part, part.present)
     return out

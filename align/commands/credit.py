@@ -23,7 +23,9 @@ def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
         for place, rollout in batch.rollouts.items():
             row, length = batch.row_of.get(place), len(rollout.response_ids)
             entries = [_row(result.credited, row, length) for result in batch.results]
-            lines[place] = {"group": rollout.group, **_one_or_many(entries, batch)}
+            turns = rollout.turn_numbers
+            told = {"turn": turns} if any(turns) else {}
+            lines[place] = {"group": rollout.group, **told, **_one_or_many(entries, batch)}
     out = [lines[place] for place in rollouts]
     for batch in batches:
         summary = _one_or_many([result.summary for result in batch.results], batch)

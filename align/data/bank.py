@@ -71,13 +71,13 @@ def identity(tokenizer: PreTrainedTokenizerBase, models: Mapping[str, str], temp
 def write(folder: Path, batch: Batch, scored: Mapping[str, Tensor], identity: Mapping[str, str]) -> None:
     """Store `scored`, {quantity: [B,T] nats} of all rows of a batch, as a bank. Raises `DataError` where a number is
     not finite, and where the bank cannot be written."""
-    tensors = {name: values[batch.mask].float() for name, values in scored.items()}
+    tensors = {name: values[batch.present].float() for name, values in scored.items()}
     for name, values in tensors.items():
         if wrong := int((~values.isfinite()).sum()):
             raise DataError(f"{folder}: {name} is not finite on {wrong} of {len(values)} tokens; look at that model")
     keys = [key(prompt, ids) for prompt, ids in zip(batch.prompt_ids, _responses(batch), strict=True)]
     tensors["keys"] = torch.tensor([list(bytes.fromhex(k)) for k in keys], dtype=torch.uint8)
-    tensors["lengths"] = batch.length
+    tensors["lengths"] = batch.size
     stored = {**identity, SUM: checksum(tensors, identity)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,4 +135,4 @@ def _whole(tensors: Mapping[str, Tensor], names: Sequence[str]) -> bool:
 
 
 def _responses(batch: Batch) -> list[list[int]]:
-    return [ids[:n].tolist() for ids, n in zip(batch.response_ids, batch.length.tolist(), strict=True)]
+    return [ids[:n].tolist() for ids, n in zip(batch.response_ids, batch.size.tolist(), strict=True)]

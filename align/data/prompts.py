@@ -35,6 +35,21 @@ class Prompt:
         return not isinstance(self.prompt, str)
 
 
+POLICY = "assistant"  # the role whose tokens the policy chooses
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stretch of a response that one side wrote."""
+
+    role: str  # `POLICY`, or who else put the tokens in, such as user or tool: the policy only reads those
+    start: int  # its first token in the response
+    end: int  # behind its last one
+    text: str = ""
+    reward: float | None = None  # what the turn earned by itself
+    state: int | None = None  # hash of what the policy saw before it
+
+
 @dataclass(frozen=True)
 class Answer:
     """A response that the data brings along."""
@@ -42,6 +57,7 @@ class Answer:
     ids: list[int]  # its end token included
     text: str
     truncated: bool  # cut at data.max_response_tokens
+    turns: tuple[Turn, ...] = ()  # in order, from the first token to the last; none where the policy chose all in one
 
 
 @dataclass(frozen=True)
@@ -63,8 +79,14 @@ class Response:
     """One sampled response."""
 
     ids: list[int]  # its end token included, where it has one
-    logprobs: list[float]  # nats, at the temperature it was sampled with
+    logprobs: list[float]  # nats, at the temperature it was sampled with; 0 for what the policy did not choose
     truncated: bool  # stopped by the token limit
+    turns: tuple[Turn, ...] = ()  # in order, from the first token to the last; none where the policy chose all in one
+
+    @property
+    def length(self) -> int:
+        """Tokens that the policy chose."""
+        return sum(number >= 0 for number in turn_numbers(len(self.ids), self.turns))
 
 
 @dataclass(frozen=True)
@@ -88,18 +110,33 @@ class Prompts:
         return out
 
 
+def turn_numbers(size: int, turns: Sequence[Turn]) -> list[int]:
+    """The number of the policy's turn, from 0, of each of `size` tokens; -1 where others put the token in."""
+    if not turns:
+        return [0] * size
+    out = [-1] * size
+    for number, turn in enumerate(turn for turn in turns if turn.role == POLICY):
+        out[turn.start : turn.end] = [number] * (turn.end - turn.start)
+    return out
+
+
 def pairs_in(prompts: Sequence[Prompt]) -> list[Pair]:
     """The pairs among the prompts."""
     return [prompt for prompt in prompts if isinstance(prompt, Pair)]
 
 
 def fingerprint(prompts: list[Prompt]) -> str:
-    """SHA-256 over prompts in their order: tokens of prompt and responses, and the other columns."""
+    """SHA-256 over prompts in their order: tokens of prompt and responses, their turns, and the other columns."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        answers = [answer.ids for answer in prompt.answers] if isinstance(prompt, Pair) else []
+        answers = [_told(answer) for answer in prompt.answers] if isinstance(prompt, Pair) else []
         digest.update(json.dumps([prompt.ids, answers, prompt.columns], default=str).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _told(answer: Answer) -> list:
+    turns = [[turn.role, turn.start, turn.end] for turn in answer.turns]
+    return [answer.ids, turns] if turns else answer.ids
 
 
 @lru_cache(maxsize=2)

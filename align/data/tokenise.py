@@ -14,7 +14,8 @@ from trl.data_utils import is_conversational, maybe_apply_chat_template, maybe_e
 
 from align.config.data_keys import Data
 from align.config.problems import nearest
-from align.data.prompts import Answer, DataError, Pair, Prompt
+from align.data.prompts import POLICY, Answer, DataError, Pair, Prompt
+from align.data.turns import cut, tokenise_turns
 
 Ends = Collection[int]  # ids of the tokens that end a response
 
@@ -33,8 +34,7 @@ def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTraine
         if tokenizer.chat_template is None:
             raise DataError(f"{source}: row {i}: the prompt is a conversation, but the tokenizer has no chat template")
         _check_messages(prompt, f"{source}: row {i}: 'prompt'")
-        if data.system and prompt[0]["role"] != "system":
-            prompt = [{"role": "system", "content": data.system}, *prompt]
+        prompt = _with_system(prompt, data)
         text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}", variables(row, data))["prompt"]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, str):
@@ -51,6 +51,13 @@ def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTraine
         raise DataError(f"{source}: row {i}: the prompt has no tokens")
     columns = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
     return Prompt(list(ids), text, prompt, columns)
+
+
+def _with_system(prompt: list[dict], data: Data) -> list[dict]:
+    """The messages, the recipe's system message first where they have none."""
+    if not data.system or prompt[0]["role"] == "system":
+        return prompt
+    return [{"role": "system", "content": data.system}, *prompt]
 
 
 def make_pair(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Pair:
@@ -80,17 +87,42 @@ def _answer(
     text = given
     if not isinstance(given, str):
         _check_messages(given, f"{source}: row {i}: {side!r}")
-        if any(message["role"] != "assistant" for message in given):
-            what = f"{side!r} holds the answer alone, in assistant messages; leave out the prompt that it repeats"
-            raise DataError(f"{source}: row {i}: {what}")
+        if any(message["role"] != POLICY for message in given):
+            return _turns(row, given, f"{source}: row {i}: {side!r}", data, tokenizer, ends)
         messages = {"prompt": row["prompt"], "completion": given}
         where = f"{source}: row {i}: {side!r}"
         text = _templated(messages, tokenizer, where, variables(row, data))["completion"]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = next((t for t, token in enumerate(ids) if token in ends), None)
     ids = [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
-    cut = len(ids) > data.max_response_tokens
-    return Answer(ids[: data.max_response_tokens], tokenizer.decode(ids, skip_special_tokens=True), cut)
+    long = len(ids) > data.max_response_tokens
+    return Answer(ids[: data.max_response_tokens], tokenizer.decode(ids, skip_special_tokens=True), long)
+
+
+def _turns(
+    row: dict, given: list[dict], where: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends
+) -> Answer:
+    """Tokenise an answer of several turns. Raises `DataError`."""
+    if given[0]["role"] != POLICY or given[-1]["role"] != POLICY:
+        what = "must begin and end with an assistant message; leave out the prompt that it repeats, and what follows"
+        raise DataError(f"{where} {what}")
+    prompt = _with_system(row["prompt"], data)
+
+    def render(messages: list[dict], ask: bool) -> str:
+        chosen = variables(row, data)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **chosen)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    texts = {token: tokenizer.convert_ids_to_tokens(token) for token in ends}
+    try:
+        ids, turns = tokenise_turns(prompt, given, render=render, encode=encode, ends=texts)
+    except (TemplateError, ValueError) as error:
+        raise DataError(f"{where}: several turns: {error}") from error
+    long = len(ids) > data.max_response_tokens
+    ids, turns = cut(ids, turns, data.max_response_tokens)
+    return Answer(ids, tokenizer.decode(ids, skip_special_tokens=True), long, tuple(turns))
 
 
 def with_prompt(row: Any) -> Any:

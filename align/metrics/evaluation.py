@@ -33,12 +33,12 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
     judged = [[r.correct for r in row if not r.failed] for row in rows]
     measures = {
         "reward": [_mean(r.reward for r in row) for row in rows],
-        "length": [fmean(len(r.response.ids) for r in row) for row in rows],
+        "length": [fmean(r.response.length for r in row) for row in rows],
         "truncated": [fmean(r.response.truncated for r in row) for row in rows],
         **{f"pass@{k}": [pass_at(k, row) if len(row) >= k else None for row in judged] for k in ks},
         "greedy_reward": [_mean([r.reward]) for r in greedy],
         "greedy_pass@1": [None if r.failed else float(r.correct) for r in greedy],
-        "greedy_length": [float(len(r.response.ids)) for r in greedy],
+        "greedy_length": [float(r.response.length) for r in greedy],
         "greedy_truncated": [float(r.response.truncated) for r in greedy],
     }
     out = {}

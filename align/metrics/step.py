@@ -57,9 +57,9 @@ def signal_metrics(batches: Sequence[SourceBatch], update: Mapping[str, float]) 
     out = {}
     for batch in batches:
         collected, tokens = batch.collected, int(batch.collected.batch.mask.sum())
-        generated = sum(len(r.response.ids) for r in collected.sampled) or tokens
-        failed = sum(len(r.response.ids) for r in collected.rollouts if r.failed)
-        unrated = sum(len(r.response.ids) for r in collected.rollouts if r.reward is None and not r.failed)
+        generated = sum(r.response.length for r in collected.sampled) or tokens
+        failed = sum(r.response.length for r in collected.rollouts if r.failed)
+        unrated = sum(r.response.length for r in collected.rollouts if r.reward is None and not r.failed)
         before = {"dynamic_sampling": generated - unrated - failed - tokens, "unrated": unrated, "failed": failed}
         for credited in batch.credited:
             prefix, name = "signal", ""
@@ -67,6 +67,8 @@ def signal_metrics(batches: Sequence[SourceBatch], update: Mapping[str, float]) 
                 prefix, name = f"signal/{credited.objective.name}", f"{credited.objective.name}/"
             signal = credited.signal
             clipped = round(update.get(f"{name}clipped", 0.0) * signal.with_gradient)
+            if signal.environment:
+                out[f"{prefix}/environment"] = signal.environment
             out[f"{prefix}/generated"] = generated
             out[f"{prefix}/carrying"] = signal.with_gradient - clipped
             removed = {**before, **signal.removed_by, "clipped": clipped}
@@ -85,12 +87,12 @@ def _described(sampled: Sequence[Rollout]) -> dict[str, float]:
     if judged:
         out["correct"] = fmean(r.correct for r in judged)
     out |= {
-        "response/length": fmean(len(r.response.ids) for r in sampled),
-        "response/length_max": max(len(r.response.ids) for r in sampled),
+        "response/length": fmean(r.response.length for r in sampled),
+        "response/length_max": max(r.response.length for r in sampled),
         "response/truncated": fmean(r.response.truncated for r in sampled),
         "response/unrated": len(judged) - len(rated),
         "response/failed": len(sampled) - len(judged),
-        "tokens/generated": (tokens := sum(len(r.response.ids) for r in sampled)),
+        "tokens/generated": (tokens := sum(r.response.length for r in sampled)),
     }
     if tokens:  # nats a token, estimated from what was sampled
         out["response/entropy"] = -sum(sum(r.response.logprobs) for r in sampled) / tokens

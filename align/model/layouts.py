@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
+from align import ops
 from align.batch import Batch
 from align.model.attention import Packing
 from align.model.flex import BLOCK, filled
@@ -72,29 +73,24 @@ class Layout:
     add: Callable[[Load, Row], Load]  # the load with one row more; rows of a group come one after the other
 
 
-def last_wanted(wanted_BT: Tensor) -> Tensor:
-    """[B] int64: tokens of each response up to the last one wanted."""
-    return (wanted_BT * torch.arange(1, wanted_BT.shape[1] + 1)).amax(1)
-
-
 def rows(batch: Batch, wanted_BT: Tensor) -> list[Row]:
     """Describe each row of the batch for a pass that reads the tokens marked."""
-    facts = zip(batch.group.tolist(), last_wanted(wanted_BT).tolist(), strict=True)
+    facts = zip(batch.group.tolist(), ops.up_to_last(wanted_BT).tolist(), strict=True)
     return [Row(i, group, len(batch.prompt_ids[i]), last) for i, (group, last) in enumerate(facts)]
 
 
 def _padded(batch: Batch, wanted_BT: Tensor) -> Inputs:
     """Pad prompts on the left and responses on the right, to the longest of these rows; every position of a response
     predicts a token."""
-    B, T = len(batch.mask), max(1, int(last_wanted(wanted_BT).max()))
+    B, T = len(batch.mask), max(1, int(ops.up_to_last(wanted_BT).max()))
     P = max(len(prompt) for prompt in batch.prompt_ids)
     input_ids = torch.zeros(B, P + T, dtype=torch.int64)
     attention = torch.zeros(B, P + T, dtype=torch.int64)
     for i, prompt in enumerate(batch.prompt_ids):
         input_ids[i, P - len(prompt) : P] = torch.tensor(prompt)
         attention[i, P - len(prompt) : P] = 1
-    input_ids[:, P:] = torch.where(batch.mask, batch.response_ids, 0)[:, :T]
-    attention[:, P:] = batch.mask[:, :T]
+    input_ids[:, P:] = torch.where(batch.present, batch.response_ids, 0)[:, :T]
+    attention[:, P:] = batch.present[:, :T]
     return Inputs(
         input_ids=input_ids,
         attention=attention,
@@ -119,7 +115,7 @@ def _shared_prefix(batch: Batch, wanted_BT: Tensor, whole: Callable[[int], int])
     Positions restart behind the prompt. A response's last wanted token is no input: nothing is predicted from it. What
     `whole` makes the sequence longer is one more prompt, without responses.
     """
-    T, ends = batch.mask.shape[1], last_wanted(wanted_BT).tolist()
+    T, ends = batch.mask.shape[1], ops.up_to_last(wanted_BT).tolist()
     ids: list[int] = []
     positions: list[int] = []
     groups: dict[int, tuple[int, list[int]]] = {}  # group -> (end of its prompt, tokens of each response)

@@ -51,13 +51,14 @@ Variant = Literal["token", "ddpo", "rs_ppo", "semi"]
 def at_sentence_ends(h_BT: Tensor, batch: Batch, delimiters: tuple[str, ...]) -> Tensor:
     """[B,T] with each sentence's sum of h at its last token and 0 elsewhere.
 
-    A sentence ends at a token whose text ends in one of `delimiters`, spaces aside, and at the end of the response.
+    A sentence ends at a token whose text ends in one of `delimiters`, spaces aside, and at the end of a turn.
     """
     out = torch.zeros_like(h_BT)
-    for i, texts in enumerate(batch.token_text):
-        start = 0
-        for t, text in enumerate(texts):
-            if t == len(texts) - 1 or text.rstrip(" ").endswith(delimiters):
+    for i, (texts, turns) in enumerate(zip(batch.token_text, batch.turn.tolist(), strict=True)):
+        start, own = 0, batch.mask[i].nonzero()[:, 0].tolist()
+        for t, following in zip(own, [*own[1:], None], strict=True):
+            last = following is None or turns[following] != turns[t]
+            if last or texts[t].rstrip(" ").endswith(delimiters):
                 out[i, t] = h_BT[i, start : t + 1].sum()
                 start = t + 1
     return out

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
+from align.data.prompts import POLICY, turn_numbers
 from align.ranges import Recorded
 
 VERSION = 1  # of the lines that this version writes
@@ -47,11 +48,14 @@ class ReplayError(ValueError):
 
 
 class RecordedDecision(Recorded):
-    """What an objective decided, as a line has it; `kept` and `advantage` stand in fields of the line itself."""
+    """What an objective decided, as a line has it; `kept` and `advantage` stand in fields of the line itself.
+
+    Lists have null at tokens that the policy did not choose.
+    """
 
     name: str
     transforms: list[str]  # the chain, in order
-    taken_by: list[int]  # of each token: place in the chain of the transform that took it; -1: it carries credit
+    taken_by: list[int | None]  # of each token: place in the chain of the transform that took it; -1: it carries credit
     set_by: list[int]  # places of the transforms that set the advantages
     after: list[Stream]  # advantages after each of `set_by` but the last, whose are `advantage`
     weight: Stream  # what each token counts for in the objective's first loss of advantages
@@ -62,15 +66,26 @@ class RecordedDecision(Recorded):
 
 @dataclass(frozen=True)
 class Decision:
-    """What an objective decided on a response. Lists have a value a token."""
+    """What an objective decided on a response. Lists have a value a token, None for those that others put in."""
 
     name: str
     transforms: Sequence[str]
     kept: bool
-    taken_by: Sequence[int]  # index into `transforms`; -1: the token carries credit
+    taken_by: Sequence[int | None]  # index into `transforms`; -1: the token carries credit; None: not the policy's
     after: Sequence[Sequence[float] | None]  # advantages after each transform; None where it left them as they were
     advantage: Sequence[float] | None  # those that the losses read; None where no transform set any, as with pairs
     weight: Sequence[float]
+
+
+class RecordedTurn(Recorded):
+    """A stretch of a response that one side wrote: the policy (`assistant`), an environment or a tool."""
+
+    role: str
+    start: int = Field(ge=0)  # its first token in the response
+    end: int  # behind its last one
+    text: str = ""
+    reward: FiniteFloat | None = None  # what it earned by itself
+    state: int | None = None  # hash of what the policy saw before it
 
 
 class RecordedRollout(Recorded):
@@ -90,6 +105,8 @@ class RecordedRollout(Recorded):
     prompt_ids: list[int] | None = None
     response: str | None = None
     response_ids: list[int]
+    turns: list[RecordedTurn] | None = None  # from the first token to the last; absent: the policy chose all in one
+    turn: list[int] | None = None  # the policy's turn that each token is of, from 0, -1 of none; where no `turns` tell
     token_text: list[str] | None = None
     special: list[bool] | None = None
     reward: FiniteFloat | None = None
@@ -117,6 +134,11 @@ class RecordedRollout(Recorded):
     def rated(self) -> bool:
         """Whether it is in the batch: a response without a reward, where others have one, takes no part."""
         return self.reward is not None or "reward" not in self.model_fields_set
+
+    @property
+    def turn_numbers(self) -> list[int]:
+        """The number of the policy's turn of each token, from 0; -1 where the policy did not choose it."""
+        return self.turn or turn_numbers(len(self.response_ids), self.turns or ())
 
     @property
     def streams(self) -> dict[str, Stream]:
@@ -188,9 +210,24 @@ def _parsed(place: str, line: bytes) -> RecordedRollout:
         raise ReplayError(
             f"{place}: version: {rollout.version} is newer than {VERSION}, which this align reads; update"
         )
-    for name in (*STREAMS, "special", "token_text"):
+    for name in (*STREAMS, "turn", "special", "token_text"):
         values = getattr(rollout, name)
         if values is not None and len(values) != len(rollout.response_ids):
             wanted = f"there are {len(rollout.response_ids)} response_ids"
             raise ReplayError(f"{place}: {name}: has {len(values)} values, but {wanted}")
+    _check_turns(place, rollout)
     return rollout
+
+
+def _check_turns(place: str, rollout: RecordedRollout) -> None:
+    """Raise `ReplayError` unless turns follow each other over all tokens of the response, and agree with `turn`."""
+    end = 0
+    for number, turn in enumerate(rollout.turns or ()):
+        if turn.start != end or turn.end < turn.start:
+            raise ReplayError(f"{place}: turns.{number}: goes from {turn.start} to {turn.end}, and begins at {end}")
+        end = turn.end
+    size = len(rollout.response_ids)
+    if rollout.turns and end != size:
+        raise ReplayError(f"{place}: turns: end at {end}, but there are {size} response_ids")
+    if rollout.turns and rollout.turn and rollout.turn != turn_numbers(size, rollout.turns):
+        raise ReplayError(f"{place}: turn: does not number the turns of {POLICY}; leave it out")

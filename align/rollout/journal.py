@@ -22,6 +22,7 @@ from align.rollout.rollouts import Rollout, Sampled
 from align.system import files
 
 ROLLOUTS = TypeAdapter(list[Rollout])
+RESPONSE = TypeAdapter(Response)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Journal:
         path, key = self._path(call, "sampled"), self._key(call, prompts)
         rows = read(path, key)
         if self.agreed(rows is not None):
-            return [(row["group"], row["index"], prompts[row["group"]], Response(**row["response"])) for row in rows]
+            return [
+                (row["group"], row["index"], prompts[row["group"]], RESPONSE.validate_python(row["response"]))
+                for row in rows
+            ]
         new = sample()
         scored = self._path(call, "scored")
         with files.writing(scored):
@@ -133,4 +137,4 @@ def _head(path: Path) -> dict[str, Any] | None:
 
 
 def _digest(value: Any) -> str:
-    return sha256(json.dumps(value).encode()).hexdigest()
+    return sha256(json.dumps(value, default=to_jsonable_python).encode()).hexdigest()

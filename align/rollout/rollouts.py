@@ -13,7 +13,8 @@ from align.batch import Batch, pad
 from align.config.experiment import Experiment
 from align.config.recipe import RewardFunction, RewardLimits
 from align.config.redact import scrub
-from align.data.prompts import Pair, Prompt, Response
+from align.data.prompts import Pair, Prompt, Response, Turn, turn_numbers
+from align.data.turns import turn_columns
 from align.rollout.generator import Generator
 from align.rollout.seeds import Draw
 from align.scoring.process import Failure
@@ -175,6 +176,7 @@ def to_batch(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, pr
         correct=torch.tensor([r.correct for r in rollouts]),
         truncated=torch.tensor([r.response.truncated for r in rollouts]),
         sampler_logprob=pad([r.response.logprobs for r in rollouts], torch.float32),
+        turns=[r.response.turns for r in rollouts],
     )
 
 
@@ -193,6 +195,7 @@ def pairs_to_batch(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, pr
         correct=first,
         chosen=first,
         truncated=torch.tensor([answer.truncated for answer in answers]),
+        turns=[answer.turns for answer in answers],
     )
 
 
@@ -201,8 +204,10 @@ def _batch(
     response_ids: list[list[int]],
     prompt_ids: list[list[int]],
     tokenizer: PreTrainedTokenizerBase,
+    turns: list[Sequence[Turn]],
     **rest,
 ) -> Batch:
+    numbers = [turn_numbers(len(ids), of_row) for ids, of_row in zip(response_ids, turns, strict=True)]
     special = set(tokenizer.all_special_ids)
     text = {token: tokenizer.decode([token]) for ids in response_ids for token in ids}
     return Batch.of(
@@ -211,6 +216,8 @@ def _batch(
         prompt_ids=prompt_ids,
         special=pad([[token in special for token in ids] for ids in response_ids], torch.bool),
         token_text=[_token_text(ids, text, tokenizer) for ids in response_ids],
+        turns=numbers,
+        **turn_columns(response_ids, turns),
         **rest,
     )
 

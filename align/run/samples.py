@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from align.batch import Batch
 from align.credit import Credited
-from align.data.prompts import Answer, Pair
+from align.data.prompts import Answer, Pair, Turn
 from align.learner.learner import Outputs
 from align.result.samples import AT_UPDATE, BEFORE, VERSION
 from align.rollout.rollouts import Rollout
@@ -105,6 +106,7 @@ def _sampled(rollout: Rollout) -> dict[str, Any]:
         "rewards": rollout.rewards,
         "correct": rollout.correct,
         "truncated": rollout.response.truncated,
+        **_turns(rollout.response.turns),
     }
     if rollout.reward is None:  # in no batch: what is known of its tokens is the sampler's
         fields["sampler_logprob"] = [value if math.isfinite(value) else None for value in rollout.response.logprobs]
@@ -122,7 +124,14 @@ def _side(pair: Pair, answer: Answer) -> dict[str, Any]:
         "correct": chosen,
         "truncated": answer.truncated,
         "chosen": chosen,
+        **_turns(answer.turns),
     }
+
+
+def _turns(turns: Sequence[Turn]) -> dict[str, Any]:
+    """The turns of a response; nothing where it is one."""
+    said = [{name: value for name, value in vars(turn).items() if value is not None} for turn in turns]
+    return {"turns": said} if said else {}
 
 
 def _of_batch(
@@ -135,7 +144,7 @@ def _of_batch(
     batch = source.collected.batch
     for start in range(0, len(rows), AT_ONCE):
         index = torch.tensor(rows[start : start + AT_ONCE])
-        lengths = batch.mask[index].sum(1).tolist()
+        lengths = batch.size[index].tolist()
         columns = {"special": _numbers(batch.special[index].int(), lengths)}
         if batch.token_text is not None:
             columns = {"token_text": [json.dumps(batch.token_text[row]) for row in index.tolist()], **columns}
@@ -181,7 +190,7 @@ def _decisions(
 ) -> dict[str, list[str]]:
     """`kept`, `advantage` and `objectives` of some rows."""
     kept = torch.stack([credited.batch.kept[index] for credited in credits], 1).tolist()
-    advantages = [_or_null(credited.batch.advantage, index, lengths) for credited in credits]
+    advantages = [_or_null(credited.batch, index, lengths) for credited in credits]
     entries = [_decision(credited, index, lengths) for credited in credits]
     for entry, state in zip(entries, states, strict=False):
         if state:
@@ -195,23 +204,31 @@ def _decisions(
 
 def _decision(credited: Credited, index: Tensor, lengths: Sequence[int]) -> list[Fields]:
     """What an objective decided on some rows."""
-    trace, set_by = credited.trace, list(credited.trace.advantages)
+    trace, set_by, own = credited.trace, list(credited.trace.advantages), credited.batch.mask[index]
     said = _dumped({"name": credited.objective.name, "transforms": [t.name for t in credited.objective.chain]})
-    after = [_numbers(trace.advantages[i][index], lengths) for i in set_by[:-1]]
+    after = [_of_own(trace.advantages[i][index], lengths, own) for i in set_by[:-1]]
     columns = {
-        "taken_by": _numbers(trace.taken_by[index].int(), lengths),
+        "taken_by": _of_own(trace.taken_by[index].int(), lengths, own),
         "set_by": [json.dumps(set_by)] * len(lengths),
         "after": [f"[{', '.join(texts[i] for texts in after)}]" for i in range(len(lengths))],
-        "weight": _numbers(credited.token_weight[index], lengths),
+        "weight": _of_own(credited.token_weight[index], lengths, own),
     }
     for name in ("token_reward", "returns"):
         if (value := getattr(credited.batch, name)) is not None:
-            columns[name] = _numbers(value[index], lengths)
+            columns[name] = _of_own(value[index], lengths, own)
     return [said | {name: texts[i] for name, texts in columns.items()} for i in range(len(lengths))]
 
 
-def _or_null(values_BT: Tensor | None, index: Tensor, lengths: Sequence[int]) -> list[str]:
-    return ["null"] * len(lengths) if values_BT is None else _numbers(values_BT[index], lengths)
+def _or_null(batch: Batch, index: Tensor, lengths: Sequence[int]) -> list[str]:
+    if batch.advantage is None:
+        return ["null"] * len(lengths)
+    return _of_own(batch.advantage[index], lengths, batch.mask[index])
+
+
+def _of_own(values_RT: Tensor, lengths: Sequence[int], own_RT: Tensor) -> list[str]:
+    """JSON lists of the numbers of each row, null for tokens that the policy did not choose."""
+    found = zip(_numbers(values_RT, lengths, own_RT), lengths, strict=True)
+    return [json.dumps([None] * length) if text is None else text for text, length in found]
 
 
 def _numbers(values_RT: Tensor, lengths: Sequence[int], known_RT: Tensor | None = None) -> list[str | None]:

@@ -157,7 +157,7 @@ def dump(path: Path, run: Run, batches: Sequence[SourceBatch]) -> None:
             there["logprob"] = run.learner.score(batch, batch.kept)["logprob"]
             tensors |= {f"{key}/{quantity}": value.clone() for quantity, value in there.items()}
             bad = {quantity: unfinite(value, batch.mask) for quantity, value in there.items()}
-            for i, length in enumerate(batch.length.tolist()):
+            for i, length in enumerate(batch.size.tolist()):
                 texts = (batch.prompt_ids[i], batch.response_ids[i, :length].tolist())
                 prompt, response = run.tokenizer.batch_decode(texts)
                 row = {"batch": key, "row": i, "group": int(batch.group[i]), "prompt": prompt, "response": response}

@@ -7,14 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from align import ops
 from align.batch import Batch
 from align.ranges import ClipBound, Coef, Discount, Whitening
 from align.transforms.transform import Stage, Transform
 
 
 def at_last_token(value_B: Tensor, batch: Batch) -> Tensor:
-    """[B,T] with each row's value at its last token and 0 elsewhere; nowhere in an empty response."""
-    place = torch.arange(batch.mask.shape[1]) == batch.length[:, None] - 1
+    """[B,T] with each row's value at the last token that the policy chose, and 0 elsewhere and where it chose none."""
+    place = torch.arange(batch.mask.shape[1]) == ops.up_to_last(batch.mask)[:, None] - 1
     return torch.where(place, value_B[:, None], 0.0)
 
 
@@ -50,8 +51,10 @@ def gae(
     """Set advantages and returns by generalised advantage estimation (arXiv 1506.02438), over the kept rows.
 
     delta[t] = token_reward[t] + gamma * value[t+1] - value[t], advantage[t] = delta[t] + gamma * lam * advantage[t+1],
-    returns = advantage + value; the value behind the last token is 0. `whitening` then makes the advantages
-    (A - mean) / sqrt(max(var, 1e-8)) over all tokens of the kept rows of the batch; the returns are not whitened.
+    returns = advantage + value; the value behind the last token is 0. t runs over the tokens of the policy: what
+    others put in between is skipped, so a turn's end bootstraps from the next turn's first token. `whitening`
+    then makes the advantages (A - mean) / sqrt(max(var, 1e-8)) over all of those tokens of the kept rows of the batch;
+    the returns are not whitened.
     """
 
     def apply(batch: Batch) -> Batch:
@@ -61,8 +64,10 @@ def gae(
         advantage = torch.zeros_like(reward)
         follow_A, follow_V = torch.zeros_like(reward[:, 0]), torch.zeros_like(reward[:, 0])
         for t in reversed(range(reward.shape[1])):
-            follow_A = reward[:, t] + gamma * follow_V - value[:, t] + gamma * lam * follow_A
-            follow_V = value[:, t]
+            delta = reward[:, t] + gamma * follow_V - value[:, t]
+            here = taking_part[:, t]
+            follow_A = torch.where(here, delta + gamma * lam * follow_A, follow_A)
+            follow_V = torch.where(here, value[:, t], follow_V)
             advantage[:, t] = follow_A
         advantage = torch.where(taking_part, advantage, 0.0)
         return replace(batch, returns=advantage + value, advantage=whiten(advantage, taking_part))

@@ -67,7 +67,8 @@ def _recorded(rows: Sequence[RecordedRollout], number: int, first: Decision) -> 
         pieces=tuple(first.transforms),
         kept=[bool(d and d.kept) for d in found],
         taken_by=[
-            np.asarray(d.taken_by, int) if d else np.full(n, NO_PART) for d, n in zip(found, lengths, strict=True)
+            np.array([NO_PART if by is None else by for by in d.taken_by], int) if d else np.full(n, NO_PART)
+            for d, n in zip(found, lengths, strict=True)
         ],
         after=after,
         credit=[_floats(d.advantage) if d and d.advantage else no for d, no in zip(found, nothing, strict=True)],
@@ -82,11 +83,16 @@ def replayed(batch: Replayed) -> list[Credits]:
 
 def _replayed(batch: Replayed, result: Result) -> Credits:
     credited, trace = result.credited, result.credited.trace
-    pieces, taken_by = [transform.name for transform in credited.objective.chain], trace.taken_by
+    pieces = [transform.name for transform in credited.objective.chain]
+    taken_by = torch.where(credited.batch.mask, trace.taken_by, NO_PART)
     if "advantage" in credited.primary.loss.needs:  # clipping leaves tokens without gradient
         taken_by = torch.where((taken_by == CARRIES) & ~result.carrying, len(pieces), taken_by)
         pieces.append(credited.primary.loss.name)
     places = [(batch.row_of.get(place), len(row.response_ids)) for place, row in batch.rollouts.items()]
+
+    def own(values_BT: torch.Tensor | None) -> torch.Tensor | None:
+        """The values of the policy's tokens, NaN at those that others put in."""
+        return None if values_BT is None else values_BT.detach().masked_fill(~credited.batch.mask, np.nan)
 
     def rows(values_BT: torch.Tensor | None, nothing: float) -> list[np.ndarray]:
         """A row for each rollout, `nothing` where it is in no batch."""
@@ -101,9 +107,9 @@ def _replayed(batch: Replayed, result: Result) -> Credits:
         pieces=tuple(pieces),
         kept=[row is not None and bool(credited.batch.kept[row]) for row, _ in places],
         taken_by=[row.astype(int) for row in rows(taken_by, NO_PART)],
-        after={place: rows(values, np.nan) for place, values in trace.advantages.items()},
-        credit=[row.astype(np.float64) for row in rows(credited.batch.advantage, np.nan)],
-        weight=[row.astype(np.float64) for row in rows(credited.token_weight, np.nan)],
+        after={place: rows(own(values), np.nan) for place, values in trace.advantages.items()},
+        credit=[row.astype(np.float64) for row in rows(own(credited.batch.advantage), np.nan)],
+        weight=[row.astype(np.float64) for row in rows(own(credited.token_weight), np.nan)],
         implied=credited.objective.preference,
         facts={name: value for name, value in facts.items() if isinstance(value, str) or isfinite(value)},
     )

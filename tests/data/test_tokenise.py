@@ -162,7 +162,7 @@ def test_a_prompt_that_chosen_and_rejected_share_is_as_if_it_were_written(file, 
             dict(
                 chosen=conversation(ASKED, ("assistant", "a"), ASKED), rejected=conversation(ASKED, ("assistant", "b"))
             ),
-            "'chosen' holds the answer alone, in assistant messages",
+            "'chosen' must begin and end with an assistant message",
         ),
         (dict(chosen=[{"role": "user"}], rejected=[{"role": "user"}]), "'prompt' must be text or a list of messages"),
         (dict(chosen=[], rejected=[]), "'prompt' must be text or a list of messages"),
@@ -248,7 +248,7 @@ USER = [chat("p")]
         ({"prompt": USER, "chosen": ["a"], "rejected": [chat("b", "assistant")]}, "a message is .* but one is 'a'"),
         ({"prompt": USER, "chosen": [{}], "rejected": [chat("b", "assistant")]}, "a message is .* but one is {}"),
         ({"prompt": USER, "chosen": [{"role": "assistant", "content": None}]}, "a message is .* but one is"),
-        ({"prompt": USER, "chosen": [chat("a")]}, "'chosen' holds the answer alone, in assistant messages"),
+        ({"prompt": USER, "chosen": [chat("a")]}, "'chosen' must begin and end with an assistant message"),
         ({"prompt": USER, "chosen": [*USER, chat("a", "assistant")]}, "leave out the prompt that it repeats"),
         ({"prompt": [*USER, chat("a", "assistant")], "chosen": [chat("b", "assistant")]}, "ends with an assistant"),
         ({"prompt": [*USER, {"content": "x"}], "chosen": [chat("b", "assistant")]}, "'prompt': a message is"),

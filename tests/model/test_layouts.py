@@ -9,6 +9,7 @@ import torch
 from support.networks import SIZES, model
 from transformers import AutoConfig
 
+from align import ops
 from align.batch import Batch
 from align.learner.support import packs
 from align.model import flex, layouts
@@ -37,7 +38,7 @@ def one_by_one(network, batch, temperature):
     """[B,T] of unpadded rows, each on its own."""
     out = torch.zeros(batch.mask.shape)
     for i, prompt in enumerate(batch.prompt_ids):
-        ids = batch.response_ids[i, : int(batch.length[i])]
+        ids = batch.response_ids[i, : int(batch.size[i])]
         logits = network(torch.tensor([[*prompt, *ids.tolist()]])).logits[0] / temperature
         steps = logits.log_softmax(-1)[len(prompt) - 1 : len(prompt) - 1 + len(ids)]
         out[i, : len(ids)] = steps.gather(-1, ids[:, None])[:, 0]
@@ -79,6 +80,19 @@ def test_gradients_are_the_same_and_only_wanted_tokens_are_computed():
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     assert layouts.shared_prefix.inputs(batch, wanted).predict_at.shape[0] == wanted.sum()
+
+
+def test_what_others_put_in_is_read():
+    """A response with tokens of a tool: the log-probabilities are those of one pass over all of it."""
+    network, batch = model("llama"), ragged()
+    expected = one_by_one(network, batch, 1.0)
+    turn = torch.where(torch.arange(9) % 5 > 2, -1, torch.arange(9) // 5)
+    turn = torch.where(batch.present, turn, -1)
+    several = replace(batch, turn=turn, mask=turn >= 0)
+    for layout in (layouts.padded, layouts.shared_prefix):
+        got = read(Policy(network, 1.0), layout, several, several.mask)["logprob"]
+        torch.testing.assert_close(got, torch.where(several.mask, expected, 0.0), atol=2e-5, rtol=1e-5)
+    assert (~several.mask & several.present).sum() == 6
 
 
 def test_entropy_is_that_of_the_distribution_at_the_temperature():
@@ -158,7 +172,7 @@ def test_a_load_is_what_the_inputs_take(layout):
     if layout is layouts.padded:
         assert load.attended == 5 * inputs.input_ids.shape[1] ** 2
     elif layout is layouts.shared_prefix:  # each prompt's triangle, and of each response its own square and its prompt
-        reach = dict(enumerate(layouts.last_wanted(wanted).tolist()))
+        reach = dict(enumerate(ops.up_to_last(wanted).tolist()))
         own = sum(reach[i] * (len(batch.prompt_ids[i]) + reach[i]) for i in reach)
         assert load.attended == own + sum(n**2 // 2 for n in {len(prompt) for prompt in batch.prompt_ids})
     else:

@@ -2,18 +2,22 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from support import recorded
 from support.paths import ROOT
-from support.recorded import collected, collected_pairs
+from support.recorded import TOKENIZER, collected, collected_pairs
 
 from align.commands.credit import credit
 from align.config.experiment import load_experiment
 from align.config.rules import REPLAY
+from align.data.prompts import Turn
 from align.result import samples
 from align.result.samples import ReplayError
+from align.rollout import rollouts
+from align.rollout.sources import Collected
 from align.run.samples import Record, _numbers
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -62,7 +66,7 @@ def of_the_run(steps):
                 if rollout and rollout.reward is None:
                     yield None
                     continue
-                n = int(source.collected.batch.mask[row].sum())
+                n = int(source.collected.batch.size[row])
                 yield [
                     (
                         bool(c.batch.kept[row]),
@@ -117,6 +121,71 @@ def test_the_record_of_every_recipe_goes_straight_into_credit(recipe, path):
     for step, batches, _ in steps:
         for number, credited in enumerate(batches[0].credited):
             assert taken[step, number] == credited.signal.removed_by
+
+
+def with_turns(found):
+    """The same, but the first half of each response's tokens but the last is a tool's."""
+
+    def turns(n):
+        heard = (Turn("tool", 1, 1 + (n - 1) // 2, "heard"), Turn("assistant", 1 + (n - 1) // 2, n, "said", -0.25, 12))
+        return (Turn("assistant", 0, min(n, 1), "said", 0.5, 11), *heard)
+
+    def told(response):
+        return replace(response, turns=turns(len(response.ids)))
+
+    if found.pairs:
+        pairs = [replace(p, chosen=told(p.chosen), rejected=told(p.rejected)) for p in found.pairs]
+        return replace(found, pairs=pairs, batch=rollouts.pairs_to_batch(pairs, TOKENIZER, found.batch.progress))
+    every = [replace(rollout, response=told(rollout.response)) for rollout in found.rollouts]
+    rated = [rollout for rollout in every if rollout.reward is not None]
+    return Collected(rollouts.to_batch(rated, TOKENIZER, found.batch.progress), every, every)
+
+
+@pytest.mark.parametrize("name", ["gfpo_chain_sum", "composed_chain_sum", "tgdpo_reviews", "rto_reviews"])
+def test_responses_of_several_turns(name, path, monkeypatch):
+    for maker in (collected, collected_pairs):
+        changed = lambda *args, maker=maker, **more: with_turns(maker(*args, **more))  # noqa: E731
+        monkeypatch.setitem(globals(), maker.__name__, changed)
+    recipe = ROOT / f"recipes/{name}.yaml"
+    steps = ran(path, experiment_of(recipe))
+    assert_replays(experiment_of(recipe), path, steps)
+    heard = 0
+    for line, told in zip(credit(experiment_of(recipe), path), samples.read(path).values(), strict=False):
+        own = [number >= 0 for number in told.turn_numbers]
+        assert line.get("turn", [0]) == told.turn_numbers and [turn.reward for turn in told.turns] == [0.5, None, -0.25]
+        heard += len(own) - sum(own)
+        for decision in told.decisions:
+            for values in (decision.taken_by, decision.weight, decision.advantage or decision.weight):
+                assert [value is not None for value in values] == own
+        for values in told.streams.values():
+            assert not any(value is not None and not mine for value, mine in zip(values, own, strict=True))
+    assert heard == sum(int(credited.signal.environment) for _, batches, _ in steps for credited in batches[0].credited)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"turns": [dict(role="assistant", start=0, end=1)]}, "turns: end at 1, but there are 3 response_ids"),
+        ({"turns": [dict(role="tool", start=1, end=3)]}, "turns.0: goes from 1 to 3, and begins at 0"),
+        ({"turn": [0, -1]}, "turn: has 2 values, but there are 3"),
+        (
+            {"turn": [0, -1, -1], "turns": [dict(role="assistant", start=0, end=3)]},
+            "turn: does not number the turns of assistant",
+        ),
+    ],
+)
+def test_turns_that_do_not_fit_are_named(changed, message, path):
+    path.write_text(json.dumps({"group": 0, "response_ids": [1, 2, 3], **changed}))
+    with pytest.raises(ReplayError, match=f"jsonl:1: {message}"):
+        samples.read(path)
+
+
+def test_other_programs_may_number_the_turns(path):
+    line = {"group": 0, "response_ids": [1, 2, 3, 4], "turn": [0, -1, 1, 1], "sampler_logprob": [-1, None, -1, -1]}
+    path.write_text("".join(json.dumps({**line, "reward": reward}) + "\n" for reward in (0.0, 1.0)))
+    *lines, summary = credit(experiment_of(GFPO, "objective={name: grpo}"), path)
+    assert lines[1]["turn"] == [0, -1, 1, 1] and lines[1]["weight"] == [1, 0, 1, 1] and lines[1]["advantage"][1] == 0
+    assert summary["signal"] == {"environment": 2, "generated": 6, "carrying": 6, "taken": summary["signal"]["taken"]}
 
 
 SEVERAL = """objectives=[{name: grpo}, {name: d3s, rows: 4, share: 0.3, weight: 0.5},

@@ -104,3 +104,28 @@ def random_pairs(seed, pairs=3, longest=5):
     batch = replace(batch, chosen=torch.stack([first, ~first], 1).flatten(), **noise, **masks)
     nonnegative = {name: 2 * draw(*shape) for name in ("ref_kl", "reward_mask", "kl_mask")}
     return batch, {"logprob": -2 * draw(*shape), **nonnegative}
+
+
+def interleaved(batch, seed, fill, by=3):
+    """(the batch with `by` tokens more in each row that others put in anywhere, [B,T] where each token is now)."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, length = batch.mask.shape
+    place = torch.stack([torch.randperm(length + by, generator=generator)[:length].sort().values for _ in range(rows)])
+    changed = {
+        field.name: moved(value, place, by, {torch.bool: False, torch.int64: 99}.get(value.dtype, fill))
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), torch.Tensor) and value.dim() == 2
+    }
+    if batch.token_text is not None:
+        text = [["."] * (length + by) for _ in range(rows)]
+        for i, row in enumerate(batch.token_text):
+            for t, word in enumerate(row):
+                text[i][place[i, t]] = word
+        changed["token_text"] = text
+    return replace(batch, **{**changed, "present": torch.ones(rows, length + by, dtype=torch.bool)}), place
+
+
+def moved(value, place, by, fill):
+    """[B,T+by] with each of [B,T] values at its place, and `fill` elsewhere."""
+    wide = torch.full((len(value), value.shape[1] + by), fill, dtype=value.dtype)
+    return wide.scatter(1, place, value)

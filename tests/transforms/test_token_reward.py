@@ -11,6 +11,7 @@ from support.batches import batch_of
 from support.draws import few, seeds
 from support.token_rewards import drawn, token_lists
 
+from align.batch import Batch
 from align.transforms import gae, token_reward
 
 
@@ -29,6 +30,21 @@ def test_advantages_and_returns_are_the_oracle_s(seed, gamma, lam):
         else:
             assert not found.advantage[i].any()
     assert not found.advantage[~batch.mask].any()
+
+
+def test_a_turn_s_end_bootstraps_from_the_next_turn_s_first_token():
+    """What a tool said between them has no value, no reward and no discount."""
+    batch = Batch.of([0], [[5] * 6], dtype=torch.float64, turns=[[0, 0, -1, -1, 1, -1]])
+    reward, value = [[0, 1, 9, 9, 2, 9]], [[0.5, 0.25, 9, 9, 0.125, 9]]
+    batch = replace(batch, token_reward=torch.tensor(reward).double(), value=torch.tensor(value).double())
+    found = gae(gamma=0.5, lam=0.5, whitening="none").apply(batch)
+    advantages, returns = oracle.gae([0, 1, 2], [0.5, 0.25, 0.125], 0.5, 0.5)
+    own = batch.mask[0]
+    assert found.advantage[0, own].tolist() == pytest.approx(advantages) and not found.advantage[0, ~own].any()
+    assert found.returns[0, own].tolist() == pytest.approx(returns)
+    same = dict.fromkeys(("old_logprob", "ref_logprob"), torch.zeros_like(batch.weight))
+    paid = token_reward(kl_coef=0).apply(replace(batch, reward=torch.ones(1).double(), **same))
+    assert paid.token_reward.tolist() == [[0, 0, 0, 0, 1, 0]]  # not on what was put in behind it
 
 
 @pytest.mark.parametrize("truncated", [False, True])

@@ -1,0 +1,89 @@
+"""Turn an answer of several turns into tokens: what the policy said, and what others said in between.
+
+Each stretch is tokenised by itself, as it is when an episode is sampled, and the template only ever appends: what the
+policy reads before its third turn begins with exactly what it read before its second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from align.batch import pad
+from align.data.prompts import POLICY, Turn
+
+Message = Mapping[str, str]
+
+
+def tokenise_turns(
+    prompt: Sequence[Message],
+    answer: Sequence[Message],
+    *,
+    render: Callable[[list[Message], bool], str],
+    encode: Callable[[str], list[int]],
+    ends: Mapping[int, str],
+) -> tuple[list[int], list[Turn]]:
+    """(tokens, turns) of an answer that begins and ends with messages of the policy, others' in between.
+
+    `render(messages, ask)` writes a conversation, with `ask` up to where the policy would go on. `ends` are the tokens
+    that end a turn of the policy, with their texts. Raises `ValueError` where the template changes what it wrote
+    before, and where it writes no such token behind a turn.
+    """
+    ids: list[int] = []
+    turns: list[Turn] = []
+
+    def add(role: str, text: str, tokens: list[int]) -> None:
+        turns.append(Turn(role, len(ids), len(ids) + len(tokens), text))
+        ids.extend(tokens)
+
+    places = [-1, *(i for i, message in enumerate(answer) if message["role"] == POLICY)]
+    written = render([*prompt], True)
+    for last, place in pairwise(places):
+        asked = render([*prompt, *answer[:place]], True)
+        if heard := _behind(written, asked):
+            add(answer[place - 1]["role"] if place - last > 1 else "template", heard, encode(heard))
+        said = _behind(asked, render([*prompt, *answer[: place + 1]], False))
+        said = said[: _end(said, ends)]
+        add(POLICY, said, encode(said))
+        written = asked + said
+    return ids, turns
+
+
+def cut(ids: list[int], turns: Sequence[Turn], limit: int) -> tuple[list[int], list[Turn]]:
+    """The first tokens of an answer, `limit` at most, up to the last one that the policy chose, and their turns."""
+    kept = [Turn(t.role, t.start, min(t.end, limit), t.text, t.reward, t.state) for t in turns if t.start < limit]
+    while kept and kept[-1].role != POLICY:
+        kept.pop()
+    return ids[: kept[-1].end if kept else 0], kept
+
+
+def turn_columns(response_ids: Sequence[Sequence[int]], turns: Sequence[Sequence[Turn]]) -> dict[str, Tensor]:
+    """{turn_reward, turn_state: [B,T]} of responses with their turns, as the batch has them."""
+    reward = [[0.0] * len(ids) for ids in response_ids]
+    state = [[0] * len(ids) for ids in response_ids]
+    for row, of_row in enumerate(turns):
+        for turn in of_row:
+            if turn.role == POLICY and turn.end > turn.start:
+                reward[row][turn.end - 1] = turn.reward or 0.0
+                state[row][turn.start] = turn.state or 0
+    return {"turn_reward": pad(reward, torch.float32), "turn_state": pad(state, torch.int64)}
+
+
+def _behind(start: str, whole: str) -> str:
+    """What a conversation has behind its start. Raises `ValueError` where it does not begin with it."""
+    if not whole.startswith(start):
+        what = "the chat template changes earlier messages when others follow"
+        raise ValueError(f"{what}, so the policy would not read what it said; take a template that only appends")
+    return whole[len(start) :]
+
+
+def _end(said: str, ends: Mapping[int, str]) -> int:
+    """Where the text of the policy's turn ends, its end token included. Raises `ValueError` where it has none."""
+    found = [said.index(text) + len(text) for text in ends.values() if text in said]
+    if not found:
+        names: Collection[str] = sorted(ends.values())
+        raise ValueError(f"the chat template writes no end token ({', '.join(names)}) behind the policy's turn")
+    return min(found)
