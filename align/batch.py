@@ -46,7 +46,7 @@ class Batch:
     reward: Tensor | None = None  # [B] float
     correct: Tensor | None = None  # [B] bool
     truncated: Tensor | None = None  # [B] bool, cut at the token limit
-    turn_reward: Tensor | None = None  # [B,T] float, of a turn by itself, on its last chosen token; 0 elsewhere
+    turn_reward: Tensor | None = None  # [B,T] float, the part of `reward` that a turn earned, on its last chosen token
     turn_state: Tensor | None = None  # [B,T] int64, hash of what the policy saw, on a turn's first chosen token
     chosen: Tensor | None = None  # [B] bool, the preferred response of a pair; a pair is a group of two kept rows
     token_reward: Tensor | None = None  # [B,T] float, the reward of each token

@@ -30,8 +30,9 @@ TRANSFORMS = {
         *(keep_top, transforms.keep_outcome, transforms.mask_truncated, transforms.best_and_worst),
         *(transforms.token_reward, guide_reward, transforms.gae, returns_to_go),
         *(transforms.group_advantage, transforms.leave_one_out_advantage, transforms.reward_advantage),
+        transforms.turn_returns,
         *(transforms.outcome_advantage, transforms.sign_filter),
-        *(max_variance_rows, key_tokens, top_tokens, transforms.importance_weight),
+        *(max_variance_rows, key_tokens, transforms.anchor_advantage, top_tokens, transforms.importance_weight),
     )
 }
 

@@ -129,8 +129,8 @@ class _Recorded:
         prompts = [r.prompt_ids or [] for r in rows]
         progress = rows[0].progress if rows else 0.0
         rest = {"special": pad(special, torch.bool), "prompt_ids": prompts, "progress": progress}
-        responses, turns = [r.response_ids for r in rows], [r.turns or () for r in rows]
-        rest |= {"turns": [r.turn_numbers for r in rows], **turn_columns(responses, turns)}
+        responses, numbers = [r.response_ids for r in rows], [r.turn_numbers for r in rows]
+        rest |= {"turns": numbers, **turn_columns(responses, numbers, [r.turns or () for r in rows])}
         self.batch = Batch.of(groups, responses, dtype=self.dtype, **rest)
 
     def annotate(self, batch: Batch, names: Sequence[str], rows_B: Tensor, reader: str) -> Batch:

@@ -21,6 +21,7 @@ from align.config.compose import build_objectives
 from align.config.experiment import Experiment
 from align.config.recipe_file import ConfigError
 from align.credit import assign
+from align.data.turns import turn_columns
 from align.learner.passes import PROVIDED_BY
 from align.losses.loss import Current, Loss, summarised
 from align.objectives.objective import Objective
@@ -144,6 +145,7 @@ def _made_up(experiment: Experiment, objective: Objective) -> Batch:
         ids,
         prompt_ids=[[1, 2, 3]] * rows,
         token_text=[[f"t{token}" for token in row] for row in ids],
+        **turn_columns(ids, [[0] * len(row) for row in ids], [()] * rows),
     )
     every = 2 if pairs else 3
     reward = torch.tensor([float(row % every == 0 and (pairs or row >= size)) for row in range(rows)])

@@ -7,6 +7,7 @@ policy reads before its third turn begins with exactly what it read before its s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from hashlib import blake2b
 from itertools import pairwise
 
 import torch
@@ -60,16 +61,30 @@ def cut(ids: list[int], turns: Sequence[Turn], limit: int) -> tuple[list[int], l
     return ids[: kept[-1].end if kept else 0], kept
 
 
-def turn_columns(response_ids: Sequence[Sequence[int]], turns: Sequence[Sequence[Turn]]) -> dict[str, Tensor]:
-    """{turn_reward, turn_state: [B,T]} of responses with their turns, as the batch has them."""
+def turn_columns(
+    response_ids: Sequence[Sequence[int]], numbers: Sequence[Sequence[int]], turns: Sequence[Sequence[Turn]]
+) -> dict[str, Tensor]:
+    """{turn_reward, turn_state: [B,T]} of responses, the numbers of their tokens' turns and what is known of the turns.
+
+    A turn without a state has the tokens before it for one.
+    """
     reward = [[0.0] * len(ids) for ids in response_ids]
     state = [[0] * len(ids) for ids in response_ids]
-    for row, of_row in enumerate(turns):
-        for turn in of_row:
-            if turn.role == POLICY and turn.end > turn.start:
-                reward[row][turn.end - 1] = turn.reward or 0.0
-                state[row][turn.start] = turn.state or 0
+    for row, (ids, of_tokens) in enumerate(zip(response_ids, numbers, strict=True)):
+        last = {number: t for t, number in enumerate(of_tokens) if number >= 0}
+        first = {number: t for t, number in reversed([*enumerate(of_tokens)]) if number >= 0}
+        known = dict(enumerate(turn for turn in turns[row] if turn.role == POLICY))
+        for number, t in first.items():
+            turn = known.get(number)
+            reward[row][last[number]] = (turn and turn.reward) or 0.0
+            state[row][t] = turn.state if turn and turn.state is not None else hash_of(ids[:t])
     return {"turn_reward": pad(reward, torch.float32), "turn_state": pad(state, torch.int64)}
+
+
+def hash_of(state: str | Sequence[int]) -> int:
+    """64 bits, as an int64 has them, of a text or of tokens."""
+    told = state if isinstance(state, str) else ",".join(map(str, state))
+    return int.from_bytes(blake2b(told.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _behind(start: str, whole: str) -> str:

@@ -217,7 +217,7 @@ def _batch(
         special=pad([[token in special for token in ids] for ids in response_ids], torch.bool),
         token_text=[_token_text(ids, text, tokenizer) for ids in response_ids],
         turns=numbers,
-        **turn_columns(response_ids, turns),
+        **turn_columns(response_ids, numbers, turns),
         **rest,
     )
 

@@ -12,3 +12,4 @@ from align.transforms.keep import keep_outcome, mask_truncated
 from align.transforms.pairs import best_and_worst
 from align.transforms.token_reward import gae, token_reward
 from align.transforms.transform import Stage, State, Transform
+from align.transforms.turns import anchor_advantage, turn_returns

@@ -8,7 +8,7 @@ from align.batch import Batch
 from align.config.data_keys import Data
 from align.data.prompts import DataError, Turn, fingerprint, turn_numbers
 from align.data.read import load_prompts
-from align.data.turns import cut, turn_columns
+from align.data.turns import cut, hash_of, turn_columns
 from align.rollout.rollouts import pairs_to_batch
 
 END = TOKENIZER.eos_token_id
@@ -115,10 +115,11 @@ def test_a_batch_knows_whose_tokens_they_are(file):
 
 def test_turn_rewards_and_states_have_their_places():
     turns = [Turn("assistant", 0, 2, reward=0.5, state=7), Turn("tool", 2, 3), Turn("assistant", 3, 6, reward=-1.0)]
-    columns = turn_columns([[1] * 6, [1]], [turns, ()])
+    numbers = [turn_numbers(6, turns), [0]]
+    columns = turn_columns([[1] * 6, [1]], numbers, [turns, ()])
     assert columns["turn_reward"].tolist() == [[0, 0.5, 0, 0, 0, -1], [0] * 6]
-    assert columns["turn_state"].tolist() == [[7, 0, 0, 0, 0, 0], [0] * 6]
-    batch = Batch.of([0, 0], [[1] * 6, [1]], turns=[turn_numbers(6, turns), [0]], **columns)
+    assert columns["turn_state"].tolist() == [[7, 0, 0, hash_of([1, 1, 1]), 0, 0], [hash_of([]), 0, 0, 0, 0, 0]]
+    batch = Batch.of([0, 0], [[1] * 6, [1]], turns=numbers, **columns)
     assert batch.turn.tolist() == [[0, 0, -1, 1, 1, 1], [0, -1, -1, -1, -1, -1]]
 
 
