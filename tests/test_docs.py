@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import pages
+from support import pages, tiny_model
 from support.batches import loss_of, random_batch
 from support.paths import ROOT, TESTS
 from support.rollouts import failing, rollout
@@ -151,7 +151,8 @@ def test_the_replay_of_the_page_of_methods(tmp_path):
 def test_the_rows_of_the_page_of_data(text):
     row, data = json.loads(text), Data(prompts="x", max_prompt_tokens=10_000, max_response_tokens=10_000)
     make = make_pair if "chosen" in row else make_prompt
-    made = make(row, 0, "page", data, bytewise(), [])
+    tokenizer = tiny_model.tokenizer()
+    made = make(row, 0, "page", data, tokenizer, [tokenizer.eos_token_id])
     assert made.ids and made.conversational == isinstance(row["prompt"], list)
 
 

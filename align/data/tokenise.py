@@ -185,5 +185,6 @@ def _check_messages(messages: list, where: str) -> None:
     """Raise `DataError` unless each message has a role and a content of text."""
     for message in messages:
         fine = isinstance(message, dict) and isinstance(message.get("role"), str)
-        if not fine or not isinstance(message.get("content"), str) or not message["content"]:
+        said = fine and (message.get("content") or bool(message.get("tool_calls")))
+        if not said or not isinstance(message.get("content") or "", str):
             raise DataError(f"{where}: a message is {{role: ..., content: text}}, but one is {message!r}")

@@ -248,6 +248,10 @@ USER = [chat("p")]
         ({"prompt": USER, "chosen": ["a"], "rejected": [chat("b", "assistant")]}, "a message is .* but one is 'a'"),
         ({"prompt": USER, "chosen": [{}], "rejected": [chat("b", "assistant")]}, "a message is .* but one is {}"),
         ({"prompt": USER, "chosen": [{"role": "assistant", "content": None}]}, "a message is .* but one is"),
+        (
+            {"prompt": USER, "chosen": [{"role": "assistant", "tool_calls": [], "content": ""}]},
+            "a message is .* one is",
+        ),
         ({"prompt": USER, "chosen": [chat("a")]}, "'chosen' must begin and end with an assistant message"),
         ({"prompt": USER, "chosen": [*USER, chat("a", "assistant")]}, "leave out the prompt that it repeats"),
         ({"prompt": [*USER, chat("a", "assistant")], "chosen": [chat("b", "assistant")]}, "ends with an assistant"),
