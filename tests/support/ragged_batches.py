@@ -36,7 +36,8 @@ VOCABULARY = 90
 
 
 def batch() -> Batch:
-    """3 groups of 4, prompts of 3 to 17 tokens, responses of 1 to 40, one of them empty."""
+    """3 groups of 4, prompts of 3 to 17 tokens, responses of 1 to 40, one of them empty; the long ones have two turns
+    with 8 tokens of a tool between them."""
     generator = torch.Generator().manual_seed(7)
 
     def ids(n):
@@ -45,11 +46,13 @@ def batch() -> Batch:
     prompts = [ids(n) for n in (3, 17, 9)]
     lengths = [12, 1, 40, 7, 5, 5, 23, 0, 2, 31, 16, 9]
     responses = [ids(n) for n in lengths]
+    turns = [[0] * 9 + [-1] * 8 + [1] * (n - 17) if n > 20 else [0] * n for n in lengths]
     rewards = torch.rand(12, generator=generator)
     whole = Batch.of(
         [i // 4 for i in range(12)],
         responses,
         prompt_ids=[prompts[i // 4] for i in range(12)],
+        turns=turns,
         token_text=[["."] * n for n in lengths],
         reward=rewards,
         correct=rewards > 0.5,

@@ -34,7 +34,7 @@ class TrainerLogprobs:
 def says(model: nn.Module, batch) -> list[TrainerLogprobs]:
     out = []
     for i, prompt in enumerate(batch.prompt_ids):
-        ids = batch.response_ids[i, : int(batch.length[i])]
+        ids = batch.response_ids[i, : int(batch.size[i])]
         found = model(torch.tensor([[*prompt, *ids.tolist()]]), output_hidden_states=True)
         at = slice(len(prompt) - 1, len(prompt) - 1 + len(ids))
         logprobs = (found.logits[0, at].float() / 0.7).log_softmax(-1)
@@ -46,22 +46,22 @@ def mapo_mask(model: nn.Module, batch) -> list[Tensor]:
     """Spread to [0, 1] tensor by tensor, in loops."""
     out = []
     for i, prompt in enumerate(batch.prompt_ids):
-        ids = batch.response_ids[i, : int(batch.length[i])].tolist()
+        ids = batch.response_ids[i, : int(batch.size[i])].tolist()
         with recorded(model) as kinds:
             logits = model(torch.tensor([[*prompt, *ids]])).logits
         at = slice(len(prompt) - 1, len(prompt) - 1 + len(ids))
         kinds = {**kinds, "logits": [logits.float().mean(-1)]}
-        means = []
+        own, means = batch.mask[i, : len(ids)], []
         for tensors in kinds.values():
             spread = []
             for tensor in tensors:
-                value = tensor[0, at]
-                flat = len(ids) < 2 or value.max() == value.min()
+                value = tensor[0, at][own]
+                flat = len(value) < 2 or value.max() == value.min()
                 spread.append(
                     torch.full_like(value, 0.5) if flat else (value - value.min()) / (value.max() - value.min())
                 )
             means.append(sum(spread) / len(spread))
-        out.append(sum(means) / len(means))
+        out.append(torch.zeros(len(ids)).masked_scatter(own, sum(means) / len(means)))
     return out
 
 
