@@ -5,13 +5,10 @@ import random
 
 import pytest
 import torch
-from support import recorded
 from support.paths import ROOT
-from support.recorded import collected, collected_pairs
+from support.replays import assert_replays, experiment_of, ran
 
 from align.commands.credit import credit
-from align.config.experiment import load_experiment
-from align.config.rules import REPLAY
 from align.result import samples
 from align.result.samples import ReplayError
 from align.run.samples import Record, _numbers
@@ -24,82 +21,6 @@ GFPO = ROOT / "recipes/gfpo_chain_sum.yaml"
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "samples.jsonl"
-
-
-def experiment_of(recipe, *overrides):
-    return load_experiment(recipe, overrides, REPLAY)
-
-
-def ran(path, experiment, record=None, count=2, first=1, unrated=(), old_logprob="sampler"):
-    """[(step, batches, outputs)] of a run of these objectives, recorded from the step `first` on; a source of rollouts
-    or pairs for each that they name."""
-    out, record, sources = [], record or Record(), {}
-    for objective in experiment.objectives:
-        sources.setdefault(objective.data, []).append(objective)
-    path.write_text("")
-    for step in range(1, count + 1):
-        batches, outputs = [], []
-        for number, objectives in enumerate(sources.values()):
-            seed, progress = 10 * step + number, (step - 1) / 7
-            pairs = any(o.preference for o in objectives)
-            size = max(8, experiment.recipe.sampling.group_size)  # as many as its transforms need
-            found = collected_pairs(seed, progress) if pairs else collected(seed, progress, unrated, size=size)
-            batches.append(recorded.step(objectives, found, seed, old_logprob))
-            outputs += recorded.outputs(batches[-1], number, seed)
-        if step >= first:
-            out.append((step, batches, outputs))
-            with path.open("a") as file:
-                file.writelines(f"{line}\n" for line in record.lines(*out[-1]))
-    return out
-
-
-def of_the_run(steps):
-    """[(kept, advantage, weight) of each objective] of each response, in the order of the lines."""
-    for _, batches, _ in steps:
-        for source in batches:
-            row = 0
-            for rollout in source.collected.rollouts or [None] * len(source.collected.batch.kept):
-                if rollout and rollout.reward is None:
-                    yield None
-                    continue
-                n = int(source.collected.batch.mask[row].sum())
-                yield [
-                    (
-                        bool(c.batch.kept[row]),
-                        None if c.batch.advantage is None else c.batch.advantage[row, :n].tolist(),
-                        c.token_weight[row, :n].tolist(),
-                    )
-                    for c in source.credited
-                ]
-                row += 1
-
-
-def entries_of(line):
-    return line.get("objectives", [line])
-
-
-def assert_replays(experiment, path, steps):
-    """`align credit` gives each response's credit, each batch's counts and its loss as the run had them."""
-    lines = credit(experiment, path)
-    runs = list(of_the_run(steps))
-    for line, run in zip(lines, runs, strict=False):
-        for entry, had in zip(entries_of(line), run or (), strict=True) if run else ():
-            kept, advantage, weight = had
-            assert entry["kept"] is kept and entry["weight"] == weight
-            if advantage is not None:
-                assert entry["advantage"] == advantage
-        assert run or not any(entry["kept"] for entry in entries_of(line))
-    summaries = lines[len(runs) :]
-    sources = [(step, source, outputs) for step, batches, outputs in steps for source in batches]
-    assert len(summaries) == len(sources)
-    for summary, (step, source, outputs) in zip(summaries, sources, strict=True):
-        assert summary["step"] == step
-        mine = [o for o in outputs if o.source == [s is source for s in steps[step - 1][1]].index(True)]
-        assert summary["loss"] == pytest.approx(recorded.loss_of(source, mine), rel=1e-6, abs=1e-7)
-        for entry, credited in zip(entries_of(summary), source.credited, strict=True):
-            taken = entry["signal"]["taken"]
-            assert entry["signal"]["generated"] == credited.signal.generated
-            assert {name: taken[name] for name in credited.signal.removed_by} == credited.signal.removed_by
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -150,7 +71,7 @@ def test_each_source_is_replayed_through_its_own_objectives(path, tmp_path):
 @pytest.mark.parametrize("old", ["sampler", "trainer"])
 def test_responses_without_a_reward_and_old_log_probabilities(path, old):
     words = (f"sampling.old_logprob={old}", "objective={name: grpo, add: [{kl_policy_ref: {coef: 0.1}}]}")
-    steps = ran(path, experiment_of(GFPO, *words), unrated=(0, 5, 9), old_logprob=old)
+    steps = ran(path, experiment_of(GFPO, *words), unrated=(0, 5, 9))
     assert_replays(experiment_of(GFPO, *words), path, steps)
     first, second, *_ = samples.read(path).values()
     assert first.reward is None and list(first.streams) == ["sampler_logprob"] and not first.decisions
