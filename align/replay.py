@@ -18,12 +18,11 @@ from align.credit import Credited, assign
 from align.losses.loss import Current, summarised
 from align.losses.pairs import PairError
 from align.objectives.objective import Objective
-from align.result.samples import RecordedRollout, ReplayError, by_batch
+from align.result.samples import LEARNED, RecordedRollout, ReplayError, by_batch
 
 ROW_FIELDS = {"reward": None, "correct": torch.bool, "truncated": torch.bool, "chosen": torch.bool}
 
-# {quantity of the policy now: the fields that give it, the first that is there}
-NOW = {"logprob": ["logprob", "old_logprob", "sampler_logprob"]}
+INSTEAD = ["logprob", "old_logprob", "sampler_logprob"]  # fields of the policy now, where it may be the one before
 
 
 @dataclass(frozen=True)
@@ -154,10 +153,11 @@ class _Recorded:
         """
         names = {name for term in credited.terms for name in term.loss.reads_current}
         fields = {name: ["new_value", "value"] if name == "value" else [name] for name in ("logprob", *names)}
-        for name, instead in NOW.items():
-            nowhere = all(getattr(rollout, instead[0]) is None for rollout in self.rollouts.values())
-            if name in fields and (self.of_a_run or nowhere):
-                fields[name] = instead
+        for name, learned in LEARNED.items():
+            if name in fields and any(getattr(rollout, learned) is not None for rollout in self.rollouts.values()):
+                fields[name] = [learned]
+        if self.of_a_run or all(rollout.logprob is None for rollout in self.rollouts.values()):
+            fields["logprob"] = INSTEAD
         rows_B, tokens_BT = credited.trained.any(1), credited.trained
         read = {n: self._read(n, f, rows_B, tokens_BT, "the loss") for n, f in fields.items()}
         return Current(**{name: value.requires_grad_() for name, value in read.items()})

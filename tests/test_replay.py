@@ -71,3 +71,10 @@ EVERYTHING = """objectives=[
 @pytest.mark.parametrize("updates", UPDATES, ids=" ".join)
 def test_several_objectives_with_memories_heads_and_updates(updates, path):
     assert_goes_through(path, ROLLOUTS, "objective=null", EVERYTHING, *updates, count=4)
+
+
+def test_masks_that_are_learned_and_masks_of_the_reference_are_told_apart(path):
+    both = "objectives=[{name: sparsepo}, {name: mapo, weight: 0.5}]"
+    assert_goes_through(path, OF_PAIRS, "objective=null", both)
+    trained = [r for r in samples.read(path).values() if r.new_kl_mask]
+    assert trained and all(r.kl_mask != r.new_kl_mask for r in trained)

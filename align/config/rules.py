@@ -53,9 +53,7 @@ def cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeF
 def tracker_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
     """Find trackers that this machine lacks, which a replay of the run does not need."""
     lacking = [(i, name) for i, name in enumerate(recipe.run.trackers if recipe.run else ()) if not find_spec(name)]
-    return [
-        file.problem(("run", "trackers", i), f"{name} is not installed; pip install {name}") for i, name in lacking
-    ]
+    return [file.problem(("run", "trackers", i), f"{name} is not installed; pip install {name}") for i, name in lacking]
 
 
 def quantize_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:

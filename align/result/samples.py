@@ -8,7 +8,9 @@ Fields and version are described in align/run/README.md.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from pydantic import FiniteFloat, ValidationError
 
 from align.ranges import Recorded
+from align.system import files
 
 VERSION = 1  # of the lines that this version writes
 
@@ -36,10 +39,16 @@ AT_UPDATE = {
     "reward_mask": "reward_mask",
     "kl_mask": "kl_mask",
 }
+# Those of the policy's head, where the reference's activations gave masks before the update as well.
+LEARNED = {"reward_mask": "new_reward_mask", "kl_mask": "new_kl_mask"}
 
-STREAMS = tuple(dict.fromkeys([*BEFORE, *AT_UPDATE]))
+STREAMS = tuple(dict.fromkeys([*BEFORE, *AT_UPDATE, *LEARNED.values()]))
 
 BEGINNING = re.compile(rb'\{"version": \d+, "step": (\d+),')
+HEAD = re.compile(
+    BEGINNING.pattern + rb' "source": ("(?:[^"\\]|\\.)*"), "group": "[^"]*", "progress": [^,]*, "batch_rows": (\d+),'
+)
+DECIDED = b'"objectives": ['  # within a text its quotation marks would have backslashes
 
 
 class ReplayError(ValueError):
@@ -109,6 +118,8 @@ class RecordedRollout(Recorded):
     new_value: Stream | None = None
     reward_mask: Stream | None = None
     kl_mask: Stream | None = None
+    new_reward_mask: Stream | None = None
+    new_kl_mask: Stream | None = None
     kept: list[bool] | None = None  # of each objective of the source
     advantage: list[Stream | None] | None = None  # likewise
     objectives: list[RecordedDecision] | None = None  # likewise
@@ -165,6 +176,23 @@ def steps_of(path: str | Path) -> list[int]:
     """The steps that a run's record has, ascending, from the beginnings of its lines."""
     with open(path, "rb") as file:
         return sorted({step for line in file if (step := step_of(line)) is not None})
+
+
+def ends_whole(path: Path, step: int) -> set[str]:
+    """The sources whose whole batch of this step stands at the end of a run's record, with decisions.
+
+    Read from the end; no line before that step is.
+    """
+    count: Counter[tuple[str, int]] = Counter()
+    decided = set()
+    for _, line in files.backwards(path) if path.exists() else ():
+        found = HEAD.match(line)
+        if not found or int(found[1]) != step:
+            break
+        key = json.loads(found[2]), int(found[3])
+        count[key] += 1
+        decided |= {key} if DECIDED in line else set()
+    return {source for source, rows in decided if count[source, rows] == rows}
 
 
 def by_batch(rollouts: Mapping[str, RecordedRollout]) -> Iterator[dict[str, RecordedRollout]]:

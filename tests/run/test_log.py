@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,6 @@ from align.objectives import grpo
 from align.rollout import rollouts
 from align.rollout.sources import Collected, SourceBatch
 from align.run.log import CallbackError, RunLog
-from align.system import files
 
 
 def write(path, rows, tail=""):
@@ -80,19 +80,40 @@ def test_only_responses_with_a_reward_have_credit_in_the_samples(tmp_path, main_
     assert rows[0]["advantage"] == [[1.0] * 2] and rows[3]["advantage"] == [[-1.0] * 5]
 
 
-def test_a_resume_reads_the_end_of_the_samples_only(tmp_path, main_process, monkeypatch):
+def bytes_read() -> int:
+    """Bytes that this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_resume_reads_the_end_of_the_samples_only(tmp_path, main_process):
     """What is before the last line that stays is not read, not even where it is damaged."""
-    kept = ['{"step": 1}', "not JSON", '{"step": 2, "response": "' + "x" * 3 * 2**20 + '"}', '{"step": 2}']
+    path, before = tmp_path / "samples.jsonl", '{"step": 1, "response": "' + "x" * 2**20 + '"}\n'
+    kept = before * 30 + "not JSON\n" + '{"step": 2}\n' + '{"step": 2, "response": "' + "x" * 3 * 2**20 + '"}\n'
+    path.write_text(kept + '{"step": 3}\n\0\0\n{"step": 4, "resp')
+    start = bytes_read()
+    RunLog(tmp_path, main_process, start=2)
+    assert bytes_read() - start < 10 * 2**20 and path.stat().st_size == len(kept)
+    assert path.read_text() == kept
+    RunLog(tmp_path, main_process, start=0)
+    assert path.read_text() == ""
+
+
+def test_a_memory_goes_on_in_a_resumed_run_where_the_step_before_it_is_there_as_a_whole(tmp_path, main_process):
+    """Of each source; not where `run.samples` kept a part of it, or nothing, while that step ran."""
+
+    def line(step: int, source: str, batch_rows: int, prompt: str = "p", **decided) -> str:
+        head = {"version": 1, "step": step, "source": source, "group": "1-0", "progress": 0.5}
+        return json.dumps({**head, "batch_rows": batch_rows, "prompt": prompt, **decided})
+
+    whole = [line(2, 'a"\xe9', 2), line(2, 'a"\xe9', 2, objectives=[{}])]
+    part = [line(2, "b", 3, objectives=[{}])] * 2
+    undecided = [line(2, "c", 2, '"objectives": [')] * 2
+    before = [line(1, "d", 1, objectives=[{}])]
     path = tmp_path / "samples.jsonl"
-    path.write_text("\n".join([*kept, '{"step": 3}', "\0\0", '{"step": 4, "resp']))
-    read, opened = [], files.end_of
-    monkeypatch.setattr(
-        files, "end_of", lambda path, wanted: opened(path, lambda line: read.append(line) or wanted(line))
-    )
-    log = RunLog(tmp_path, main_process, start=2)
-    assert path.read_text() == "\n".join(kept) + "\n" and read == [b"\0\0\n", b'{"step": 3}\n', b'{"step": 2}\n']
-    assert log.record.follows
-    assert not RunLog(tmp_path, main_process, start=0).record.follows and path.read_text() == ""
+    path.write_text("".join(f"{line}\n" for line in [*before, *whole, *part, *undecided]))
+    assert RunLog(tmp_path, main_process, start=2).record.last == {'a"\xe9': 2}
+    assert RunLog(tmp_path, main_process, start=3).record.last == {}
+    assert RunLog(tmp_path, main_process, start=1).record.last == {"d": 1}
 
 
 def test_callbacks_see_steps_and_evaluations(tmp_path, main_process):

@@ -141,13 +141,13 @@ def test_a_memory_that_does_not_follow_is_written(path):
     first, *others = map(json.loads, path.read_text().splitlines())
     assert len(first["objectives"][0]["state"]["0"]["seen"]) == 8
     assert not any("state" in line["objectives"][0] for line in others)
-    steps = ran(path, experiment_of(GFPO, ADAPTIVE), Record(follows=True), first=3, count=3)
+    steps = ran(path, experiment_of(GFPO, ADAPTIVE), Record(last={"data": 2}), first=3, count=3)
     assert '"state"' not in path.read_text()
     ran(path, experiment_of(GFPO, ADAPTIVE), Record(samples=8), count=4)
     assert path.read_text().count('"state"') == 4
-    record = Record(last={0: steps[0][0] - 1})
+    record = Record(last={"data": steps[0][0] - 1})
     assert '"state"' not in next(record.lines(*steps[0]))
-    record = Record(last={0: steps[0][0]})  # then the run went back
+    record = Record(last={"data": steps[0][0]})  # then the run went back
     assert '"state": {"0": {"seen": [' in next(record.lines(*steps[0]))
 
 

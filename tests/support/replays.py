@@ -1,5 +1,8 @@
 """Runs without a model that are recorded, and what `align credit` must make of the record: what the run had."""
 
+import json
+
+import numpy as np
 import pytest
 
 from align.commands.credit import credit
@@ -86,3 +89,36 @@ def assert_replays(experiment, path, steps):
             taken = entry["signal"]["taken"]
             assert entry["signal"]["generated"] == credited.signal.generated
             assert {name: taken[name] for name in credited.signal.removed_by} == credited.signal.removed_by
+
+
+def assert_record_is_the_run_s(folder, *overrides):
+    """`align credit` makes of the record of a run what the run had: credit, weight and counts to the last digit, and
+    its loss, which was added in the order of micro-batches. Returns the lines of the record."""
+    experiment = experiment_of(folder / "config.yaml", *overrides)
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").open()]
+    lines = credit(experiment, folder / "samples.jsonl")
+    for row, line in zip(rows, lines, strict=False):
+        if "kept" not in row:  # no reward, no decision
+            assert not any(entry["kept"] for entry in entries_of(line))
+            continue
+        assert [entry["kept"] for entry in entries_of(line)] == row["kept"]
+        told = zip(entries_of(line), row["advantage"], row["objectives"], strict=True)
+        for entry, advantage, decided in told:  # nine digits are one float32
+            assert np.array_equal(np.float32(entry["weight"]), np.float32(decided["weight"]))
+            assert advantage is None or np.array_equal(np.float32(entry["advantage"]), np.float32(advantage))
+    metrics = {row["step"]: row for row in map(json.loads, (folder / "metrics.jsonl").open()) if "loss" in row}
+    losses = dict.fromkeys(metrics, 0.0)
+    for summary in lines[len(rows) :]:
+        losses[summary["step"]] += summary["loss"]
+        names = [o.name for o in experiment.objectives if o.data in (None, summary["source"])]
+        for name, entry in zip(names, entries_of(summary), strict=True):
+            prefix = "signal/" if len(experiment.objectives) == 1 else f"signal/{name}/"
+            row = metrics[summary["step"]]
+            said = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+            taken = {f"taken/{key}": value for key, value in entry["signal"]["taken"].items()}
+            before = sum(said[f"taken/{why}"] for why in ("dynamic_sampling", "unrated", "failed"))
+            assert said["generated"] == entry["signal"]["generated"] + before
+            assert {key: said[key] for key in taken if key in said} == {key: taken[key] for key in taken if key in said}
+    if experiment.recipe.optim.updates_per_step == 1:  # else the metrics are those of the last update
+        assert losses == {step: pytest.approx(row["loss"], rel=1e-4, abs=2e-6) for step, row in metrics.items()}
+    return rows
