@@ -42,12 +42,6 @@ class Replayed:
     row_of: dict[str, int]  # {`file:line`: row of the batch}
     results: list[Result]  # of each objective
 
-    @property
-    def said(self) -> dict[str, Any]:
-        """Which batch it is: nothing for lines that no run wrote."""
-        first = next(iter(self.rollouts.values()))
-        return {"step": first.step, "source": first.source} if first.version else {}
-
 
 def replay(experiment: Experiment, rollouts: dict[str, RecordedRollout]) -> Iterator[Replayed]:
     """Replay each batch of a record, in order: memories go on from one to the next. Raises `ReplayError`."""

@@ -151,18 +151,24 @@ def _decision(recorded: RecordedDecision, kept: bool, advantage: Stream | None) 
 def read(path: str | Path, steps: Container[int] | None = None) -> dict[str, RecordedRollout]:
     """{`file:line`: rollout} of a file, or of those of its lines that are of `steps`; other lines are not parsed.
 
-    Raises `ReplayError` for the first line that is wrong, and where there is none.
+    A run's last line that has no end yet, as where it was killed, is left out. Raises `ReplayError` for the first line
+    that is wrong, and where there is none.
     """
     rollouts = {}
     with open(path, "rb") as file:  # not splitlines, which also splits within a text, at U+2028
         for number, line in enumerate(file, 1):
             if not line.strip() or (steps is not None and (step := step_of(line)) is not None and step not in steps):
                 continue
-            rollout = _parsed(f"{path}:{number}", line)
+            try:
+                rollout = _parsed(f"{path}:{number}", line)
+            except ReplayError:
+                if BEGINNING.match(line) and not line.endswith(b"\n"):
+                    break
+                raise
             if steps is None or rollout.step in steps:
                 rollouts[f"{path}:{number}"] = rollout
     if not rollouts:
-        raise ReplayError(f"{path}: no rollouts; write one JSON object a line")
+        raise ReplayError(f"{path}: no rollouts; write one JSON object a line (run.samples: none records none)")
     return rollouts
 
 
@@ -202,6 +208,17 @@ def by_batch(rollouts: Mapping[str, RecordedRollout]) -> Iterator[dict[str, Reco
         key = (rollout.step, rollout.source) if rollout.version else ()
         batches.setdefault(key, {})[place] = rollout
     yield from batches.values()
+
+
+def incomplete(rollouts: Mapping[str, RecordedRollout]) -> str | None:
+    """Say which batch is the first that is not there as a whole; None where all are, as far as the lines tell."""
+    for batch in by_batch(rollouts):
+        place, first = next(iter(batch.items()))
+        if first.batch_rows is not None and len(batch) < first.batch_rows:
+            here = f"{place}: step {first.step}: {len(batch)} of {first.batch_rows} responses of the batch are here"
+            why = "run.samples bounds them, or lines are missing"
+            return f"{here} ({why}); what was taken over all of them, such as its loss, is not what the run had"
+    return None
 
 
 def _parsed(place: str, line: bytes) -> RecordedRollout:

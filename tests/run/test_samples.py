@@ -168,6 +168,28 @@ def test_a_bound_takes_whole_groups_by_the_seed(path):
     assert len(samples.read(path)) == 6 * 8  # one group at least
     ran(path, experiment_of(GFPO), Record("none"))
     assert path.read_text() == ""
+    with pytest.raises(ReplayError, match=r"samples.jsonl: no rollouts; .* \(run.samples: none records none\)"):
+        credit(experiment_of(GFPO), path)
+
+
+def test_a_batch_that_is_not_there_as_a_whole_is_told_once(path):
+    """Not only on the console: a script that reads the lines sees how many of how many responses they are of."""
+    told = []
+    ran(path, experiment_of(GFPO), count=3)
+    *_, last = credit(experiment_of(GFPO), path, told.append)
+    assert told == [] and not {"rows", "batch_rows", "updates"} & set(last)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:56], *lines[64:]]) + '\n{"version": 1, "step": 4, "sou')  # killed in step 4
+    *_, first, second, third = credit(experiment_of(GFPO, "optim.updates_per_step=2"), path, told.append)
+    assert [said.get("rows") for said in (first, second, third)] == [None, 24, None] and second["batch_rows"] == 32
+    assert (third["update"], third["updates"]) == (1, 2)
+    assert told == [
+        f"{path}:33: step 2: 24 of 32 responses of the batch are here (run.samples bounds them, or lines are missing); "
+        "what was taken over all of them, such as its loss, is not what the run had"
+    ]
+    path.write_text("\n".join([*lines, '{"version": 1, "step": 4, "sou', lines[0]]))
+    with pytest.raises(ReplayError, match="samples.jsonl:97: line: Invalid JSON"):
+        credit(experiment_of(GFPO), path)
 
 
 # ---- numbers and lines
