@@ -23,6 +23,7 @@ from align.run.samples import Record
 from align.run.terminal import say
 from align.system import files
 from align.system.blame import no_exit, user_line
+from align.system.clock import Clock
 
 NO_CALLBACKS: Mapping[str, Callable] = MappingProxyType({})
 
@@ -77,15 +78,19 @@ class RunLog:
         batches: Sequence[SourceBatch],
         outputs: Sequence[Outputs] = (),
     ) -> None:
-        """Write a step's metrics and its responses with their credit; `step` counts from 1. Collective.
+        """Write a step's responses with their credit, then its metrics, which tell the seconds that this took;
+        `step` counts from 1. Collective.
 
         `outputs` are this rank's, of the step's first update.
         """
-        if self.record.samples != "none":
-            outputs = gather_object(list(outputs))
+        clock = Clock()
+        with clock("record"):
+            if self.record.samples != "none":
+                outputs = gather_object(list(outputs))
+            if self.writes:
+                self._write(self._samples, self.record.lines(step, batches, outputs))
+        metrics = {**metrics, **clock.seconds()}
         self._append(self._metrics, [{"step": step, **metrics}])
-        if self.writes:
-            self._write(self._samples, self.record.lines(step, batches, outputs))
         self._tell(step, metrics)
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import pytest
 from accelerate import Accelerator
@@ -121,7 +122,8 @@ def test_callbacks_see_steps_and_evaluations(tmp_path, main_process):
     log = RunLog(tmp_path, main_process, 0, {"mine:f": lambda step, metrics: seen.append((step, metrics))})
     log.step(1, {"loss": 0.5}, [])
     log.evaluation(1, {"eval/reward": 0.25}, [])
-    assert seen == [(1, {"loss": 0.5}), (1, {"eval/reward": 0.25})]
+    assert seen == [(1, {"loss": 0.5, "seconds/record": ANY}), (1, {"eval/reward": 0.25})]
+    assert 0 < seen[0][1]["seconds/record"] < 1
 
 
 def leave(step, metrics):
@@ -134,7 +136,7 @@ def test_a_callback_that_raises_is_named(tmp_path, main_process, function, why):
     with pytest.raises(CallbackError, match=rf"^run.callbacks: mine:f .*{why}.*--resume") as raised:
         log.step(3, {"loss": 0.5}, [])
     assert "after step 3" in str(raised.value) and "test_log.py:" in str(raised.value)
-    assert log.steps() == [{"step": 3, "loss": 0.5}]  # it was written before
+    assert log.steps() == [{"step": 3, "loss": 0.5, "seconds/record": ANY}]  # it was written before
 
 
 def test_trackers_that_show_pages_get_the_page(tmp_path, main_process, monkeypatch):
