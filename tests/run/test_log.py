@@ -146,9 +146,7 @@ def test_trackers_that_show_pages_get_the_page(tmp_path, main_process, monkeypat
         def log(self, values, step):
             told.append((self.name, values, step))
 
-    def html(
-        data, inject=True, data_is_not_path=False
-    ):  # as both have it; tests/run/test_trackers.py runs the real ones
+    def html(data, inject=True, data_is_not_path=False):  # both have these
         assert not inject  # a stylesheet of theirs would be one that the page's policy refuses
         return f"page {data}"
 
