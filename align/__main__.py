@@ -89,7 +89,7 @@ def credit(
         with no_exit("a function that the recipe names"):
             experiment = load_experiment(recipe, overrides or (), REPLAY)
             scrub_tracebacks(experiment.file.data)
-            lines = list(replayed.credit(experiment, rollouts))
+            lines = replayed.credit(experiment, rollouts, tell)
     except (ConfigError, ReplayError, UserExit) as error:
         tell(error, experiment.file.data if experiment else ())
         raise typer.Exit(1) from error

@@ -19,12 +19,11 @@ from align.data.turns import turn_columns
 from align.losses.loss import Current, summarised
 from align.losses.pairs import PairError
 from align.objectives.objective import Objective
-from align.result.samples import RecordedRollout, ReplayError, by_batch
+from align.result.samples import LEARNED, RecordedRollout, ReplayError, by_batch
 
 ROW_FIELDS = {"reward": None, "correct": torch.bool, "truncated": torch.bool, "chosen": torch.bool}
 
-# {quantity of the policy now: the fields that give it, the first that is there}
-NOW = {"logprob": ["logprob", "old_logprob", "sampler_logprob"]}
+INSTEAD = ["logprob", "old_logprob", "sampler_logprob"]  # fields of the policy now, where it may be the one before
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,6 @@ class Replayed:
     rollouts: dict[str, RecordedRollout]  # {`file:line`: rollout}, those that take no part among them
     row_of: dict[str, int]  # {`file:line`: row of the batch}
     results: list[Result]  # of each objective
-
-    @property
-    def said(self) -> dict[str, Any]:
-        """Which batch it is: nothing for lines that no run wrote."""
-        first = next(iter(self.rollouts.values()))
-        return {"step": first.step, "source": first.source} if first.version else {}
 
 
 def replay(experiment: Experiment, rollouts: dict[str, RecordedRollout]) -> Iterator[Replayed]:
@@ -157,10 +150,11 @@ class _Recorded:
         """
         names = {name for term in credited.terms for name in term.loss.reads_current}
         fields = {name: ["new_value", "value"] if name == "value" else [name] for name in ("logprob", *names)}
-        for name, instead in NOW.items():
-            nowhere = all(getattr(rollout, instead[0]) is None for rollout in self.rollouts.values())
-            if name in fields and (self.of_a_run or nowhere):
-                fields[name] = instead
+        for name, learned in LEARNED.items():
+            if name in fields and any(getattr(rollout, learned) is not None for rollout in self.rollouts.values()):
+                fields[name] = [learned]
+        if self.of_a_run or all(rollout.logprob is None for rollout in self.rollouts.values()):
+            fields["logprob"] = INSTEAD
         rows_B, tokens_BT = credited.trained.any(1), credited.trained
         read = {n: self._read(n, f, rows_B, tokens_BT, "the loss") for n, f in fields.items()}
         return Current(**{name: value.requires_grad_() for name, value in read.items()})

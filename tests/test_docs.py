@@ -307,7 +307,7 @@ def names_of_rollouts() -> set[str]:
 COMPUTED = {
     "rollouts": names_of_rollouts(),
     "evaluation": evaluation.names(["r"], [1, 8]),
-    "phases": [f"seconds/{phase}" for phase in PHASES],
+    "phases": [f"seconds/{phase}" for phase in (*PHASES, "record")],
     "passes": [f"pass/{name}/{unit}" for name in PROVIDED_BY for unit in ("rows", "tokens")],
     "seconds of passes": [f"seconds/pass/{name}" for name in PROVIDED_BY],
 }

@@ -159,5 +159,5 @@ def _table(*columns: str, **words: str) -> Table:
     """A table whose headings are not markup."""
     found = Table(**{key: Text(for_terminal(text)) for key, text in words.items()})
     for column in columns:
-        found.add_column(Text(for_terminal(column)))
+        found.add_column(Text(for_terminal(column)), overflow="fold")  # a name or key that is cut tells nothing
     return found

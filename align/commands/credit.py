@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from align.config.experiment import Experiment
 from align.credit import Credited
 from align.replay import Replayed, replay
-from align.result.samples import read
+from align.result.samples import incomplete, read
 
 
-def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
+def credit(
+    experiment: Experiment, path: str | Path, tell: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
     """The output lines of the command: one a response in input order, then the loss of each batch.
 
-    Raises `ReplayError`.
+    `tell` gets a line where batches are not there as a whole. Raises `ReplayError`.
     """
     rollouts = read(path)
+    if said := incomplete(rollouts):
+        tell(said)
     batches = list(replay(experiment, rollouts))
     lines = {}
     for batch in batches:
@@ -29,8 +34,25 @@ def credit(experiment: Experiment, path: str | Path) -> list[dict[str, Any]]:
     out = [lines[place] for place in rollouts]
     for batch in batches:
         summary = _one_or_many([result.summary for result in batch.results], batch)
-        out.append({**batch.said, "loss": sum(result.summary["loss"] for result in batch.results), **summary})
+        out.append(
+            {
+                **_which(batch, experiment.recipe.optim.updates_per_step),
+                "loss": sum(result.summary["loss"] for result in batch.results),
+                **summary,
+            }
+        )
     return out
+
+
+def _which(batch: Replayed, updates: int) -> dict[str, Any]:
+    """Which batch of a run a loss is of, how many of its responses are there, and before which update of several."""
+    first = next(iter(batch.rollouts.values()))
+    if not first.version:
+        return {}
+    said = {"step": first.step, "source": first.source}
+    if first.batch_rows is not None and len(batch.rollouts) < first.batch_rows:
+        said |= {"rows": len(batch.rollouts), "batch_rows": first.batch_rows}
+    return said | ({"update": 1, "updates": updates} if updates > 1 else {})
 
 
 def _one_or_many(entries: list[dict], batch: Replayed) -> dict[str, Any]:

@@ -5,8 +5,8 @@ A section that is None was found wrong before.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 
 from align.config.data_keys import Data
 from align.config.hub_name import base_problem, check_repo_name
@@ -44,14 +44,16 @@ def cross_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeF
             need = 1 - (-(rule.for_steps - 1) // run.save_every)
             what = f"it takes {rule.for_steps} steps to see, and by then the checkpoint before is gone: run.keep={need}"
             problems.append(file.problem(("sentinel", name, "action"), what))
-    for i, tracker in enumerate(run.trackers if run else ()):
-        if importlib.util.find_spec(tracker) is None:
-            what = f"{tracker} is not installed; pip install {tracker}"
-            problems.append(file.problem(("run", "trackers", i), what))
     if evaluation and max(evaluation.pass_at) > evaluation.samples:
         what = f"pass@{max(evaluation.pass_at)} needs as many eval.samples; there are {evaluation.samples}"
         problems.append(file.problem(("eval", "pass_at"), what))
     return problems
+
+
+def tracker_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find trackers that this machine lacks, which a replay of the run does not need."""
+    lacking = [(i, name) for i, name in enumerate(recipe.run.trackers if recipe.run else ()) if not find_spec(name)]
+    return [file.problem(("run", "trackers", i), f"{name} is not installed; pip install {name}") for i, name in lacking]
 
 
 def quantize_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
@@ -180,7 +182,7 @@ def support_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: Recip
 
 
 TRAINING: tuple[Rule, ...] = (
-    *(cross_rules, quantize_rules, length_rules, source_rules),
+    *(cross_rules, tracker_rules, quantize_rules, length_rules, source_rules),
     *(group_rules, head_rules, support_rules),
 )
 

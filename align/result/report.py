@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from align.system.files import json_lines
+from align.system.files import finished_json_lines
 from align.system.text import for_terminal
 
 # of several runs in one picture: colours that most eyes tell apart (Okabe and Ito), and a mark besides
@@ -91,11 +91,15 @@ def plot_runs(runs: Mapping[str, Path], png: Path) -> None:
     rows = {name: _rows(path) for name, path in runs.items()}
     panels = list(dict.fromkeys(panel for found in rows.values() for panel in _panels(found)))
     with _figure(panels, png) as axes:
-        for axis, (_, training, evaluation) in zip(axes, panels, strict=True):
+        for axis, panel in zip(axes, panels, strict=True):
+            _, training, evaluation = panel
             for number, (name, found) in enumerate(rows.items()):
+                if panel not in _panels(found):  # the loss of a run on rewards is not one of pairs
+                    continue
                 colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
                 steps, values = series(found, training)
-                axis.plot(steps, smooth(values), color=colour, linewidth=0.8, alpha=0.6)
+                label = None if series(found, evaluation).size else literal(name)
+                axis.plot(steps, smooth(values), color=colour, linewidth=0.8, alpha=0.6, label=label)
                 _evaluations(axis, found, evaluation, colour, f"{mark}-", literal(name))
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize="small")
@@ -104,13 +108,13 @@ def plot_runs(runs: Mapping[str, Path], png: Path) -> None:
 
 
 def literal(text: object) -> str:
-    """A text of others in a picture, where a dollar would begin a formula."""
-    return for_terminal(text).replace("$", r"\$")
+    """A text of others in a picture, where a dollar would begin a formula, and a first underscore hide a label."""
+    shown = for_terminal(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _rows(metrics_jsonl: Path) -> list[dict]:
-    with metrics_jsonl.open("rb") as file:
-        return list(json_lines(file))
+    return finished_json_lines(metrics_jsonl)
 
 
 def _panels(rows: list[dict]) -> list[tuple[str, str, str]]:
@@ -135,6 +139,7 @@ def _figure(panels: Sequence[tuple[str, str, str]], png: Path) -> Iterator[Seque
     for axis, (label, _, _) in zip(axes, panels, strict=True):
         axis.set_ylabel(label)
     axes[-1].set_xlabel("step")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)  # all panels share it
     yield axes
     figure.savefig(png, dpi=150)
 

@@ -8,7 +8,9 @@ Fields and version are described in align/run/README.md.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 
 from align.data.prompts import POLICY, turn_numbers
 from align.ranges import Recorded
+from align.system import files
 
 VERSION = 1  # of the lines that this version writes
 
@@ -37,10 +40,16 @@ AT_UPDATE = {
     "reward_mask": "reward_mask",
     "kl_mask": "kl_mask",
 }
+# Those of the policy's head, where the reference's activations gave masks before the update as well.
+LEARNED = {"reward_mask": "new_reward_mask", "kl_mask": "new_kl_mask"}
 
-STREAMS = tuple(dict.fromkeys([*BEFORE, *AT_UPDATE]))
+STREAMS = tuple(dict.fromkeys([*BEFORE, *AT_UPDATE, *LEARNED.values()]))
 
 BEGINNING = re.compile(rb'\{"version": \d+, "step": (\d+),')
+HEAD = re.compile(
+    BEGINNING.pattern + rb' "source": ("(?:[^"\\]|\\.)*"), "group": "[^"]*", "progress": [^,]*, "batch_rows": (\d+),'
+)
+DECIDED = b'"objectives": ['  # within a text its quotation marks would have backslashes
 
 
 class ReplayError(ValueError):
@@ -126,6 +135,8 @@ class RecordedRollout(Recorded):
     new_value: Stream | None = None
     reward_mask: Stream | None = None
     kl_mask: Stream | None = None
+    new_reward_mask: Stream | None = None
+    new_kl_mask: Stream | None = None
     kept: list[bool] | None = None  # of each objective of the source
     advantage: list[Stream | None] | None = None  # likewise
     objectives: list[RecordedDecision] | None = None  # likewise
@@ -162,18 +173,24 @@ def _decision(recorded: RecordedDecision, kept: bool, advantage: Stream | None) 
 def read(path: str | Path, steps: Container[int] | None = None) -> dict[str, RecordedRollout]:
     """{`file:line`: rollout} of a file, or of those of its lines that are of `steps`; other lines are not parsed.
 
-    Raises `ReplayError` for the first line that is wrong, and where there is none.
+    A run's last line that has no end yet, as where it was killed, is left out. Raises `ReplayError` for the first line
+    that is wrong, and where there is none.
     """
     rollouts = {}
     with open(path, "rb") as file:  # not splitlines, which also splits within a text, at U+2028
         for number, line in enumerate(file, 1):
             if not line.strip() or (steps is not None and (step := step_of(line)) is not None and step not in steps):
                 continue
-            rollout = _parsed(f"{path}:{number}", line)
+            try:
+                rollout = _parsed(f"{path}:{number}", line)
+            except ReplayError:
+                if BEGINNING.match(line) and not line.endswith(b"\n"):
+                    break
+                raise
             if steps is None or rollout.step in steps:
                 rollouts[f"{path}:{number}"] = rollout
     if not rollouts:
-        raise ReplayError(f"{path}: no rollouts; write one JSON object a line")
+        raise ReplayError(f"{path}: no rollouts; write one JSON object a line (run.samples: none records none)")
     return rollouts
 
 
@@ -189,6 +206,23 @@ def steps_of(path: str | Path) -> list[int]:
         return sorted({step for line in file if (step := step_of(line)) is not None})
 
 
+def ends_whole(path: Path, step: int) -> set[str]:
+    """The sources whose whole batch of this step stands at the end of a run's record, with decisions.
+
+    Read from the end; no line before that step is.
+    """
+    count: Counter[tuple[str, int]] = Counter()
+    decided = set()
+    for _, line in files.backwards(path) if path.exists() else ():
+        found = HEAD.match(line)
+        if not found or int(found[1]) != step:
+            break
+        key = json.loads(found[2]), int(found[3])
+        count[key] += 1
+        decided |= {key} if DECIDED in line else set()
+    return {source for source, rows in decided if count[source, rows] == rows}
+
+
 def by_batch(rollouts: Mapping[str, RecordedRollout]) -> Iterator[dict[str, RecordedRollout]]:
     """Each step's batch of each source, in the order of the lines; lines without a version are one batch together."""
     batches: dict[tuple, dict[str, RecordedRollout]] = {}
@@ -196,6 +230,17 @@ def by_batch(rollouts: Mapping[str, RecordedRollout]) -> Iterator[dict[str, Reco
         key = (rollout.step, rollout.source) if rollout.version else ()
         batches.setdefault(key, {})[place] = rollout
     yield from batches.values()
+
+
+def incomplete(rollouts: Mapping[str, RecordedRollout]) -> str | None:
+    """Say which batch is the first that is not there as a whole; None where all are, as far as the lines tell."""
+    for batch in by_batch(rollouts):
+        place, first = next(iter(batch.items()))
+        if first.batch_rows is not None and len(batch) < first.batch_rows:
+            here = f"{place}: step {first.step}: {len(batch)} of {first.batch_rows} responses of the batch are here"
+            why = "run.samples bounds them, or lines are missing"
+            return f"{here} ({why}); what was taken over all of them, such as its loss, is not what the run had"
+    return None
 
 
 def _parsed(place: str, line: bytes) -> RecordedRollout:

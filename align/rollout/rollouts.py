@@ -17,12 +17,10 @@ from align.data.prompts import Pair, Prompt, Response, Turn, turn_numbers
 from align.data.turns import turn_columns
 from align.rollout.generator import Generator
 from align.rollout.seeds import Draw
+from align.rollout.token_text import token_texts
 from align.scoring.process import Failure
 from align.scoring.score import combine, fit, score_rows, too_many
 from align.scoring.worker import Worker
-
-PARTIAL = "\ufffd"  # what a tokenizer writes for a part of a character
-LONGEST = 8  # tokens that spell characters together: more are no text
 
 Sampled = list[tuple[int, int, Prompt, Response]]  # (group, index, prompt, response)
 
@@ -209,30 +207,13 @@ def _batch(
 ) -> Batch:
     numbers = [turn_numbers(len(ids), of_row) for ids, of_row in zip(response_ids, turns, strict=True)]
     special = set(tokenizer.all_special_ids)
-    text = {token: tokenizer.decode([token]) for ids in response_ids for token in ids}
     return Batch.of(
         group,
         response_ids,
         prompt_ids=prompt_ids,
         special=pad([[token in special for token in ids] for ids in response_ids], torch.bool),
-        token_text=[_token_text(ids, text, tokenizer) for ids in response_ids],
+        token_text=token_texts(response_ids, tokenizer),
         turns=numbers,
         **turn_columns(response_ids, numbers, turns),
         **rest,
     )
-
-
-def _token_text(ids: list[int], text: dict[int, str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token; a character that several tokens spell is the last one's, and the others have none."""
-    out = [text[token] for token in ids]
-    start = 0
-    while start < len(ids):
-        end = start + 1
-        if PARTIAL in out[start]:
-            spelt = (stop for stop in range(end + 1, min(len(ids), start + LONGEST) + 1))
-            whole = next(((stop, s) for stop in spelt if PARTIAL not in (s := tokenizer.decode(ids[start:stop]))), None)
-            if whole:
-                end = whole[0]
-                out[start:end] = [""] * (end - start - 1) + [whole[1]]
-        start = end
-    return out

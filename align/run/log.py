@@ -16,12 +16,14 @@ from accelerate.utils import gather_object
 from align.checkpoint.checkpoint import CheckpointError
 from align.learner.learner import Outputs
 from align.loop import PHASES
+from align.result.samples import ends_whole
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
 from align.run.samples import Record
 from align.run.terminal import say
 from align.system import files
 from align.system.blame import no_exit, user_line
+from align.system.clock import Clock
 
 NO_CALLBACKS: Mapping[str, Callable] = MappingProxyType({})
 
@@ -59,7 +61,8 @@ class RunLog:
             kept[self._greedy] = [row for row in kept[self._greedy] if row["step"] in evaluated]
             for path, rows in kept.items():
                 files.write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-            self.record.follows = cut_behind(self._samples, start) > 0
+            cut_behind(self._samples, start)
+            self.record.last |= dict.fromkeys(ends_whole(self._samples, start), start)
         accelerator.wait_for_everyone()
 
     def describe(self, config: dict, versions: dict[str, str], changes: Sequence[str] = ()) -> None:
@@ -75,15 +78,19 @@ class RunLog:
         batches: Sequence[SourceBatch],
         outputs: Sequence[Outputs] = (),
     ) -> None:
-        """Write a step's metrics and its responses with their credit; `step` counts from 1. Collective.
+        """Write a step's responses with their credit, then its metrics, which tell the seconds that this took;
+        `step` counts from 1. Collective.
 
         `outputs` are this rank's, of the step's first update.
         """
-        if self.record.samples != "none":
-            outputs = gather_object(list(outputs))
+        clock = Clock()
+        with clock("record"):
+            if self.record.samples != "none":
+                outputs = gather_object(list(outputs))
+            if self.writes:
+                self._write(self._samples, self.record.lines(step, batches, outputs))
+        metrics = {**metrics, **clock.seconds()}
         self._append(self._metrics, [{"step": step, **metrics}])
-        if self.writes:
-            self._write(self._samples, self.record.lines(step, batches, outputs))
         self._tell(step, metrics)
 
     def evaluation(self, step: int, metrics: dict[str, float], greedy: Sequence[Rollout]) -> None:
@@ -185,17 +192,17 @@ def kept_lines(path: Path, start: int) -> list[dict]:
     return rows
 
 
-def cut_behind(path: Path, start: int) -> int:
-    """Cut a file of lines behind the last one of a step up to `start`; the bytes that are left.
+def cut_behind(path: Path, start: int) -> None:
+    """Cut a file of lines behind the last one of a step up to `start`.
 
     It is read from its end up to that line, not as a whole: what is damaged before is found by who reads it.
     """
     if not path.exists():
-        return 0
-    end = files.end_of(path, lambda line: (row := _row(line)) is not None and row["step"] <= start)
+        return
+    wanted = (end for end, line in files.backwards(path) if (row := _row(line)) is not None and row["step"] <= start)
+    end = next(wanted, 0)
     with files.writing(path):
         os.truncate(path, end)
-    return end
 
 
 def _is_evaluation(row: dict) -> bool:

@@ -17,7 +17,7 @@ from align.batch import Batch
 from align.credit import Credited
 from align.data.prompts import Answer, Pair, Turn
 from align.learner.learner import Outputs
-from align.result.samples import AT_UPDATE, BEFORE, VERSION
+from align.result.samples import AT_UPDATE, BEFORE, LEARNED, VERSION
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
 
@@ -33,21 +33,21 @@ class Record:
 
     samples: Literal["all", "none"] | int = "all"  # responses of a step and source; a number takes whole groups
     seed: int = 0
-    follows: bool = False  # whether the first step's lines go on from those that are there
-    last: dict[int, int | None] = field(default_factory=dict)  # {source: its newest step; None: not all of it is there}
+    last: dict[str, int | None] = field(default_factory=dict)  # {source: its newest step; None: not all of it is there}
 
     def lines(self, step: int, batches: Sequence[SourceBatch], outputs: Sequence[Outputs]) -> Iterator[str]:
         """The lines of a step, counted from 1. `outputs` are those of all ranks."""
         for number, source in enumerate(batches if self.samples != "none" else ()):
             responses = _responses(source)
             groups = self._groups([group for group, *_ in responses], f"{self.seed}-{number}-{step}")
-            follows = self.last[number] == step - 1 if number in self.last else self.follows
+            name = source.credited[0].objective.data or "data"
+            follows = self.last.get(name) == step - 1
             states = [{} if follows else _memories(credited) for credited in source.credited]
             whole = self.samples == "all" and any(row is not None for _, row, _ in responses)
-            self.last[number] = step if whole else None
+            self.last[name] = step if whole else None
             streams = _streams(source, [o for o in outputs if o.source == number])
             group_name = f"{number}-{step}-{{}}" if number else f"{step}-{{}}"
-            head = {"version": VERSION, "step": step, "source": source.credited[0].objective.data or "data"}
+            head = {"version": VERSION, "step": step, "source": name}
             rest = {"progress": source.collected.batch.progress, "batch_rows": len(responses)}
             recorded = [response for response in responses if response[0] in groups]
             known = _of_batch(source, streams, [row for _, row, _ in recorded if row is not None], states)
@@ -164,6 +164,7 @@ def _streams(source: SourceBatch, outputs: Sequence[Outputs]) -> dict[str, Strea
             whole = torch.zeros(trained.shape, dtype=parts[0][1].dtype)
             for rows, value in parts:
                 whole[rows] = value
+            name = LEARNED.get(name, name) if name in found else name
             before, known = found.get(name, (whole, torch.zeros_like(trained)))
             found[name] = torch.where(known, before, whole), known | trained
     return found

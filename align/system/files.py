@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import file_digest
@@ -75,8 +75,8 @@ def numbered_json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"line {number} cannot be read: {error}; shorten it") from error
 
 
-def end_of(path: Path, wanted: Callable[[bytes], bool]) -> int:
-    """The byte behind the last line that is wanted, 0 where none is. Read from the end, up to that line.
+def backwards(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(byte behind it, line) of each line of a file, the last one first; only what is asked for is read.
 
     A last line without its end is none.
     """
@@ -91,11 +91,9 @@ def end_of(path: Path, wanted: Callable[[bytes], bool]) -> int:
             behind = max(first, tail.rfind(b"\n") + 1) if first or not position else 0
             while behind > first:
                 begin = max(first, tail.rfind(b"\n", 0, behind - 1) + 1)
-                if wanted(tail[begin:behind]):
-                    return position + behind
+                yield position + behind, tail[begin:behind]
                 behind = begin
             tail = tail[:first] if first else tail
-    return 0
 
 
 def numbered(folder: Path) -> dict[int, Path]:

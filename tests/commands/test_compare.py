@@ -5,6 +5,7 @@ import json
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 from support.hostile_text import ESCAPES, acting
@@ -99,6 +100,50 @@ def test_the_picture_has_a_colour_for_each_run(run, tmp_path):
     pixels = imread(tmp_path / "c.png")[..., :3]
     for colour in ((0, 0x72, 0xB2), (0xE6, 0x9F, 0)):
         assert (abs(pixels * 255 - colour).max(axis=-1) < 2).sum() > 100
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """A function: {label of a panel: {name in its legend: first numbers of its line}} of runs."""
+
+    def draw(*folders):
+        figures = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+        compare.draw(folders, tmp_path / "c.png")
+        return {axis.get_ylabel(): dict(zip(*reversed(legend(axis)), strict=True)) for axis in figures[0].axes}
+
+    def legend(axis):
+        lines, names = axis.get_legend_handles_labels()
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == names
+        return [list(line.get_ydata()) for line in lines], names
+
+    return draw
+
+
+def test_a_run_is_drawn_in_the_panels_of_its_kind(run, drawn, tmp_path):
+    """Runs on pairs; one that was killed before its first evaluation, within a line; a name that begins so."""
+    pairs, killed, rewards = tmp_path / "pairs", tmp_path / "_killed", run("rewards", [("p", 0.0)], step=2)
+    for folder, rows in ((pairs, [{"step": 0, "eval/pairs/loss": 0.7}, {"step": 1, "loss": 0.6}]), (killed, [])):
+        folder.mkdir()
+        _write(folder / "metrics.jsonl", rows or [{"step": 1, "reward/mean": 0.25, "response/length": 3.0}])
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "reward/me')
+    found = drawn(rewards, pairs, killed)
+    assert found["reward"] == {"rewards": [0.1, 0.5], " _killed": [0.25]}
+    assert found["loss"] == {"pairs": [0.7]} and "accuracy" not in found["reward"]
+    text = shown(compare.show(compare.read([rewards, pairs, killed])))
+    assert "none" in text and "no config.yaml in pairs, _killed" in text
+    assert text.count("no shared prompts with a greedy reward") == 2
+
+
+def test_long_keys_and_names_are_not_cut(run):
+    long = "a_name_of_a_run_that_is_longer_than_a_column_of_eighty_characters_has_room_for"
+    folders = [run("a", [("p", 0.0)]), run(long, [("p", 1.0)], config={**CONFIG, "sampling": {"deadline_s": 7.0}})]
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(compare.show(compare.read(folders)))
+    text = console.export_text()
+    columns = [[cell.strip() for cell in line.split("\u2502")] for line in text.splitlines()]
+    assert "\u2026" not in text and "sampling.deadline_s" in "".join(row[1] for row in columns if len(row) > 2)
 
 
 def test_a_folder_that_is_no_run_is_named(run, tmp_path):

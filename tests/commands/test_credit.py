@@ -409,7 +409,7 @@ FIRST = json.dumps(a1()[0]) + "\n"
         (FIRST + '{"response_ids": [1]}\n', ":2: group: Field required"),
         (FIRST + '{"group": 0, \n', ":2: line: Invalid JSON"),
         (FIRST + "[1]\n", ":2: line: "),
-        ("", ": no rollouts; write one JSON object a line"),
+        ("", ": no rollouts; write one JSON object a line (run.samples: none records none)"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_field(replay, folder, text, place):

@@ -7,6 +7,7 @@ from support.recipes import model, objective, problems_of, run, sampling
 
 from align.config.experiment import load_experiment
 from align.config.recipe_file import ConfigError
+from align.config.rules import REPLAY
 
 ROLLOUTS = {
     "model": {"policy": "some/model", "adapter": {"rank": 4}},
@@ -262,9 +263,11 @@ def test_importance_weights_that_would_count_twice(recipe, tmp_path):
 
 
 def test_a_tracker_that_is_not_installed(recipe, monkeypatch):
-    monkeypatch.setattr("align.config.rules.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("align.config.rules.find_spec", lambda name: None)
     (problem,) = problems_of(recipe, run("trackers: [wandb]"))
     assert ":12: run.trackers.0: wandb is not installed; pip install wandb" in problem
+    shipped = TESTS.parent / "recipes/grpo_chain_sum.yaml"
+    assert load_experiment(shipped, ["run.trackers=[wandb]"], REPLAY)  # its record is looked at all the same
 
 
 def test_rules_between_sections_are_reported_together(recipe):

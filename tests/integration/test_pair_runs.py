@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.paths import PYTHONPATH, ROOT
+from support.replays import assert_record_is_the_run_s
 from support.zygote import forked
 from transformers import AutoModelForCausalLM
 
@@ -80,6 +81,8 @@ def test_sft_then_dpo_then_tgdpo_with_and_without_a_bank(folder, tmp_path):
                 assert one[name] == pytest.approx(two[name], rel=2e-3, abs=1e-5), name
     assert any(name.startswith("pass/guide_logprob") for row in without for name in row)
     assert not any(name.startswith("pass/") for row in with_bank for name in row)
+    for name in ("sft", "dpo", "tgdpo", "banked"):
+        assert_record_is_the_run_s(tmp_path / name)
     assert without[1]["factor_max"] > 1 and {p.name for p in (tmp_path / "tgdpo/adapter").iterdir()} >= {
         "adapter_model.safetensors"
     }
@@ -132,6 +135,7 @@ def test_every_preference_objective_learns_from_rollouts(folder, guide, tmp_path
         assert first[f"{name}/logit"] == pytest.approx(0.0, abs=1e-5), name  # policy = reference: ln 2
     assert any(row["eval/kl_k1_policy_ref"] > 0.01 for row in rows if "eval/kl_k1_policy_ref" in row)
     assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
+    assert_record_is_the_run_s(tmp_path / "run")
 
 
 @pytest.mark.parametrize("machine", ["cpu_zero2", "cpu_zero3"])
@@ -152,6 +156,7 @@ def test_rollouts_and_pairs_in_one_step_with_heads(machine, folder, guide, tmp_p
     assert all({"rto/ratio", "rto/value", "sparsepo/logit", "sparsepo/mask/reward"} <= set(row) for row in steps)
     shipped = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
     assert all("lora_" in name for name in shipped)
+    assert_record_is_the_run_s(tmp_path / "run")
 
 
 def test_four_steps_of_masks_are_two_and_two_resumed(folder, tmp_path):
@@ -170,6 +175,7 @@ def test_four_steps_of_masks_are_two_and_two_resumed(folder, tmp_path):
         [{k: v for k, v in row.items() if not k.startswith(machine)} for row in rows] for rows in (whole, resumed)
     )
     assert one == two and whole[-1]["step"] == 4
+    assert_record_is_the_run_s(tmp_path / "parts")
     assert whole[-1]["eval/pairs/mask/reward"] != whole[0]["eval/pairs/mask/reward"]
     base = AutoModelForCausalLM.from_pretrained(folder)
     probe = torch.arange(3, 40)[None]

@@ -92,26 +92,3 @@ def test_a_reason_is_told_on_one_line_and_acts_on_nothing(monkeypatch, capsys):
     Scorer([worker], experiment, None, say).gather([row])
     told = capsys.readouterr().out
     assert told.count("\n") == 1 and told.startswith("reward 'r' failed on 1 of 1") and not acting(told)
-
-
-def spelling(*pieces: bytes):
-    """A tokenizer whose tokens spell these bytes."""
-    return SimpleNamespace(
-        all_special_ids=[], decode=lambda ids: b"".join(pieces[i] for i in ids).decode(errors="replace")
-    )
-
-
-@pytest.mark.parametrize(
-    "pieces, texts",
-    [
-        ([b"a", b" b"], ["a", " b"]),
-        ([b"a", b"\xe3\x80", b"\x82", b"b"], ["a", "", "\u3002", "b"]),
-        ([b" \xf0\x9f", b"\x98", b"\x80\xc3", b"\xa9!"], ["", "", "", " \U0001f600\xe9!"]),  # two characters share one
-        ([b"\xff", b"a"], ["\ufffd", "a"]),  # no text at all
-        ([b"a", b"\xe3\x80"], ["a", "\ufffd"]),  # cut at the token limit
-    ],
-)
-def test_a_character_that_several_tokens_spell_is_the_last_one_s(pieces, texts):
-    prompt, response = Prompt([0], "p", "p", {}), Response([*range(len(pieces))], [-1.0] * len(pieces), False)
-    batch = rollouts.to_batch([Rollout(0, 0, prompt, response, "", {}, 1.0, True)], spelling(*pieces))
-    assert batch.token_text == [texts]

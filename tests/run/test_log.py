@@ -2,7 +2,9 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import pytest
 from accelerate import Accelerator
@@ -14,7 +16,6 @@ from align.objectives import grpo
 from align.rollout import rollouts
 from align.rollout.sources import Collected, SourceBatch
 from align.run.log import CallbackError, RunLog
-from align.system import files
 
 
 def write(path, rows, tail=""):
@@ -80,19 +81,40 @@ def test_only_responses_with_a_reward_have_credit_in_the_samples(tmp_path, main_
     assert rows[0]["advantage"] == [[1.0] * 2] and rows[3]["advantage"] == [[-1.0] * 5]
 
 
-def test_a_resume_reads_the_end_of_the_samples_only(tmp_path, main_process, monkeypatch):
+def bytes_read() -> int:
+    """Bytes that this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_resume_reads_the_end_of_the_samples_only(tmp_path, main_process):
     """What is before the last line that stays is not read, not even where it is damaged."""
-    kept = ['{"step": 1}', "not JSON", '{"step": 2, "response": "' + "x" * 3 * 2**20 + '"}', '{"step": 2}']
+    path, before = tmp_path / "samples.jsonl", '{"step": 1, "response": "' + "x" * 2**20 + '"}\n'
+    kept = before * 30 + "not JSON\n" + '{"step": 2}\n' + '{"step": 2, "response": "' + "x" * 3 * 2**20 + '"}\n'
+    path.write_text(kept + '{"step": 3}\n\0\0\n{"step": 4, "resp')
+    start = bytes_read()
+    RunLog(tmp_path, main_process, start=2)
+    assert bytes_read() - start < 10 * 2**20 and path.stat().st_size == len(kept)
+    assert path.read_text() == kept
+    RunLog(tmp_path, main_process, start=0)
+    assert path.read_text() == ""
+
+
+def test_a_memory_goes_on_in_a_resumed_run_where_the_step_before_it_is_there_as_a_whole(tmp_path, main_process):
+    """Of each source; not where `run.samples` kept a part of it, or nothing, while that step ran."""
+
+    def line(step: int, source: str, batch_rows: int, prompt: str = "p", **decided) -> str:
+        head = {"version": 1, "step": step, "source": source, "group": "1-0", "progress": 0.5}
+        return json.dumps({**head, "batch_rows": batch_rows, "prompt": prompt, **decided})
+
+    whole = [line(2, 'a"\xe9', 2), line(2, 'a"\xe9', 2, objectives=[{}])]
+    part = [line(2, "b", 3, objectives=[{}])] * 2
+    undecided = [line(2, "c", 2, '"objectives": [')] * 2
+    before = [line(1, "d", 1, objectives=[{}])]
     path = tmp_path / "samples.jsonl"
-    path.write_text("\n".join([*kept, '{"step": 3}', "\0\0", '{"step": 4, "resp']))
-    read, opened = [], files.end_of
-    monkeypatch.setattr(
-        files, "end_of", lambda path, wanted: opened(path, lambda line: read.append(line) or wanted(line))
-    )
-    log = RunLog(tmp_path, main_process, start=2)
-    assert path.read_text() == "\n".join(kept) + "\n" and read == [b"\0\0\n", b'{"step": 3}\n', b'{"step": 2}\n']
-    assert log.record.follows
-    assert not RunLog(tmp_path, main_process, start=0).record.follows and path.read_text() == ""
+    path.write_text("".join(f"{line}\n" for line in [*before, *whole, *part, *undecided]))
+    assert RunLog(tmp_path, main_process, start=2).record.last == {'a"\xe9': 2}
+    assert RunLog(tmp_path, main_process, start=3).record.last == {}
+    assert RunLog(tmp_path, main_process, start=1).record.last == {"d": 1}
 
 
 def test_callbacks_see_steps_and_evaluations(tmp_path, main_process):
@@ -100,7 +122,8 @@ def test_callbacks_see_steps_and_evaluations(tmp_path, main_process):
     log = RunLog(tmp_path, main_process, 0, {"mine:f": lambda step, metrics: seen.append((step, metrics))})
     log.step(1, {"loss": 0.5}, [])
     log.evaluation(1, {"eval/reward": 0.25}, [])
-    assert seen == [(1, {"loss": 0.5}), (1, {"eval/reward": 0.25})]
+    assert seen == [(1, {"loss": 0.5, "seconds/record": ANY}), (1, {"eval/reward": 0.25})]
+    assert 0 < seen[0][1]["seconds/record"] < 1
 
 
 def leave(step, metrics):
@@ -113,7 +136,7 @@ def test_a_callback_that_raises_is_named(tmp_path, main_process, function, why):
     with pytest.raises(CallbackError, match=rf"^run.callbacks: mine:f .*{why}.*--resume") as raised:
         log.step(3, {"loss": 0.5}, [])
     assert "after step 3" in str(raised.value) and "test_log.py:" in str(raised.value)
-    assert log.steps() == [{"step": 3, "loss": 0.5}]  # it was written before
+    assert log.steps() == [{"step": 3, "loss": 0.5, "seconds/record": ANY}]  # it was written before
 
 
 def test_trackers_that_show_pages_get_the_page(tmp_path, main_process, monkeypatch):
@@ -123,7 +146,7 @@ def test_trackers_that_show_pages_get_the_page(tmp_path, main_process, monkeypat
         def log(self, values, step):
             told.append((self.name, values, step))
 
-    def html(data, inject):
+    def html(data, inject=True, data_is_not_path=False):  # both have these
         assert not inject  # a stylesheet of theirs would be one that the page's policy refuses
         return f"page {data}"
 

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import recorded
+from support import replays
 from support.paths import ROOT
-from support.recorded import TOKENIZER, collected, collected_pairs
+from support.recorded import TOKENIZER
+from support.replays import assert_replays, experiment_of, ran
 
 from align.commands.credit import credit
-from align.config.experiment import load_experiment
-from align.config.rules import REPLAY
 from align.data.prompts import Turn
 from align.result import samples
 from align.result.samples import ReplayError
@@ -28,82 +27,6 @@ GFPO = ROOT / "recipes/gfpo_chain_sum.yaml"
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "samples.jsonl"
-
-
-def experiment_of(recipe, *overrides):
-    return load_experiment(recipe, overrides, REPLAY)
-
-
-def ran(path, experiment, record=None, count=2, first=1, unrated=(), old_logprob="sampler"):
-    """[(step, batches, outputs)] of a run of these objectives, recorded from the step `first` on; a source of rollouts
-    or pairs for each that they name."""
-    out, record, sources = [], record or Record(), {}
-    for objective in experiment.objectives:
-        sources.setdefault(objective.data, []).append(objective)
-    path.write_text("")
-    for step in range(1, count + 1):
-        batches, outputs = [], []
-        for number, objectives in enumerate(sources.values()):
-            seed, progress = 10 * step + number, (step - 1) / 7
-            pairs = any(o.preference for o in objectives)
-            size = max(8, experiment.recipe.sampling.group_size)  # as many as its transforms need
-            found = collected_pairs(seed, progress) if pairs else collected(seed, progress, unrated, size=size)
-            batches.append(recorded.step(objectives, found, seed, old_logprob))
-            outputs += recorded.outputs(batches[-1], number, seed)
-        if step >= first:
-            out.append((step, batches, outputs))
-            with path.open("a") as file:
-                file.writelines(f"{line}\n" for line in record.lines(*out[-1]))
-    return out
-
-
-def of_the_run(steps):
-    """[(kept, advantage, weight) of each objective] of each response, in the order of the lines."""
-    for _, batches, _ in steps:
-        for source in batches:
-            row = 0
-            for rollout in source.collected.rollouts or [None] * len(source.collected.batch.kept):
-                if rollout and rollout.reward is None:
-                    yield None
-                    continue
-                n = int(source.collected.batch.size[row])
-                yield [
-                    (
-                        bool(c.batch.kept[row]),
-                        None if c.batch.advantage is None else c.batch.advantage[row, :n].tolist(),
-                        c.token_weight[row, :n].tolist(),
-                    )
-                    for c in source.credited
-                ]
-                row += 1
-
-
-def entries_of(line):
-    return line.get("objectives", [line])
-
-
-def assert_replays(experiment, path, steps):
-    """`align credit` gives each response's credit, each batch's counts and its loss as the run had them."""
-    lines = credit(experiment, path)
-    runs = list(of_the_run(steps))
-    for line, run in zip(lines, runs, strict=False):
-        for entry, had in zip(entries_of(line), run or (), strict=True) if run else ():
-            kept, advantage, weight = had
-            assert entry["kept"] is kept and entry["weight"] == weight
-            if advantage is not None:
-                assert entry["advantage"] == advantage
-        assert run or not any(entry["kept"] for entry in entries_of(line))
-    summaries = lines[len(runs) :]
-    sources = [(step, source, outputs) for step, batches, outputs in steps for source in batches]
-    assert len(summaries) == len(sources)
-    for summary, (step, source, outputs) in zip(summaries, sources, strict=True):
-        assert summary["step"] == step
-        mine = [o for o in outputs if o.source == [s is source for s in steps[step - 1][1]].index(True)]
-        assert summary["loss"] == pytest.approx(recorded.loss_of(source, mine), rel=1e-6, abs=1e-7)
-        for entry, credited in zip(entries_of(summary), source.credited, strict=True):
-            taken = entry["signal"]["taken"]
-            assert entry["signal"]["generated"] == credited.signal.generated
-            assert {name: taken[name] for name in credited.signal.removed_by} == credited.signal.removed_by
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -143,9 +66,10 @@ def with_turns(found):
 
 @pytest.mark.parametrize("name", ["gfpo_chain_sum", "composed_chain_sum", "tgdpo_reviews", "rto_reviews"])
 def test_responses_of_several_turns(name, path, monkeypatch):
-    for maker in (collected, collected_pairs):
+    for name_of_maker in ("collected", "collected_pairs"):
+        maker = getattr(replays, name_of_maker)
         changed = lambda *args, maker=maker, **more: with_turns(maker(*args, **more))  # noqa: E731
-        monkeypatch.setitem(globals(), maker.__name__, changed)
+        monkeypatch.setattr(replays, name_of_maker, changed)
     recipe = ROOT / f"recipes/{name}.yaml"
     steps = ran(path, experiment_of(recipe))
     assert_replays(experiment_of(recipe), path, steps)
@@ -219,7 +143,7 @@ def test_each_source_is_replayed_through_its_own_objectives(path, tmp_path):
 @pytest.mark.parametrize("old", ["sampler", "trainer"])
 def test_responses_without_a_reward_and_old_log_probabilities(path, old):
     words = (f"sampling.old_logprob={old}", "objective={name: grpo, add: [{kl_policy_ref: {coef: 0.1}}]}")
-    steps = ran(path, experiment_of(GFPO, *words), unrated=(0, 5, 9), old_logprob=old)
+    steps = ran(path, experiment_of(GFPO, *words), unrated=(0, 5, 9))
     assert_replays(experiment_of(GFPO, *words), path, steps)
     first, second, *_ = samples.read(path).values()
     assert first.reward is None and list(first.streams) == ["sampler_logprob"] and not first.decisions
@@ -289,13 +213,13 @@ def test_a_memory_that_does_not_follow_is_written(path):
     first, *others = map(json.loads, path.read_text().splitlines())
     assert len(first["objectives"][0]["state"]["0"]["seen"]) == 8
     assert not any("state" in line["objectives"][0] for line in others)
-    steps = ran(path, experiment_of(GFPO, ADAPTIVE), Record(follows=True), first=3, count=3)
+    steps = ran(path, experiment_of(GFPO, ADAPTIVE), Record(last={"data": 2}), first=3, count=3)
     assert '"state"' not in path.read_text()
     ran(path, experiment_of(GFPO, ADAPTIVE), Record(samples=8), count=4)
     assert path.read_text().count('"state"') == 4
-    record = Record(last={0: steps[0][0] - 1})
+    record = Record(last={"data": steps[0][0] - 1})
     assert '"state"' not in next(record.lines(*steps[0]))
-    record = Record(last={0: steps[0][0]})  # then the run went back
+    record = Record(last={"data": steps[0][0]})  # then the run went back
     assert '"state": {"0": {"seen": [' in next(record.lines(*steps[0]))
 
 
@@ -316,6 +240,28 @@ def test_a_bound_takes_whole_groups_by_the_seed(path):
     assert len(samples.read(path)) == 6 * 8  # one group at least
     ran(path, experiment_of(GFPO), Record("none"))
     assert path.read_text() == ""
+    with pytest.raises(ReplayError, match=r"samples.jsonl: no rollouts; .* \(run.samples: none records none\)"):
+        credit(experiment_of(GFPO), path)
+
+
+def test_a_batch_that_is_not_there_as_a_whole_is_told_once(path):
+    """Not only on the console: a script that reads the lines sees how many of how many responses they are of."""
+    told = []
+    ran(path, experiment_of(GFPO), count=3)
+    *_, last = credit(experiment_of(GFPO), path, told.append)
+    assert told == [] and not {"rows", "batch_rows", "updates"} & set(last)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:56], *lines[64:]]) + '\n{"version": 1, "step": 4, "sou')  # killed in step 4
+    *_, first, second, third = credit(experiment_of(GFPO, "optim.updates_per_step=2"), path, told.append)
+    assert [said.get("rows") for said in (first, second, third)] == [None, 24, None] and second["batch_rows"] == 32
+    assert (third["update"], third["updates"]) == (1, 2)
+    assert told == [
+        f"{path}:33: step 2: 24 of 32 responses of the batch are here (run.samples bounds them, or lines are missing); "
+        "what was taken over all of them, such as its loss, is not what the run had"
+    ]
+    path.write_text("\n".join([*lines, '{"version": 1, "step": 4, "sou', lines[0]]))
+    with pytest.raises(ReplayError, match="samples.jsonl:97: line: Invalid JSON"):
+        credit(experiment_of(GFPO), path)
 
 
 # ---- numbers and lines

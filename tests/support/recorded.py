@@ -70,11 +70,11 @@ def collected_pairs(seed: int, progress: float, pairs=4, **size: int) -> Collect
     return Collected(rollouts.pairs_to_batch(made, TOKENIZER, progress), pairs=made)
 
 
-def step(objectives, found: Collected, seed: int, old_logprob="sampler") -> SourceBatch:
-    """The batch with its credit, as a step with one update has it."""
+def step(objectives, found: Collected, seed: int, old_logprob="sampler", given=("old_logprob",)) -> SourceBatch:
+    """The batch with its credit, as a step has it whose first update gives these quantities itself."""
     passes = ForwardPasses(Passes(seed), old_logprob, Clock())
     annotate = passes.for_batch({name for objective in objectives for name in objective.reads})
-    return SourceBatch(found, [assign(o, found.batch, annotate, ("old_logprob",)) for o in objectives])
+    return SourceBatch(found, [assign(o, found.batch, annotate, given) for o in objectives])
 
 
 def outputs(source: SourceBatch, number: int, seed: int) -> list[Outputs]:
@@ -85,6 +85,9 @@ def outputs(source: SourceBatch, number: int, seed: int) -> list[Outputs]:
     now = {name: torch.rand(batch.mask.shape, generator=generator) for name in sorted(reads)}
     if batch.sampler_logprob is not None:
         now["logprob"] = batch.sampler_logprob + 0.6 * (now["logprob"] - 0.5)
+    given = [credited.batch.old_logprob for credited in source.credited if credited.batch.old_logprob is not None]
+    for old in given if len(given) < len(source.credited) else ():  # for the others it is the update's, the same policy
+        now["logprob"] = torch.where(old != 0, old, now["logprob"])
     if "entropy" in reads:  # the policy is that of the pass before, where there was one
         for entropy in (c.batch.entropy for c in source.credited if c.batch.entropy is not None):
             now["entropy"] = torch.where(entropy != 0, entropy, now["entropy"])

@@ -8,22 +8,14 @@ from align.system import files
 
 
 @pytest.mark.parametrize("block", [1, 7, 2**20])
-def test_the_end_of_the_last_line_that_is_wanted(tmp_path, monkeypatch, block):
+def test_lines_backwards(tmp_path, monkeypatch, block):
     monkeypatch.setattr(files, "BLOCK", block)
     path, chance = tmp_path / "lines", random.Random(block)
     for _ in range(300):
-        lines = ["x" * chance.randint(0, 12) + chance.choice("ab") for _ in range(chance.randint(0, 6))]
-        path.write_text("".join(f"{line}\n" for line in lines) + "half a" * chance.randint(0, 3))
-        whole = [i for i, line in enumerate(lines) if line.endswith("a")]
-        expected = sum(len(line) + 1 for line in lines[: whole[-1] + 1]) if whole else 0
-        assert files.end_of(path, lambda line: line.endswith(b"a\n")) == expected
-
-
-def test_lines_before_the_wanted_one_are_not_looked_at(tmp_path):
-    seen = []
-    (tmp_path / "lines").write_text("1\n2\n3\n4\n")
-    assert files.end_of(tmp_path / "lines", lambda line: seen.append(line) or line == b"3\n") == 6
-    assert seen == [b"4\n", b"3\n"]
+        lines = [b"x" * chance.randint(0, 12) + b"\n" for _ in range(chance.randint(0, 6))]
+        path.write_bytes(b"".join(lines) + b"half a" * chance.randint(0, 3))
+        ends = [len(b"".join(lines[:i])) for i in range(len(lines) + 1)]
+        assert list(files.backwards(path)) == list(zip(ends[1:], lines, strict=True))[::-1]
 
 
 def test_a_last_line_without_its_end_is_left_out_and_a_wrong_one_is_named(tmp_path):
