@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from align.ranges import Recorded
 
@@ -60,6 +60,16 @@ class RecordedDecision(Recorded):
     state: dict[str, dict[str, Any]] | None = None  # {place of a transform: its memory before the step}
 
 
+class RecordedTurn(Recorded):
+    """A turn of a response: who speaks, and its tokens in `response_ids`."""
+
+    role: str
+    text: str = ""
+    start: int = Field(ge=0)
+    end: int  # exclusive
+    reward: FiniteFloat | None = None
+
+
 @dataclass(frozen=True)
 class Decision:
     """What an objective decided on a response. Lists have a value a token."""
@@ -92,6 +102,8 @@ class RecordedRollout(Recorded):
     response_ids: list[int]
     token_text: list[str] | None = None
     special: list[bool] | None = None
+    mask: list[bool] | None = None  # of each token whether the policy chose it; None: all. Others were put in
+    turns: list[RecordedTurn] | None = None
     reward: FiniteFloat | None = None
     rewards: dict[str, FiniteFloat | None] | None = None
     failed: dict[str, str] | None = None
@@ -188,7 +200,7 @@ def _parsed(place: str, line: bytes) -> RecordedRollout:
         raise ReplayError(
             f"{place}: version: {rollout.version} is newer than {VERSION}, which this align reads; update"
         )
-    for name in (*STREAMS, "special", "token_text"):
+    for name in (*STREAMS, "special", "token_text", "mask"):
         values = getattr(rollout, name)
         if values is not None and len(values) != len(rollout.response_ids):
             wanted = f"there are {len(rollout.response_ids)} response_ids"

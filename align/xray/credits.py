@@ -12,7 +12,8 @@ import torch
 from align.replay import Replayed, Result
 from align.result.samples import Decision, RecordedRollout
 
-CARRIES, NO_PART = -1, -2  # in `taken_by`: no piece took the token; its response is not in the batch
+# In `taken_by`: no piece took the token; its response is not in the batch; an environment or a tool put it in.
+CARRIES, NO_PART, PUT_IN = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Credits:
         places = np.concatenate([*self.taken_by, np.zeros(0, int)])
         taken = [(name, int((places == place).sum())) for place, name in enumerate(self.pieces)]
         return [
-            ("generated", int((places != NO_PART).sum())),
+            ("generated", int((places >= CARRIES).sum())),
             *taken,
             ("carrying gradient", int((places == CARRIES).sum())),
         ]
@@ -50,7 +51,7 @@ def recorded(rollouts: Mapping[str, RecordedRollout]) -> list[Credits]:
     """What the run's objectives decided on a batch, as they wrote it down; nothing for lines without decisions."""
     rows = list(rollouts.values())
     decided = next((row.decisions for row in rows if row.decisions), [])
-    return [_recorded(rows, number, decision) for number, decision in enumerate(decided)]
+    return [_chosen_only(_recorded(rows, number, decision), rows) for number, decision in enumerate(decided)]
 
 
 def _recorded(rows: Sequence[RecordedRollout], number: int, first: Decision) -> Credits:
@@ -77,7 +78,8 @@ def _recorded(rows: Sequence[RecordedRollout], number: int, first: Decision) -> 
 
 def replayed(batch: Replayed) -> list[Credits]:
     """What objectives make of a batch that was replayed, and what their losses tell."""
-    return [_replayed(batch, result) for result in batch.results]
+    rows = list(batch.rollouts.values())
+    return [_chosen_only(_replayed(batch, result), rows) for result in batch.results]
 
 
 def _replayed(batch: Replayed, result: Result) -> Credits:
@@ -119,6 +121,22 @@ def with_loss(decided: Credits, replay: Credits) -> Credits:
     credit = replay.credit if replay.implied else decided.credit
     pieces = replay.pieces if same else decided.pieces
     return replace(decided, pieces=pieces, taken_by=taken, credit=credit, implied=replay.implied, facts=replay.facts)
+
+
+def _chosen_only(credits: Credits, rows: Sequence[RecordedRollout]) -> Credits:
+    """Credits of the tokens that the policy chose; of those that an environment or a tool put in nothing is known."""
+
+    def rest(arrays: Sequence[np.ndarray], nothing: float) -> list[np.ndarray]:
+        given = zip(arrays, rows, strict=True)
+        return [v if row.mask is None else np.where(row.mask, v, nothing) for v, row in given]
+
+    return replace(
+        credits,
+        taken_by=rest(credits.taken_by, PUT_IN),
+        after={place: rest(arrays, np.nan) for place, arrays in credits.after.items()},
+        credit=rest(credits.credit, np.nan),
+        weight=rest(credits.weight, np.nan),
+    )
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from align.system.text import for_terminal
 from align.xray.against import agreement
-from align.xray.credits import CARRIES, Credits
+from align.xray.credits import PUT_IN, Credits
 from align.xray.data import Look, Seen
 
 UP, DOWN = (Style(color=colour, underline=under) for colour, under in (("bright_blue", True), ("orange3", False)))
@@ -79,12 +79,13 @@ def _groups(seen: Seen, most: int) -> Iterator[Text]:
 
 
 def _response(tokens: Sequence[str | int], credits: Credits, place: int) -> Text:
-    """Blue and underlined above 0, orange below, struck through where a piece took the token."""
+    """Blue and underlined above 0, orange below, struck through where a piece took the token, dim where the policy did
+    not choose it."""
     line = Text()
     for token, credit, taken in zip(tokens, credits.credit[place], credits.taken_by[place], strict=True):
-        style = UP if credit > 0 else DOWN if credit < 0 else Style()
+        style = UP if credit > 0 else DOWN if credit < 0 else Style(dim=bool(taken == PUT_IN))
         text = token if isinstance(token, str) else f"⟨{token}⟩"
-        line.append(for_terminal(text[:LETTERS]).replace("\n", "↵"), style + Style(strike=bool(taken != CARRIES)))
+        line.append(for_terminal(text[:LETTERS]).replace("\n", "↵"), style + Style(strike=bool(taken >= 0)))
         if len(line) > LETTERS:
             return line.append("…")
     return line

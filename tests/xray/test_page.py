@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from support.hostile_text import ESCAPES, MARKUP, acting
 from align.commands.credit import credit
 from align.config.experiment import load_experiment
 from align.config.rules import REPLAY
+from align.registry import OBJECTIVES
 from align.result.samples import RecordedRollout
 from align.xray.against import agreement
 from align.xray.credits import CARRIES, NO_PART, Credits
 from align.xray.data import Look, Seen, page
 from align.xray.page import html
+from align.xray.read import look
 
 KTAE = run_folder.ROOT / "recipes/ktae_chain_sum.yaml"
 
@@ -47,6 +50,31 @@ def test_a_click_on_each_bar_frames_as_many_tokens_as_credit_counts(shown, seen,
                 total, rel=1e-9, abs=1e-9
             )
         assert float(tab.js("document.querySelector('[data-fact=loss]').dataset.value")) == entry["loss"]
+
+
+def test_every_objective_has_the_sums_of_align_credit_in_the_browser(shown, every):
+    """All of them on one page, the first step of each as a source of its own."""
+    batches, summaries, sums = [], [], []
+    for name in OBJECTIVES:
+        found, lines = every(name)
+        seen, rows = found.batches[0], [line for line in lines if "group" in line]
+        rollouts = {place: row.model_copy(update={"source": name}) for place, row in seen.rollouts.items()}
+        batches.append(replace(seen, rollouts=rollouts))
+        summaries.append(next(line for line in lines if "group" not in line))
+        sums.append({k: sum(v for row in rows[: len(rollouts)] for v in row[k]) for k in ("advantage", "weight")})
+    tab = shown(Look("every objective", batches))
+    for number, (name, summary) in enumerate(zip(OBJECTIVES, summaries, strict=True)):
+        tab.does(f"set({{objective: {number}}})")
+        signal = summary["signal"]
+        bars = dict(tab.js("[...document.querySelectorAll('.bar')].map((e) => [e.dataset.place, e.dataset.count])"))
+        expected = {"all": signal["generated"], str(CARRIES): signal["carrying"]}
+        expected |= {str(place): count for place, count in enumerate(signal["taken"].values())}
+        assert {place: int(count) for place, count in bars.items()} == expected, name
+        tab.does(f"document.querySelector('.bar[data-place=\"{CARRIES}\"]').click()")
+        assert tab.js("document.querySelectorAll('.t.hit').length") == signal["carrying"], name
+        for fact, key in (("Σ credit", "advantage"), ("Σ weight", "weight")):
+            got = float(tab.js(f"document.querySelector('[data-fact=\"{fact}\"]').dataset.value"))
+            assert got == pytest.approx(sums[number][key], rel=1e-9, abs=1e-9), name
 
 
 def test_keys_move(shown, seen):
@@ -150,12 +178,33 @@ def test_what_is_missing_is_not_zero_and_one_wild_value_flattens_nothing(shown):
     assert looks[4].split()[1:3] == ["up", "l8"] and "over" in looks[5]
 
 
-def test_tokens_that_the_policy_did_not_write_are_hatched(shown):
-    found = made(list("abc"))
-    row = next(iter(found.batches[0].rollouts.values())).model_copy(update={"sampler_logprob": [-1.0, None, -1.0]})
-    tab = shown(Look("mine", [Seen({"x:1": row}, found.batches[0].credits)]))
-    looks = tab.js("[...document.querySelectorAll('.tokens .t')].map((e) => e.classList.contains('env'))")
-    assert looks == [False, True, False]
+def test_turns_fold_and_what_the_policy_did_not_write_is_hatched_and_in_no_count(shown, with_tools):
+    """Of 12 tokens 5 were put in, among them the end of the last turn; their streams are wild, to show in any sum."""
+    folder, experiment, mask = with_tools
+    found = look(folder, own=experiment)
+    tab, credits = shown(found), found.batches[0].credits[0]
+    tab.does("set({group: '1-0'})")
+    row = "document.querySelector('article.row')"
+    assert tab.js(f"[...{row}.querySelectorAll('.t')].map((e) => !e.classList.contains('env'))") == mask
+    theirs = tab.js(f"[...{row}.querySelectorAll('.env.t')].map((e) => e.className)")
+    assert all("missing" in name and "taken" not in name for name in theirs)
+    heads = tab.js(f"[...{row}.querySelectorAll('summary')].map((e) => e.textContent)")
+    assert heads == ["turn 1 · assistant · 4 tokens", "turn 2 · tool · 3 tokens · reward 0.5", "turn 3 · <b> · 3 tokens"]
+    assert tab.js(f"[...{row}.querySelectorAll('details')].map((e) => e.open)") == [True, False, True]
+    assert "12 tokens, 5 not the policy's" in tab.js(f"{row}.querySelector('h3').textContent")
+    generated = dict(credits.waterfall())["generated"]
+    assert generated == sum(sum(r.mask or [1] * len(r.response_ids)) for r in found.batches[0].rollouts.values())
+    assert f"{generated:,}" == tab.js("document.querySelector('.bar.generated .count').textContent")
+    total = sum(np.nansum(values) for values in credits.credit)
+    assert float(tab.js("document.querySelector('[data-fact=\"Σ credit\"]').dataset.value")) == pytest.approx(total)
+    tab.js(f"{row}.querySelectorAll('details')[1].open = true")
+    tab.does(f"{row}.querySelector('.env.t').click()")
+    assert "An environment or a tool put it in" in tab.js("document.getElementById('token').textContent")
+    assert tab.js(f"{row}.querySelectorAll('details')[1].open")  # as a person left it
+    tab.does("set({view: 'distribution', stream: 'sampler_logprob', token: null})")
+    told = tab.js("document.getElementById('main').textContent")
+    assert f"sampler_logprob of {generated:,} tokens" in told and "5 tokens were put in" in told
+    assert "999" not in told
 
 
 def test_a_page_without_tokens_has_the_run(shown):

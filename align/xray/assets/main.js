@@ -81,6 +81,8 @@ function mark() {
   if (state.token === null) return;
   const now = document.querySelectorAll(`#main .t[data-i="${state.token}"]`);
   now.forEach((element) => element.classList.add("now"));
+  const turn = now[0]?.closest("details");
+  if (turn) turn.open = true;
   now[0]?.scrollIntoView({ block: "nearest" });
 }
 

@@ -12,6 +12,7 @@ async function tokenPart(i) {
     h("h2", {}, "Token ", h("code", {}, word(text))),
     h("p", {}, `id ${columns.id[i]}, position ${i - columns.start[row] + 1} of ${columns.start[row + 1] - columns.start[row]}, group ${visible(facts.group, 60)}, ${stepName(batch)}`),
     h("p", { class: "verdict" }, place >= 0 ? [h("b", {}, `${visible(o.pieces[place].name, 60)} took it. `), about.split("\n\n")[0]]
+      : place === PUT_IN ? "An environment or a tool put it in: the policy did not choose it, nothing is learned from it, and it is in no count."
       : place === NO_PART ? "Its response is not in the batch: no reward, or this objective reads another source." : h("b", {}, "It carries gradient.")),
     h("ol", { class: "formula" }, (await formula(o, i, row)).map((said) => h("li", {}, said))),
     table(["stream", "value"], names.map((name, k) => [visible(name, 60), number(found[k][i])])),
@@ -62,7 +63,7 @@ function rowOf(i) {
 async function againstView() {
   const a = objective(), others = rivals(a), batch = head.batches[state.batch];
   const b = others.find((o) => o.number === state.other) ?? others[0];
-  await need(["id", "stream sampler_logprob"]);
+  await need(["id"]);
   const here = await agreement(a, b, batch.tokens);
   const all = await agreement(a, b, [0, columns.start[columns.start.length - 1]]);
   const row = (name, key, what) => [name, h("span", { "data-ab": key }, what(here)), what(all)];
@@ -94,7 +95,7 @@ async function pairsView() {
   const o = objective(), batch = head.batches[state.batch];
   const push = await values(o, "credit × weight");
   const masks = [];
-  for (const name of ["reward_mask", "kl_mask"]) if (head.streams.includes(name)) masks.push([name, await values(o, name)]);
+  for (const name of ["reward_mask", "kl_mask"]) if (head.streams.includes(name)) masks.push([name, await chosenOnly(o, await values(o, name))]);
   const sum = (row, found) => { let total = 0; for (let i = columns.start[row]; i < columns.start[row + 1]; i++) total += found[i] || 0; return total; };
   const average = (row, found) => { const part = found.subarray(columns.start[row], columns.start[row + 1]).filter((v) => !Number.isNaN(v)); return part.length ? mean([...part]) : NaN; };
   const pairs = [...batch.groups].map(([name, rows]) => [name, rows.find((row) => head.rows[row].chosen === true), rows.find((row) => head.rows[row].chosen === false)])
