@@ -33,12 +33,12 @@ def show(look: Look, groups: int = 3) -> Group:
     return Group(*parts)
 
 
-def waterfall(seen: Seen, credits: Credits) -> Table:
+def waterfall(seen: Seen, credits: Credits) -> Group:
     """Generated tokens, those that each piece took, those that carry gradient."""
     where = "" if seen.step is None else f", step {seen.step}"
     source = "" if seen.source == "data" else f", {seen.source}"
     title = f"{credits.name}{where}{source}: {sum(credits.kept)} of {len(credits.kept)} responses take part"
-    found = Table(title=Text(for_terminal(title)), box=None, title_justify="left")
+    found = Table(box=None)
     for heading, side in (("", "left"), ("tokens", "right"), ("", "right")):
         found.add_column(heading, justify=side)
     rows = credits.waterfall()
@@ -47,19 +47,19 @@ def waterfall(seen: Seen, credits: Credits) -> Table:
         taken = name in credits.pieces
         shown = f"{-count if taken else count:,}"
         found.add_row(Text(for_terminal(name)), shown, f"{100 * count / whole:.1f} %")
-    return found
+    return Group(Text(f"\n{for_terminal(title)}", "italic"), found)
 
 
-def _agreement(a: Credits, b: Credits) -> Table:
+def _agreement(a: Credits, b: Credits) -> Group:
     """How much two objectives agree."""
     agreed = agreement(a, b)
     title = f"{a.name} against {b.name}"
-    found = Table(title=Text(for_terminal(title)), box=None, show_header=False, title_justify="left")
+    found = Table(box=None, show_header=False)
     found.add_row("sign flips", f"{agreed.flips:,}")
     found.add_row("carry gradient under both, of those under either", f"{agreed.both:,} of {agreed.either:,}")
     found.add_row("cosine of credit x weight", f"{agreed.cosine:.4f}")
     found.add_row("effective tokens", " and ".join(f"{value:.1f}" for value in agreed.effective))
-    return found
+    return Group(Text(f"\n{for_terminal(title)}", "italic"), found)
 
 
 def _groups(seen: Seen, most: int) -> Iterator[Text]:

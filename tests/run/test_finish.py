@@ -111,7 +111,7 @@ def test_a_run_ends_with_the_page_of_its_first_and_last_step(tmp_path, finished)
     [([1, 2, 3, 4], [0, 2, 4], [1, 4]), ([1, 2, 3, 4], [2, 3], [3]), ([1, 2, 3], [0], [1, 3]), ([], [0], [])],
 )
 def test_steps_at_the_ends_are_those_of_evaluations(steps, evaluated, shown):
-    """The policy that was evaluated after n steps samples step n + 1; where nothing was recorded in between, all are."""
+    """The policy that was evaluated after n steps samples step n + 1."""
     assert end.ends(steps, evaluated) == shown
 
 

@@ -150,6 +150,27 @@ def made(texts, rewards=("r",), name="mine", prompt="p", credit=None):
     return Look(name, [Seen({"x:1": row}, [credits])], [{"step": 0, name: 1.0}], greedy, [prompt])
 
 
+def test_a_held_out_prompt_is_found_by_what_it_has_of_its_own_and_by_its_reward(shown):
+    """The first that changed is shown first; what does not matter for a view cannot be chosen in it."""
+    asked = [("What is 1 + 1?", 1.0, 1.0), ("What is 2 + 2?", 0.0, 1.0), ("What is 3 + 3?", 0.0, None)]
+    lines = [
+        {"step": step, "prompt": prompt, "response": f"after {step}", "reward": rewards[step]}
+        for step in (0, 1)
+        for prompt, *rewards in asked
+    ]
+    tab = shown(replace(made("ab"), greedy=lines))
+    chosen = "[...document.querySelectorAll('#bar select')].map((e) => e.id)"
+    assert tab.js(chosen) == ["step", "group", "stream"]
+    tab.does("set({view: 'heldOut'})")
+    assert tab.js(chosen) == []
+    options = tab.js("[...document.querySelectorAll('#prompt option')].map((e) => e.textContent)")
+    rewards = ["1 + 1? · reward 1 → 1", "2 + 2? · reward 0 → 1", "3 + 3? · reward 0 → none"]
+    assert options == [f"{number}. … {told}" for number, told in enumerate(rewards, 1)]
+    assert tab.js("document.querySelector('.prompt').textContent") == "What is 2 + 2?"
+    tab.key("n")
+    assert tab.js("document.querySelector('.prompt').textContent") == "What is 3 + 3?"
+
+
 @pytest.mark.parametrize(
     "text", [*ESCAPES.values(), *MARKUP.values(), "</script><script>document.title='owned'</script>"]
 )
@@ -163,6 +184,25 @@ def test_hostile_text_is_shown_and_does_nothing(shown, text):
         assert not acting(tab.js("document.body.innerText"))
     assert tab.js("document.querySelectorAll('script, img, a, iframe').length") == before
     assert tab.js("document.title") != "owned"
+
+
+@pytest.mark.parametrize(
+    "directive, script",
+    [
+        ("connect-src", "fetch('https://align.invalid/').catch(() => 0)"),
+        ("img-src", "new Image().src = 'https://align.invalid/'"),
+        ("script-src-elem", "document.body.append(h('script', {src: 'https://align.invalid/'}))"),
+        ("script-src-elem", "document.body.append(h('script', {}, 'document.title = 1'))"),
+        ("style-src-elem", "document.body.append(h('style', {}, '@import url(https://align.invalid/)'))"),
+    ],
+)
+def test_nobody_can_be_called_even_by_a_script_that_got_in(shown, directive, script):
+    tab = shown(made("ab"))
+    event = "new Promise((done) => document.addEventListener('securitypolicyviolation', done, { once: true }))"
+    refused = f"(async () => {{ const refused = {event}; {script}; return (await refused).effectiveDirective; }})()"
+    assert tab.js(refused) == directive
+    for told in (tab.problems, tab.requests):  # the browser says what it refused
+        told.clear()
 
 
 def test_a_megabyte_of_one_token_is_cut_and_said(shown):
@@ -189,12 +229,15 @@ def test_turns_fold_and_what_the_policy_did_not_write_is_hatched_and_in_no_count
     theirs = tab.js(f"[...{row}.querySelectorAll('.env.t')].map((e) => e.className)")
     assert all("missing" in name and "taken" not in name for name in theirs)
     heads = tab.js(f"[...{row}.querySelectorAll('summary')].map((e) => e.textContent)")
-    assert heads == ["turn 1 · assistant · 4 tokens", "turn 2 · tool · 3 tokens · reward 0.5", "turn 3 · <b> · 3 tokens"]
+    said = ["assistant · 4 tokens", "tool · 3 tokens · reward 0.5", "<b> · 3 tokens"]
+    assert heads == [f"turn {number} · {what}" for number, what in enumerate(said, 1)]
     assert tab.js(f"[...{row}.querySelectorAll('details')].map((e) => e.open)") == [True, False, True]
     assert "12 tokens, 5 not the policy's" in tab.js(f"{row}.querySelector('h3').textContent")
     generated = dict(credits.waterfall())["generated"]
     assert generated == sum(sum(r.mask or [1] * len(r.response_ids)) for r in found.batches[0].rollouts.values())
     assert f"{generated:,}" == tab.js("document.querySelector('.bar.generated .count').textContent")
+    carrying = dict(credits.waterfall())["carrying gradient"]
+    assert f"{carrying:,}" == tab.js("document.querySelector('.bar.carrying .count').textContent")
     total = sum(np.nansum(values) for values in credits.credit)
     assert float(tab.js("document.querySelector('[data-fact=\"Σ credit\"]').dataset.value")) == pytest.approx(total)
     tab.js(f"{row}.querySelectorAll('details')[1].open = true")

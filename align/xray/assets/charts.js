@@ -51,7 +51,8 @@ function runView() {
   const [first, rest] = [shown.filter(main), shown.filter((name) => !main(name))];
   const rank = (name) => (FIRST.indexOf(name) + 1 || 99);
   first.sort((a, b) => rank(a) - rank(b));
-  return h("section", { class: "charts" }, h("h2", {}, "The run"), first.map(chart),
+  return h("section", { class: "charts" }, h("h2", {}, "The run"),
+    h("p", { class: "note" }, "Over the steps; upright lines are 95 % intervals of evaluations."), first.map(chart),
     rest.length ? h("details", {}, h("summary", {}, `${rest.length} more metrics`), rest.map(chart)) : null);
 }
 

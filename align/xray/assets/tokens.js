@@ -83,7 +83,7 @@ function legend({ scale, stream }) {
 }
 
 function groupPart(name, rows, shown) {
-  const order = [...rows].sort((a, b) => (head.rows[b].reward ?? -Infinity) - (head.rows[a].reward ?? -Infinity) || a - b);
+  const order = byReward(rows);
   const folded = state.hit === null && !state.unfolded ? commonPrefix(order) : 0;
   const rewards = rows.map((row) => head.rows[row].reward).filter((reward) => reward !== undefined);
   const pair = head.rows[rows[0]].chosen !== undefined;  // its rewards only say which one was chosen
@@ -94,6 +94,8 @@ function groupPart(name, rows, shown) {
     folded ? h("button", { class: "fold", onclick: () => set({ unfolded: true }) }, `${folded} tokens that all begin with: show them`) : null,
     h("div", { class: "rows" }, order.map((row) => rowPart(row, folded, shown))));
 }
+
+const byReward = (rows) => [...rows].sort((a, b) => (head.rows[b].reward ?? -Infinity) - (head.rows[a].reward ?? -Infinity) || a - b);
 
 function commonPrefix(rows) {
   if (rows.length < 2) return 0;

@@ -70,7 +70,7 @@ async function againstView() {
   const percent = (value) => (Number.isNaN(value) ? "not defined" : `${(100 * value).toFixed(1)} %`);
   const [one, other] = [await values(a, "credit × weight"), await values(b, "credit × weight")];
   const sides = [[a, one], [b, other]].map(([o, found]) => ({ objective: o, found, scale: robust(found, batch.tokens), stream: "credit × weight" }));
-  const rows = batch.groups.get(state.group);
+  const rows = byReward(batch.groups.get(state.group));
   return [
     h("section", {}, h("h2", {}, `The same responses under ${title(a)} and ${title(b)}`),
       select("against", others.map((o) => [o.number, title(o)]), b.number, (value) => set({ other: Number(value) })),
@@ -113,9 +113,21 @@ async function pairsView() {
 }
 
 function heldOutView() {
-  const found = head.greedy[state.heldOut] ?? head.greedy[0];
+  const found = head.greedy[state.heldOut], told = (reward) => (reward === null ? "none" : number(reward));
+  const same = sharedWords(head.greedy.map((entry) => entry.prompt));
+  const label = ({ prompt, answers }, i) => `${i + 1}. ${same ? "… " : ""}${visible(prompt.slice(same), 60).replaceAll("\n", " ")} · reward ${told(answers[0][2])} → ${told(answers[answers.length - 1][2])}`;
   return h("section", {}, h("h2", {}, "One held-out prompt through the steps, answered greedily"),
-    select("prompt", head.greedy.map((entry, i) => [i, visible(entry.prompt, 80).replaceAll("\n", " ")]), state.heldOut, (value) => set({ heldOut: Number(value) })),
+    select("prompt", head.greedy.map((entry, i) => [i, label(entry, i)]), state.heldOut, (value) => set({ heldOut: Number(value) })),
     h("p", { class: "prompt turn env" }, visible(found.prompt, 4000)),
     table(["after step", "reward", "answer"], found.answers.map(([step, response, reward]) => [step, number(reward), h("p", { class: "answer" }, visible(response, 4000))])));
+}
+
+// The first prompt whose reward changed; where none did, the first.
+const telling = () => Math.max(0, head.greedy.findIndex(({ answers }) => answers[0][2] !== answers[answers.length - 1][2]));
+
+// How many characters all texts begin with, up to the last space among them.
+function sharedWords(texts) {
+  let n = 0;
+  while (n < texts[0].length && texts.every((text) => text[n] === texts[0][n])) n++;
+  return texts.length > 1 ? texts[0].slice(0, n).lastIndexOf(" ") + 1 : 0;
 }
