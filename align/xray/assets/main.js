@@ -15,12 +15,12 @@ function title(o) {
 const stepName = (batch) => (batch.step === null ? "these responses" : `step ${batch.step}`) + (new Set(head.batches.map((b) => b.source)).size > 1 ? `, ${visible(batch.source, 60)}` : "");
 
 const VIEWS = {
-  tokens: ["Tokens", tokensView, () => head.objectives.length],
-  distribution: ["Distribution", distributionView, () => head.objectives.length],
-  heldOut: ["Held-out prompt", heldOutView, () => head.greedy.length],
-  against: ["A/B", againstView, () => head.objectives.length && rivals(objective()).length],
-  pairs: ["Pairs", pairsView, () => head.objectives.length && head.rows.some((row) => row.chosen !== undefined)],
-  run: ["Run", runView, () => Object.keys(head.metrics).length],
+  tokens: ["Tokens", tokensView, () => head.objectives.length, "no response with a decision of an objective is recorded"],
+  distribution: ["Distribution", distributionView, () => head.objectives.length, "no response with a decision of an objective is recorded"],
+  heldOut: ["Held-out prompt", heldOutView, () => head.greedy.length, "no evaluation answered held-out prompts"],
+  against: ["A/B", againstView, () => head.objectives.length && rivals(objective()).length, "only one objective: --against RECIPE shows another beside it"],
+  pairs: ["Pairs", pairsView, () => head.objectives.length && isPairs(head.batches[state.batch]), "these are no pairs of a chosen and a rejected response"],
+  run: ["Run", runView, () => Object.keys(head.metrics).length, "no metrics: they are in the folder of a run"],
 };
 
 // What can be chosen in a view, besides its own: of the others nothing would change.
@@ -67,7 +67,8 @@ async function draw() {
   document.getElementById("token").hidden = !token.length;
   document.getElementById("bar").replaceChildren(...toolbar());
   document.getElementById("views").replaceChildren(...available().map((name, i) => h("button",
-    { role: "tab", "aria-selected": state.view === name, "data-view": name, onclick: () => set({ view: name }) }, h("kbd", {}, i + 1), ` ${VIEWS[name][0]}`)));
+    { role: "tab", "aria-selected": state.view === name, "data-view": name, onclick: () => set({ view: name }) }, h("kbd", {}, i + 1), ` ${VIEWS[name][0]}`)),
+    ...Object.values(VIEWS).filter(([, , there]) => !there()).map(([name, , , why]) => h("button", { role: "tab", disabled: true, title: why }, name)));
   mark();
   if (held) document.querySelector(held)?.focus({ preventScroll: true });
   document.documentElement.dataset.drawn = mine;
@@ -100,7 +101,7 @@ function toolbar() {
   const controls = {
     objective: () => h("span", { class: "tabs", role: "group", "aria-label": "objective" }, tabs),
     step: () => select("step", batches().map((i) => [i, stepName(head.batches[i])]), state.batch, (value) => set({ batch: Number(value) })),
-    group: () => select("group", groups.map(([name, rows]) => [name, `${visible(name, 40)}${reward(rows)}`]), state.group, (value) => set({ group: value, hit: null })),
+    group: () => select(isPairs(head.batches[state.batch]) ? "pair" : "group", groups.map(([name, rows]) => [name, `${visible(name, 40)}${reward(rows)}`]), state.group, (value) => set({ group: value, hit: null })),
     stream: () => select("stream", Object.keys(streams(objective())).map((name) => [name, visible(name, 60)]), state.stream, (value) => set({ stream: value })),
   };
   return [...chosen.map((name) => controls[name]()), ...last];

@@ -22,6 +22,8 @@ async function tokensView() {
   ];
 }
 
+const isPairs = (batch) => head.rows[batch.first].chosen !== undefined;
+
 const hits = (o, i) => state.hit !== null && columns[`taken ${o.number}`][i] === state.hit;
 
 function hitGroups(o, batch) {
@@ -46,7 +48,7 @@ async function waterfallPart(o, batch) {
       title: taken ? o.pieces[place].about.split("\n\n")[0] : null,
       onclick: () => set({ hit: place === null || state.hit === place ? null : place }),
     },
-      h("span", { class: "name" }, visible(name, 60)),
+      h("span", { class: "name" }, place === null && isPairs(batch) ? "in the pairs" : visible(name, 60)),
       s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
         s("rect", { x: (100 * from) / whole, width: Math.max((100 * count) / whole, count ? 0.3 : 0), y: 1, height: 8 })),
       h("span", { class: "count" }, `${taken && count ? "−" : ""}${count.toLocaleString("en")}`), h("span", { class: "share" }, percent));
@@ -62,9 +64,9 @@ async function waterfallPart(o, batch) {
 }
 
 function factsPart(facts, said) {
-  const shown = (value) => (typeof value === "number" ? number(value) : visible(String(value), 60));
-  return h("p", { class: "facts" }, said ? `${said} ` : "", Object.entries(facts).map(([name, value], i) =>
-    [i ? " · " : "", h("span", { "data-fact": name, "data-value": value }, `${visible(name, 60)} ${shown(value)}`)]));
+  const { unit, ...numbers } = facts;
+  return h("p", { class: "facts" }, said ? `${said} ` : "", Object.entries(numbers).map(([name, value], i) =>
+    [i ? " · " : "", h("span", { "data-fact": name, "data-value": value }, `${visible(name, 60)} ${number(value)}${name === "count" ? ` (${unit})` : ""}`)]));
 }
 
 function hitNote(groups, batch) {
@@ -86,7 +88,7 @@ function groupPart(name, rows, shown) {
   const order = byReward(rows);
   const folded = state.hit === null && !state.unfolded ? commonPrefix(order) : 0;
   const rewards = rows.map((row) => head.rows[row].reward).filter((reward) => reward !== undefined);
-  const pair = head.rows[rows[0]].chosen !== undefined;  // its rewards only say which one was chosen
+  const pair = isPairs(head.batches[head.rows[rows[0]].batch]);  // its rewards only say which one was chosen
   const spread = rewards.length && !pair ? `, mean reward ${number(mean(rewards))}, std ${number(deviation(rewards))}` : "";
   return h("section", { class: "group" },
     h("h2", {}, pair ? `Pair ${visible(name, 60)}` : `Group ${visible(name, 60)}: ${rows.length} responses${spread}`),

@@ -101,11 +101,11 @@ async function pairsView() {
   const pairs = [...batch.groups].map(([name, rows]) => [name, rows.find((row) => head.rows[row].chosen === true), rows.find((row) => head.rows[row].chosen === false)])
     .filter(([, chosen, rejected]) => chosen !== undefined && rejected !== undefined);
   const scale = Math.max(1e-12, ...pairs.flatMap(([, ...rows]) => rows.map((row) => Math.abs(sum(row, push)))));
-  const bar = (value) => [number(value), s("svg", { class: "mini", viewBox: "-50 0 100 10", "aria-hidden": "true" },
+  const bar = (value) => [h("span", { class: "sum" }, number(value)), s("svg", { class: "mini", viewBox: "-50 0 100 10", "aria-hidden": "true" },
     s("rect", { class: value < 0 ? "down" : "up", x: Math.min(0, (50 * value) / scale), width: (50 * Math.abs(value)) / scale, y: 1, height: 8 }))];
-  return h("section", {}, h("h2", {}, `Pairs of ${stepName(batch)}: credit ${o.implied ? "that the loss implies" : ""}`),
+  return h("section", {}, h("h2", {}, `Pairs of ${stepName(batch)}: credit${o.implied ? " that the loss implies" : ""}, summed over each response`),
     factsPart(o.facts[state.batch] ?? {}),
-    table(["pair", "chosen: sum", "rejected: sum", ...masks.flatMap(([name]) => [`${name}, chosen`, "rejected"]), "tokens"], pairs.map(([name, chosen, rejected]) => [
+    table(["pair", "chosen", "rejected", ...masks.flatMap(([name]) => [`${name}, mean of chosen`, "of rejected"]), "tokens of each"], pairs.map(([name, chosen, rejected]) => [
       h("button", { class: "link", onclick: () => set({ view: "tokens", group: name }) }, visible(name, 60)),
       h("span", {}, bar(sum(chosen, push))), h("span", {}, bar(sum(rejected, push))),
       ...masks.flatMap(([, found]) => [number(average(chosen, found)), number(average(rejected, found))]),
