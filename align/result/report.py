@@ -84,18 +84,24 @@ def plot(metrics_jsonl: Path, png: Path) -> None:
 
 
 def plot_runs(runs: Mapping[str, Path], png: Path) -> None:
-    """Draws what `plot` does for several runs, {name: metrics.jsonl}, each in a colour with a mark of its own.
+    """Draws what `plot` does for several runs, {name: metrics.jsonl}, each in a colour with a mark of its own: training
+    smoothed and thin, and not where runs of its kind have another measure, such as the loss of a run with rewards.
 
     Raises ValueError where no file has anything to draw.
     """
     rows = {name: _rows(path) for name, path in runs.items()}
     panels = list(dict.fromkeys(panel for found in rows.values() for panel in _panels(found)))
     with _figure(panels, png) as axes:
-        for axis, (_, training, evaluation) in zip(axes, panels, strict=True):
+        for axis, panel in zip(axes, panels, strict=True):
+            _, training, evaluation = panel
             for number, (name, found) in enumerate(rows.items()):
+                if panel not in _panels(found):
+                    continue
                 colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
                 steps, values = series(found, training)
-                axis.plot(steps, smooth(values), color=colour, linewidth=0.8, alpha=0.6)
+                label = None if len(series(found, evaluation)[0]) else literal(name)
+                if len(steps):
+                    axis.plot(steps, smooth(values), color=colour, linewidth=0.8, alpha=0.6, label=label)
                 _evaluations(axis, found, evaluation, colour, f"{mark}-", literal(name))
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize="small")
