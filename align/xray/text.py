@@ -41,10 +41,11 @@ def waterfall(seen: Seen, credits: Credits) -> Group:
     found = Table(box=None)
     for heading, side in (("", "left"), ("tokens", "right"), ("", "right")):
         found.add_column(heading, justify=side)
-    rows = credits.waterfall()
+    rows, pairs = credits.waterfall(), next(iter(seen.rollouts.values())).chosen is not None
     whole = rows[0][1] or 1
     for name, count in rows:
         taken = name in credits.pieces
+        name = "in the pairs" if name == "generated" and pairs else name
         shown = f"{-count if taken else count:,}"
         found.add_row(Text(for_terminal(name)), shown, f"{100 * count / whole:.1f} %")
     return Group(Text(f"\n{for_terminal(title)}", "italic"), found)
@@ -57,7 +58,7 @@ def _agreement(a: Credits, b: Credits) -> Group:
     found = Table(box=None, show_header=False)
     found.add_row("sign flips", f"{agreed.flips:,}")
     found.add_row("carry gradient under both, of those under either", f"{agreed.both:,} of {agreed.either:,}")
-    found.add_row("cosine of credit x weight", f"{agreed.cosine:.4f}")
+    found.add_row("cosine of credit x weight", f"{agreed.cosine:.6f}")
     found.add_row("effective tokens", " and ".join(f"{value:.1f}" for value in agreed.effective))
     return Group(Text(f"\n{for_terminal(title)}", "italic"), found)
 
@@ -73,8 +74,8 @@ def _groups(seen: Seen, most: int) -> Iterator[Text]:
         for place in sorted(index, key=lambda i: -np.inf if rows[i].reward is None else rows[i].reward, reverse=True):
             row, kept = rows[place], "" if credits.kept[place] else ", not kept"
             reward = "no reward" if row.reward is None else f"reward {row.reward:.4g}"
-            chosen = "" if row.chosen is None else ", chosen" if row.chosen else ", rejected"
-            line = Text(f"{reward}{chosen}{kept}: ", "dim")
+            judged = reward if row.chosen is None else "chosen" if row.chosen else "rejected"
+            line = Text(f"{judged}{kept}: ", "dim")
             yield line.append_text(_response(row.token_text or row.response_ids, credits, place))
 
 

@@ -101,7 +101,7 @@ def test_a_run_ends_with_the_page_of_its_first_and_last_step(tmp_path, finished)
     text = (tmp_path / "xray.html").read_text()
     assert text.startswith("<!doctype html>")
     found = end.page_of(tmp_path, None, [0, 3])
-    assert [seen.step for seen in found.batches] == [1, 3] and "1 and 3 of 3" in found.notes[0]
+    assert [seen.step for seen in found.batches] == [1, 3] and "Of 3 steps 1 and 3" in found.notes[0]
     assert [seen.step for seen in end.page_of(tmp_path, None, []).batches] == [1, 3]
     assert [seen.step for seen in end.page_of(tmp_path, None, [1, 2]).batches] == [2]
 

@@ -101,7 +101,7 @@ function toolbar() {
   const controls = {
     objective: () => h("span", { class: "tabs", role: "group", "aria-label": "objective" }, tabs),
     step: () => select("step", batches().map((i) => [i, stepName(head.batches[i])]), state.batch, (value) => set({ batch: Number(value) })),
-    group: () => select(isPairs(head.batches[state.batch]) ? "pair" : "group", groups.map(([name, rows]) => [name, `${visible(name, 40)}${reward(rows)}`]), state.group, (value) => set({ group: value, hit: null })),
+    group: () => select(groupWord(head.batches[state.batch]), groups.map(([name, rows]) => [name, `${visible(name, 40)}${reward(rows)}`]), state.group, (value) => set({ group: value, hit: null })),
     stream: () => select("stream", Object.keys(streams(objective())).map((name) => [name, visible(name, 60)]), state.stream, (value) => set({ stream: value })),
   };
   return [...chosen.map((name) => controls[name]()), ...last];

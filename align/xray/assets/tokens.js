@@ -24,6 +24,8 @@ async function tokensView() {
 
 const isPairs = (batch) => head.rows[batch.first].chosen !== undefined;
 
+const groupWord = (batch) => (isPairs(batch) ? "pair" : "group");
+
 const hits = (o, i) => state.hit !== null && columns[`taken ${o.number}`][i] === state.hit;
 
 function hitGroups(o, batch) {

@@ -10,7 +10,7 @@ async function tokenPart(i) {
   const about = place >= 0 ? o.pieces[place].about : "";
   return [
     h("h2", {}, "Token ", h("code", {}, word(text))),
-    h("p", {}, `id ${columns.id[i]}, position ${i - columns.start[row] + 1} of ${columns.start[row + 1] - columns.start[row]}, group ${visible(facts.group, 60)}, ${stepName(batch)}`),
+    h("p", {}, `id ${columns.id[i]}, position ${i - columns.start[row] + 1} of ${columns.start[row + 1] - columns.start[row]}, ${groupWord(batch)} ${visible(facts.group, 60)}, ${stepName(batch)}`),
     h("p", { class: "verdict" }, place >= 0 ? [h("b", {}, `${visible(o.pieces[place].name, 60)} took it. `), about.split("\n\n")[0]]
       : place === PUT_IN ? "An environment or a tool put it in: the policy did not choose it, nothing is learned from it, and it is in no count."
       : place === NO_PART ? "Its response is not in the batch: no reward, or this objective reads another source." : h("b", {}, "It carries gradient.")),
@@ -78,15 +78,15 @@ async function againstView() {
         row("sign flips: one pushes up what the other pushes down", "flips", (x) => x.flips.toLocaleString("en")),
         row("carry gradient under both", "both", (x) => x.both.toLocaleString("en")),
         row("of those under either", "overlap", (x) => percent(x.overlap)),
-        row("cosine of credit × weight", "cosine", (x) => (Number.isNaN(x.cosine) ? "not defined" : signed(x.cosine.toFixed(4)))),
+        row("cosine of credit × weight", "cosine", (x) => (Number.isNaN(x.cosine) ? "not defined" : signed(x.cosine.toFixed(6)))),
         row(`effective tokens, ${title(a)}`, "effective a", (x) => number(x.effective[0])),
         row(`effective tokens, ${title(b)}`, "effective b", (x) => number(x.effective[1])),
       ], { "data-numbers": JSON.stringify(here) })),
     h("section", {}, h("h2", {}, "Tokens that differ most, each side over its own norm"),
-      table(["token", "group", title(a), title(b)], here.differ.map((i) => [
+      table(["token", groupWord(batch), title(a), title(b)], here.differ.map((i) => [
         h("button", { class: "link", onclick: () => goTo(i) }, word(head.texts[columns.text[i]])),
         visible(head.rows[rowOf(i)].group, 40), number(one[i]), number(other[i])]))),
-    h("section", { class: "group" }, h("h2", {}, `Group ${visible(state.group, 60)}: above ${title(a)}, below ${title(b)}`), legend(sides[0]),
+    h("section", { class: "group" }, h("h2", {}, `${isPairs(batch) ? "Pair" : "Group"} ${visible(state.group, 60)}: above ${title(a)}, below ${title(b)}`), legend(sides[0]),
       rows.map((each) => h("div", { class: "twice" }, sides.map((side) => [h("b", { class: "side" }, title(side.objective)), rowPart(each, 0, side)])))),
   ];
 }
