@@ -84,7 +84,8 @@ def plot(metrics_jsonl: Path, png: Path) -> None:
 
 
 def plot_runs(runs: Mapping[str, Path], png: Path) -> None:
-    """Draws what `plot` does for several runs, {name: metrics.jsonl}, each in a colour with a mark of its own.
+    """Draws what `plot` does for several runs, {name: metrics.jsonl}, each in a colour with a mark of its own: training
+    smoothed and thin, and not where runs of its kind have another measure, such as the loss of a run with rewards.
 
     Raises ValueError where no file has anything to draw.
     """

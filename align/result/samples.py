@@ -152,6 +152,11 @@ class RecordedRollout(Recorded):
         return self.turn or turn_numbers(len(self.response_ids), self.turns or ())
 
     @property
+    def mask(self) -> list[bool]:
+        """Of each token whether the policy chose it."""
+        return [number >= 0 for number in self.turn_numbers]
+
+    @property
     def streams(self) -> dict[str, Stream]:
         """{name: values} of the streams that the line has."""
         return {name: values for name in STREAMS if (values := getattr(self, name)) is not None}

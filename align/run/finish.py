@@ -6,6 +6,7 @@ import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -87,7 +88,7 @@ def look_at(run: Run, log: RunLog, console: Console) -> None:
     by hand, is told and leaves the result as it is."""
     page = run.out / "xray.html"
     try:
-        found = page_of(run.out, run.experiment)
+        found = page_of(run.out, run.experiment, log.evaluated_steps())
     except ReplayError as error:
         console.print(Text(for_terminal(f"no page of the tokens: {error}")), soft_wrap=True)
         return
@@ -96,10 +97,26 @@ def look_at(run: Run, log: RunLog, console: Console) -> None:
     console.print(Text(for_terminal(f"tokens: {page}")), soft_wrap=True)
 
 
-def page_of(out: Path, experiment: Experiment | None) -> Look:
-    """The first and the last recorded step, with the held-out prompts and the metrics of all. Raises `ReplayError`."""
+def page_of(out: Path, experiment: Experiment | None, evaluated: Sequence[int]) -> Look:
+    """The recorded steps of the first and the last evaluation, with the held-out prompts and the metrics of all.
+
+    Raises `ReplayError`.
+    """
     steps = steps_of(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
-    return look(out, {*steps[:1], *steps[-1:]} if steps else None, experiment)
+    shown = ends(steps, evaluated)
+    found = look(out, set(shown) or None, experiment)
+    if len(shown) < len(steps):
+        said = f"Of {len(steps)} steps {' and '.join(map(str, shown))}, at the first and at the last evaluation"
+        found = replace(found, notes=[f"{said}; python -m align xray RUN shows all.", *found.notes])
+    return found
+
+
+def ends(steps: Sequence[int], evaluated: Sequence[int]) -> list[int]:
+    """Of recorded steps the first after the first evaluation, whose responses the policy evaluated there sampled, and
+    the last that the last evaluation is after; the first and the last of all where there is none."""
+    first = [step for step in steps if evaluated and step > evaluated[0]] or steps
+    last = [step for step in steps if evaluated and step <= evaluated[-1]] or steps
+    return sorted({*first[:1], *last[-1:]})
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -107,7 +107,11 @@ class RunLog:
 
     def evaluated(self, step: int) -> bool:
         """Whether there is an evaluation after so many steps."""
-        return any(row["step"] == step and _is_evaluation(row) for row in _read(self._metrics))
+        return step in self.evaluated_steps()
+
+    def evaluated_steps(self) -> list[int]:
+        """After how many steps there are evaluations, in order."""
+        return [row["step"] for row in _read(self._metrics) if _is_evaluation(row)]
 
     def steps(self) -> list[dict[str, float]]:
         """The metrics of all steps of this run so far, without evaluations."""

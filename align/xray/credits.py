@@ -12,7 +12,8 @@ import torch
 from align.replay import Replayed, Result
 from align.result.samples import Decision, RecordedRollout
 
-CARRIES, NO_PART = -1, -2  # in `taken_by`: no piece took the token; its response is not in the batch
+# In `taken_by`: no piece took the token; its response is not in the batch; an environment or a tool put it in.
+CARRIES, NO_PART, PUT_IN = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Credits:
         places = np.concatenate([*self.taken_by, np.zeros(0, int)])
         taken = [(name, int((places == place).sum())) for place, name in enumerate(self.pieces)]
         return [
-            ("generated", int((places != NO_PART).sum())),
+            ("generated", int((places >= CARRIES).sum())),
             *taken,
             ("carrying gradient", int((places == CARRIES).sum())),
         ]
@@ -50,7 +51,7 @@ def recorded(rollouts: Mapping[str, RecordedRollout]) -> list[Credits]:
     """What the run's objectives decided on a batch, as they wrote it down; nothing for lines without decisions."""
     rows = list(rollouts.values())
     decided = next((row.decisions for row in rows if row.decisions), [])
-    return [_recorded(rows, number, decision) for number, decision in enumerate(decided)]
+    return [_chosen_only(_recorded(rows, number, decision), rows) for number, decision in enumerate(decided)]
 
 
 def _recorded(rows: Sequence[RecordedRollout], number: int, first: Decision) -> Credits:
@@ -67,7 +68,7 @@ def _recorded(rows: Sequence[RecordedRollout], number: int, first: Decision) -> 
         pieces=tuple(first.transforms),
         kept=[bool(d and d.kept) for d in found],
         taken_by=[
-            np.array([NO_PART if by is None else by for by in d.taken_by], int) if d else np.full(n, NO_PART)
+            np.array([PUT_IN if by is None else by for by in d.taken_by], int) if d else np.full(n, NO_PART)
             for d, n in zip(found, lengths, strict=True)
         ],
         after=after,
@@ -78,21 +79,17 @@ def _recorded(rows: Sequence[RecordedRollout], number: int, first: Decision) -> 
 
 def replayed(batch: Replayed) -> list[Credits]:
     """What objectives make of a batch that was replayed, and what their losses tell."""
-    return [_replayed(batch, result) for result in batch.results]
+    rows = list(batch.rollouts.values())
+    return [_chosen_only(_replayed(batch, result), rows) for result in batch.results]
 
 
 def _replayed(batch: Replayed, result: Result) -> Credits:
     credited, trace = result.credited, result.credited.trace
-    pieces = [transform.name for transform in credited.objective.chain]
-    taken_by = torch.where(credited.batch.mask, trace.taken_by, NO_PART)
+    pieces, taken_by = [transform.name for transform in credited.objective.chain], trace.taken_by
     if "advantage" in credited.primary.loss.needs:  # clipping leaves tokens without gradient
         taken_by = torch.where((taken_by == CARRIES) & ~result.carrying, len(pieces), taken_by)
         pieces.append(credited.primary.loss.name)
     places = [(batch.row_of.get(place), len(row.response_ids)) for place, row in batch.rollouts.items()]
-
-    def own(values_BT: torch.Tensor | None) -> torch.Tensor | None:
-        """The values of the policy's tokens, NaN at those that others put in."""
-        return None if values_BT is None else values_BT.detach().masked_fill(~credited.batch.mask, np.nan)
 
     def rows(values_BT: torch.Tensor | None, nothing: float) -> list[np.ndarray]:
         """A row for each rollout, `nothing` where it is in no batch."""
@@ -107,9 +104,9 @@ def _replayed(batch: Replayed, result: Result) -> Credits:
         pieces=tuple(pieces),
         kept=[row is not None and bool(credited.batch.kept[row]) for row, _ in places],
         taken_by=[row.astype(int) for row in rows(taken_by, NO_PART)],
-        after={place: rows(own(values), np.nan) for place, values in trace.advantages.items()},
-        credit=[row.astype(np.float64) for row in rows(own(credited.batch.advantage), np.nan)],
-        weight=[row.astype(np.float64) for row in rows(own(credited.token_weight), np.nan)],
+        after={place: rows(values, np.nan) for place, values in trace.advantages.items()},
+        credit=[row.astype(np.float64) for row in rows(credited.batch.advantage, np.nan)],
+        weight=[row.astype(np.float64) for row in rows(credited.token_weight, np.nan)],
         implied=credited.objective.preference,
         facts={name: value for name, value in facts.items() if isinstance(value, str) or isfinite(value)},
     )
@@ -125,6 +122,21 @@ def with_loss(decided: Credits, replay: Credits) -> Credits:
     credit = replay.credit if replay.implied else decided.credit
     pieces = replay.pieces if same else decided.pieces
     return replace(decided, pieces=pieces, taken_by=taken, credit=credit, implied=replay.implied, facts=replay.facts)
+
+
+def _chosen_only(credits: Credits, rows: Sequence[RecordedRollout]) -> Credits:
+    """Credits of the tokens that the policy chose; of those that an environment or a tool put in nothing is known."""
+
+    def rest(arrays: Sequence[np.ndarray], nothing: float) -> list[np.ndarray]:
+        return [np.where(row.mask, values, nothing) for values, row in zip(arrays, rows, strict=True)]
+
+    return replace(
+        credits,
+        taken_by=rest(credits.taken_by, PUT_IN),
+        after={place: rest(arrays, np.nan) for place, arrays in credits.after.items()},
+        credit=rest(credits.credit, np.nan),
+        weight=rest(credits.weight, np.nan),
+    )
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:

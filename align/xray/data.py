@@ -15,6 +15,8 @@ from align.xray.credits import NO_PART, Credits
 
 TOKENS, ROWS = 400_000, 8_000  # what a page holds at most; of more it keeps a sample and says so
 
+VALUES = 13 * TOKENS  # fewer tokens where more is known of each, so that the page stays below 15 MB
+
 LETTERS = 20_000  # of one text; the rest is told by its length
 
 SIGNIFICANT = 14  # bits of a stream's mantissa: 4 digits are shown
@@ -66,8 +68,9 @@ class Page:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def page(look: Look, tokens: int = TOKENS, rows: int = ROWS) -> Page:
+def page(look: Look, tokens: int | None = None, rows: int = ROWS) -> Page:
     """The data of the page, of a sample of the groups where there are more than so many tokens or responses."""
+    tokens = room(look.batches) if tokens is None else tokens
     whole = sum(len(seen.rollouts) for seen in look.batches)
     batches = sample(look.batches, tokens, rows)
     kept = sum(len(seen.rollouts) for seen in batches)
@@ -79,7 +82,9 @@ def page(look: Look, tokens: int = TOKENS, rows: int = ROWS) -> Page:
     columns |= {f"stream {name}": values for name, values in _streams(everyone).items()}
     objectives = list(_objectives(batches, columns))
     prompts = {text: i for i, text in enumerate(dict.fromkeys(_cut(r.prompt or "") for r in everyone))}
+    columns = {name: narrow(values) for name, values in columns.items()}
     head = {
+        "columns": list(columns),
         "title": look.title,
         "notes": notes,
         "texts": texts,
@@ -92,6 +97,15 @@ def page(look: Look, tokens: int = TOKENS, rows: int = ROWS) -> Page:
         "greedy": _greedy(look.greedy),
     }
     return Page(head, columns)
+
+
+def room(batches: Sequence[Seen]) -> int:
+    """Tokens that a page of these batches has room for."""
+    rollouts = [rollout for seen in batches for rollout in seen.rollouts.values()]
+    streams = sum(any(getattr(rollout, name) is not None for rollout in rollouts) for name in STREAMS)
+    credits = {(seen.source, place): c for seen in batches for place, c in enumerate((*seen.credits, *seen.against))}
+    each = 2 + streams + sum(2 + len(c.after) for c in credits.values())  # id, text; credit, weight
+    return min(TOKENS, VALUES // each)
 
 
 def sample(batches: Sequence[Seen], tokens: int, rows: int) -> list[Seen]:
@@ -160,6 +174,13 @@ def _streams(rollouts: Sequence[RecordedRollout]) -> dict[str, np.ndarray]:
     return found
 
 
+def narrow(values: np.ndarray) -> np.ndarray:
+    """float32 where that loses nothing, as of all that a run computed."""
+    if values.dtype != np.float64 or not np.array_equal(single := values.astype(np.float32), values, equal_nan=True):
+        return values
+    return single
+
+
 def rounded(values: Iterable[float]) -> np.ndarray:
     """float32 of so many bits as the page shows, which packs better; NaN and infinities stay."""
     whole = np.array(values, np.float32)
@@ -221,7 +242,19 @@ def _row(rollout: RecordedRollout, batch: int, prompts: Mapping[str, int]) -> di
     """The fields of a response; those that it lacks are not there."""
     fields = ("reward", "rewards", "correct", "truncated", "chosen", "failed")
     found = {name: value for name in fields if (value := getattr(rollout, name)) is not None}
+    found |= {"turns": turns} if (turns := list(_turns(rollout))) else {}
     return {"batch": batch, "group": str(rollout.group), "prompt": prompts[_cut(rollout.prompt or "")], **found}
+
+
+def _turns(rollout: RecordedRollout) -> Iterable[dict[str, Any]]:
+    """The turns of a response in order, within it and none over another, whatever a file says; a text without tokens
+    of its own."""
+    at, length = 0, len(rollout.response_ids)
+    for number, turn in enumerate(rollout.turns or (), 1):
+        start = min(max(turn.start, at), length)
+        at = min(max(turn.end, start), length)
+        said = {"number": number, "role": turn.role, "start": start, "end": at, "reward": turn.reward}
+        yield said if at > start else said | {"text": _cut(turn.text)}
 
 
 def _series(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list]:

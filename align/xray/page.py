@@ -21,6 +21,8 @@ SCRIPTS = ("data.js", "colour.js", "against.js", "draw.js", "tokens.js", "views.
 
 KINDS = {"uint32": "u4", "int8": "i1", "float32": "f4", "float64": "f8"}
 
+FIRST = ("start", "id", "text", "taken 0", "credit 0", "weight 0")  # what is drawn first, before the rest is read
+
 
 def html(made: Page) -> str:
     """The page as one text. Its data is base64, in which no markup can hide; the rest goes through autoescape."""
@@ -38,6 +40,7 @@ def html(made: Page) -> str:
         style=style,
         head=_packed(json.dumps(made.head, allow_nan=False).encode()),
         columns=columns,
+        first=FIRST,
     )
 
 

@@ -8,10 +8,11 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 from rich.console import Console
 
-from align.result.report import plot, samples, series, smooth, table
+from align.result.report import plot, plot_runs, samples, series, smooth, table
 
 
 def shown(renderable) -> str:
@@ -94,3 +95,23 @@ def test_samples():
 def test_samples_of_different_prompts():
     with pytest.raises(ValueError, match="same prompts"):
         samples([{"prompt": "a", "response": "x"}], [{"prompt": "b", "response": "x"}])
+
+
+def test_each_run_is_named_once_in_every_panel_that_it_is_in_and_is_in_those_of_its_kind(tmp_path, monkeypatch):
+    """The loss of a run with rewards is not beside that of pairs; a run without evaluations has its training named."""
+    drawn, plot_of = [], Axes.plot
+
+    def recorded(axis, *args, **rest):
+        drawn.append((axis.get_ylabel(), rest.get("label")))
+        return plot_of(axis, *args, **rest)
+
+    monkeypatch.setattr(Axes, "plot", recorded)
+    lines = {
+        "rewards": [{"step": 1, "reward/mean": 0.5, "response/length": 3.0, "loss": 9.0}],
+        "pairs": [{"step": 0, "eval/pairs/loss": 0.7}, {"step": 1, "loss": 0.6}],
+    }
+    for name, rows in lines.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_runs({name: tmp_path / name for name in lines}, tmp_path / "c.png")
+    named = [found for found in drawn if found[1]]
+    assert named == [("reward", "rewards"), ("response length (tokens)", "rewards"), ("loss", "pairs")]

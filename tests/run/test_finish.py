@@ -36,6 +36,9 @@ class Log:
     def evaluations(self):
         return []
 
+    def evaluated_steps(self):
+        return []
+
     def training_seconds(self):
         return 12.0
 
@@ -97,7 +100,19 @@ def test_a_run_ends_with_the_page_of_its_first_and_last_step(tmp_path, finished)
     finished(SUMMARY)
     text = (tmp_path / "xray.html").read_text()
     assert text.startswith("<!doctype html>")
-    assert [seen.step for seen in end.page_of(tmp_path, None).batches] == [1, 3]
+    found = end.page_of(tmp_path, None, [0, 3])
+    assert [seen.step for seen in found.batches] == [1, 3] and "Of 3 steps 1 and 3" in found.notes[0]
+    assert [seen.step for seen in end.page_of(tmp_path, None, []).batches] == [1, 3]
+    assert [seen.step for seen in end.page_of(tmp_path, None, [1, 2]).batches] == [2]
+
+
+@pytest.mark.parametrize(
+    "steps, evaluated, shown",
+    [([1, 2, 3, 4], [0, 2, 4], [1, 4]), ([1, 2, 3, 4], [2, 3], [3]), ([1, 2, 3], [0], [1, 3]), ([], [0], [])],
+)
+def test_steps_at_the_ends_are_those_of_evaluations(steps, evaluated, shown):
+    """The policy that was evaluated after n steps samples step n + 1."""
+    assert end.ends(steps, evaluated) == shown
 
 
 def test_a_record_that_cannot_be_read_costs_the_page_and_nothing_else(tmp_path, finished, capsys):

@@ -7,7 +7,9 @@ from support import run_folder
 from align.commands.credit import credit
 from align.config.experiment import load_experiment
 from align.config.rules import REPLAY
-from align.xray.credits import NO_PART
+from align.registry import OBJECTIVES
+from align.xray.credits import CARRIES, NO_PART
+from align.xray.data import page
 from align.xray.read import look
 
 RECIPES = sorted((run_folder.ROOT / "recipes").glob("*.yaml"))
@@ -39,6 +41,27 @@ def test_every_number_is_that_of_align_credit(recipe, tmp_path):
                 assert credits.kept[row] == theirs["kept"]
                 np.testing.assert_array_equal(credits.credit[row], theirs["advantage"])
                 np.testing.assert_array_equal(credits.weight[row], theirs["weight"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_sums_over_the_page_are_those_of_align_credit(name, every):
+    """The columns of the page, of every objective that there is: a new one is here by itself."""
+    look, lines = every(name)
+    made, rows = page(look), [line for line in lines if "group" in line]
+    ((objective,), taken) = made.head["objectives"], made.columns["taken 0"]
+    assert objective["name"] == name and not look.notes
+    starts = made.columns["start"]
+    for number, summary in enumerate(line for line in lines if "group" not in line):
+        place = [i for i, row in enumerate(made.head["rows"]) if row["batch"] == number]
+        here = slice(starts[place[0]], starts[place[-1] + 1])
+        counts = {piece["name"]: int((taken[here] == i).sum()) for i, piece in enumerate(objective["pieces"])}
+        assert counts == summary["signal"]["taken"]
+        assert (taken[here] == CARRIES).sum() == summary["signal"]["carrying"] > 0
+        assert (taken[here] >= CARRIES).sum() == summary["signal"]["generated"]
+        for column, key in (("credit 0", "advantage"), ("weight 0", "weight")):
+            theirs = np.concatenate([rows[i][key] for i in place])
+            np.testing.assert_array_equal(made.columns[column][here], theirs)
+            assert made.columns[column][here].sum(dtype=float) == theirs.sum() and np.abs(theirs).sum() > 0
 
 
 def test_what_was_decided_is_shown_without_a_recipe_but_for_what_the_loss_knows(runs):

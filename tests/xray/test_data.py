@@ -1,12 +1,13 @@
 """The data of the page: what a sample keeps, what is rounded, what is missing."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from align.result.samples import STREAMS
-from align.xray.data import LETTERS, Look, about, page, rounded, sample
+from align.xray.data import LETTERS, TOKENS, Look, about, narrow, page, room, rounded, sample
 
 
 @pytest.mark.parametrize("tokens, rows", [(90, 10**6), (10**6, 20), (1, 1)])
@@ -32,11 +33,24 @@ def test_the_page_says_that_it_is_a_sample(seen):
     assert page(look, rows=20).head == small.head  # the same page for the same run
 
 
+def test_there_is_room_for_fewer_tokens_where_more_is_known_of_each(seen):
+    found = seen("several").batches
+    less = [replace(batch, credits=[*batch.credits] * 9) for batch in found]
+    assert room(found) == TOKENS > room(less) > TOKENS / 6
+
+
 def test_four_digits_stay_and_nothing_becomes_zero():
     values = np.array([1.23456789, -1e-7, 3e30, 0.0, np.nan, np.inf, -2.0])
     found = rounded(values)
     np.testing.assert_allclose(found, values.astype(np.float32), rtol=3.1e-5)
     assert found[1] != 0 and np.isnan(found[4]) and found.dtype == np.float32
+
+
+def test_float32_is_kept_where_it_says_the_same():
+    one = np.array([0.1, np.nan, -np.inf], np.float32)
+    assert narrow(one.astype(float)).dtype == np.float32
+    np.testing.assert_array_equal(narrow(one.astype(float)), one)
+    assert narrow(np.array([0.1])).dtype == np.float64 and narrow(np.array([1], np.int8)).dtype == np.int8
 
 
 def test_a_stream_is_there_where_somebody_has_it_and_unknown_elsewhere(seen):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from support.hostile_text import ESCAPES, MARKUP, acting
 from align.commands.credit import credit
 from align.config.experiment import load_experiment
 from align.config.rules import REPLAY
+from align.registry import OBJECTIVES
 from align.result.samples import RecordedRollout
 from align.xray.against import agreement
 from align.xray.credits import CARRIES, NO_PART, Credits
 from align.xray.data import Look, Seen, page
 from align.xray.page import html
+from align.xray.read import look
 
 KTAE = run_folder.ROOT / "recipes/ktae_chain_sum.yaml"
 
@@ -47,6 +50,31 @@ def test_a_click_on_each_bar_frames_as_many_tokens_as_credit_counts(shown, seen,
                 total, rel=1e-9, abs=1e-9
             )
         assert float(tab.js("document.querySelector('[data-fact=loss]').dataset.value")) == entry["loss"]
+
+
+def test_every_objective_has_the_sums_of_align_credit_in_the_browser(shown, every):
+    """All of them on one page, the first step of each as a source of its own."""
+    batches, summaries, sums = [], [], []
+    for name in OBJECTIVES:
+        found, lines = every(name)
+        seen, rows = found.batches[0], [line for line in lines if "group" in line]
+        rollouts = {place: row.model_copy(update={"source": name}) for place, row in seen.rollouts.items()}
+        batches.append(replace(seen, rollouts=rollouts))
+        summaries.append(next(line for line in lines if "group" not in line))
+        sums.append({k: sum(v for row in rows[: len(rollouts)] for v in row[k]) for k in ("advantage", "weight")})
+    tab = shown(Look("every objective", batches))
+    for number, (name, summary) in enumerate(zip(OBJECTIVES, summaries, strict=True)):
+        tab.does(f"set({{objective: {number}}})")
+        signal = summary["signal"]
+        bars = dict(tab.js("[...document.querySelectorAll('.bar')].map((e) => [e.dataset.place, e.dataset.count])"))
+        expected = {"all": signal["generated"], str(CARRIES): signal["carrying"]}
+        expected |= {str(place): count for place, count in enumerate(signal["taken"].values())}
+        assert {place: int(count) for place, count in bars.items()} == expected, name
+        tab.does(f"document.querySelector('.bar[data-place=\"{CARRIES}\"]').click()")
+        assert tab.js("document.querySelectorAll('.t.hit').length") == signal["carrying"], name
+        for fact, key in (("Σ credit", "advantage"), ("Σ weight", "weight")):
+            got = float(tab.js(f"document.querySelector('[data-fact=\"{fact}\"]').dataset.value"))
+            assert got == pytest.approx(sums[number][key], rel=1e-9, abs=1e-9), name
 
 
 def test_keys_move(shown, seen):
@@ -122,6 +150,27 @@ def made(texts, rewards=("r",), name="mine", prompt="p", credit=None):
     return Look(name, [Seen({"x:1": row}, [credits])], [{"step": 0, name: 1.0}], greedy, [prompt])
 
 
+def test_a_held_out_prompt_is_found_by_what_it_has_of_its_own_and_by_its_reward(shown):
+    """The first that changed is shown first; what does not matter for a view cannot be chosen in it."""
+    asked = [("What is 1 + 1?", 1.0, 1.0), ("What is 2 + 2?", 0.0, 1.0), ("What is 3 + 3?", 0.0, None)]
+    lines = [
+        {"step": step, "prompt": prompt, "response": f"after {step}", "reward": rewards[step]}
+        for step in (0, 1)
+        for prompt, *rewards in asked
+    ]
+    tab = shown(replace(made("ab"), greedy=lines))
+    chosen = "[...document.querySelectorAll('#bar select')].map((e) => e.id)"
+    assert tab.js(chosen) == ["step", "group", "stream"]
+    tab.does("set({view: 'heldOut'})")
+    assert tab.js(chosen) == []
+    options = tab.js("[...document.querySelectorAll('#prompt option')].map((e) => e.textContent)")
+    rewards = ["1 + 1? · reward 1 → 1", "2 + 2? · reward 0 → 1", "3 + 3? · reward 0 → none"]
+    assert options == [f"{number}. … {told}" for number, told in enumerate(rewards, 1)]
+    assert tab.js("document.querySelector('.prompt').textContent") == "What is 2 + 2?"
+    tab.key("n")
+    assert tab.js("document.querySelector('.prompt').textContent") == "What is 3 + 3?"
+
+
 @pytest.mark.parametrize(
     "text", [*ESCAPES.values(), *MARKUP.values(), "</script><script>document.title='owned'</script>"]
 )
@@ -137,6 +186,25 @@ def test_hostile_text_is_shown_and_does_nothing(shown, text):
     assert tab.js("document.title") != "owned"
 
 
+@pytest.mark.parametrize(
+    "directive, script",
+    [
+        ("connect-src", "fetch('https://align.invalid/').catch(() => 0)"),
+        ("img-src", "new Image().src = 'https://align.invalid/'"),
+        ("script-src-elem", "document.body.append(h('script', {src: 'https://align.invalid/'}))"),
+        ("script-src-elem", "document.body.append(h('script', {}, 'document.title = 1'))"),
+        ("style-src-elem", "document.body.append(h('style', {}, '@import url(https://align.invalid/)'))"),
+    ],
+)
+def test_nobody_can_be_called_even_by_a_script_that_got_in(shown, directive, script):
+    tab = shown(made("ab"))
+    event = "new Promise((done) => document.addEventListener('securitypolicyviolation', done, { once: true }))"
+    refused = f"(async () => {{ const refused = {event}; {script}; return (await refused).effectiveDirective; }})()"
+    assert tab.js(refused) == directive
+    for told in (tab.problems, tab.requests):  # the browser says what it refused
+        told.clear()
+
+
 def test_a_megabyte_of_one_token_is_cut_and_said(shown):
     tab = shown(made(["x" * 2**20, "ok"], prompt="y" * 2**20))
     assert "more characters" in tab.js("document.querySelector('.t[data-i]').textContent")
@@ -150,12 +218,36 @@ def test_what_is_missing_is_not_zero_and_one_wild_value_flattens_nothing(shown):
     assert looks[4].split()[1:3] == ["up", "l8"] and "over" in looks[5]
 
 
-def test_tokens_that_the_policy_did_not_write_are_hatched(shown):
-    found = made(list("abc"))
-    row = next(iter(found.batches[0].rollouts.values())).model_copy(update={"sampler_logprob": [-1.0, None, -1.0]})
-    tab = shown(Look("mine", [Seen({"x:1": row}, found.batches[0].credits)]))
-    looks = tab.js("[...document.querySelectorAll('.tokens .t')].map((e) => e.classList.contains('env'))")
-    assert looks == [False, True, False]
+def test_turns_fold_and_what_the_policy_did_not_write_is_hatched_and_in_no_count(shown, with_tools):
+    """Of 12 tokens 5 were put in, among them the last 2; their streams are wild, to show in any sum."""
+    folder, experiment, mask = with_tools
+    found = look(folder, own=experiment)
+    tab, credits = shown(found), found.batches[0].credits[0]
+    tab.does("set({group: '1-0'})")
+    row = "document.querySelector('article.row')"
+    assert tab.js(f"[...{row}.querySelectorAll('.t')].map((e) => !e.classList.contains('env'))") == mask
+    theirs = tab.js(f"[...{row}.querySelectorAll('.env.t')].map((e) => e.className)")
+    assert all("missing" in name and "taken" not in name for name in theirs)
+    heads = tab.js(f"[...{row}.querySelectorAll('summary')].map((e) => e.textContent)")
+    said = ["assistant · 4 tokens", "tool · 3 tokens · reward 0.5", "assistant · 3 tokens", "<b> · 2 tokens"]
+    assert heads == [f"turn {number} · {what}" for number, what in enumerate(said, 1)]
+    assert tab.js(f"[...{row}.querySelectorAll('details')].map((e) => e.open)") == [True, False, True, False]
+    assert "12 tokens, 5 not the policy's" in tab.js(f"{row}.querySelector('h3').textContent")
+    generated = dict(credits.waterfall())["generated"]
+    assert generated == sum(sum(r.mask) for r in found.batches[0].rollouts.values())
+    assert f"{generated:,}" == tab.js("document.querySelector('.bar.generated .count').textContent")
+    carrying = dict(credits.waterfall())["carrying gradient"]
+    assert f"{carrying:,}" == tab.js("document.querySelector('.bar.carrying .count').textContent")
+    total = sum(np.nansum(values) for values in credits.credit)
+    assert float(tab.js("document.querySelector('[data-fact=\"Σ credit\"]').dataset.value")) == pytest.approx(total)
+    tab.js(f"{row}.querySelectorAll('details')[1].open = true")
+    tab.does(f"{row}.querySelector('.env.t').click()")
+    assert "An environment or a tool put it in" in tab.js("document.getElementById('token').textContent")
+    assert tab.js(f"{row}.querySelectorAll('details')[1].open")  # as a person left it
+    tab.does("set({view: 'distribution', stream: 'sampler_logprob', token: null})")
+    told = tab.js("document.getElementById('main').textContent")
+    assert f"sampler_logprob of {generated:,} tokens" in told and "5 tokens were put in" in told
+    assert "999" not in told
 
 
 def test_a_page_without_tokens_has_the_run(shown):

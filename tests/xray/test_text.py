@@ -30,7 +30,7 @@ def test_counts_and_agreement_are_those_of_the_data(seen):
         for name, count in batch.credits[0].waterfall():
             assert any(line.split()[:1] == [name.split()[0]] and f"{count:,}" in line for line in text.splitlines())
         agreed = agreement(batch.credits[0], batch.against[0])
-        assert f"{agreed.both:,} of {agreed.either:,}" in text and f"{agreed.cosine:.4f}" in text
+        assert f"{agreed.both:,} of {agreed.either:,}" in text and f"{agreed.cosine:.6f}" in text
     best = [r for r in found.batches[-1].rollouts.values() if r.group == "2-0" and r.reward is not None]
     rewards = [float(line.split()[1].rstrip(":,")) for line in text.splitlines() if line.startswith("reward")]
     assert rewards[: len(best)] == sorted((round(r.reward, 4) for r in best), reverse=True)

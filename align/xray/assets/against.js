@@ -8,7 +8,7 @@ async function agreement(a, b, [from, to], most = 12) {
   const sums = [{ size: 0, square: 0 }, { size: 0, square: 0 }];
   for (let i = from; i < to; i++) {
     const carriesA = takenA[i] === CARRIES, carriesB = takenB[i] === CARRIES;
-    const x = takenA[i] === NO_PART ? 0 : one[i], y = takenB[i] === NO_PART ? 0 : other[i];
+    const x = takenA[i] < CARRIES ? 0 : one[i], y = takenB[i] < CARRIES ? 0 : other[i];
     if (Math.sign(x) * Math.sign(y) < 0) flips++;
     if (carriesA && carriesB) both++;
     if (carriesA || carriesB) either++;

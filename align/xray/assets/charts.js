@@ -3,9 +3,8 @@
 
 async function distributionView() {
   const o = objective(), batch = head.batches[state.batch], [from, to] = batch.tokens;
-  const found = await values(o, state.stream), scale = robust(found, batch.tokens);
-  await need([`taken ${o.number}`]);
-  const taken = columns[`taken ${o.number}`];
+  const found = await chosenOnly(o, await values(o, state.stream)), scale = robust(found, batch.tokens);
+  const taken = columns[`taken ${o.number}`], theirs = taken.subarray(from, to).filter((place) => place === PUT_IN).length;
   const known = [];
   for (let i = from; i < to; i++) if (!Number.isNaN(found[i])) known.push(i);
   const [low, high] = bounds(known.map((i) => Math.max(-1.25 * scale, Math.min(1.25 * scale, found[i]))));
@@ -22,7 +21,8 @@ async function distributionView() {
         s("rect", { ...at, class: "other", y: y(carrying + other), height: y(carrying) - y(carrying + other) })];
     }));
   return h("section", { class: "charts large" }, h("h2", {}, `${visible(state.stream, 60)} in ${stepName(batch)}`),
-    h("p", { class: "note" }, `${(to - from - known.length).toLocaleString("en")} tokens have no value: they are left out, not counted as 0. `,
+    h("p", { class: "note" }, `${(to - from - known.length - theirs).toLocaleString("en")} tokens have no value: they are left out, not counted as 0. `,
+      theirs ? `${theirs.toLocaleString("en")} tokens were put in by an environment or a tool, and are left out. ` : "",
       h("span", { class: "key carrying" }, "carries gradient"), " ", h("span", { class: "key other" }, "does not")),
     histogram, positions(found, batch));
 }
@@ -51,7 +51,8 @@ function runView() {
   const [first, rest] = [shown.filter(main), shown.filter((name) => !main(name))];
   const rank = (name) => (FIRST.indexOf(name) + 1 || 99);
   first.sort((a, b) => rank(a) - rank(b));
-  return h("section", { class: "charts" }, h("h2", {}, "The run"), first.map(chart),
+  return h("section", { class: "charts" }, h("h2", {}, "The run"),
+    h("p", { class: "note" }, "Over the steps; upright lines are 95 % intervals of evaluations."), first.map(chart),
     rest.length ? h("details", {}, h("summary", {}, `${rest.length} more metrics`), rest.map(chart)) : null);
 }
 

@@ -19,7 +19,7 @@ function number(value) {
 }
 
 function signed(text) {
-  return text.replace("-", "−");
+  return text.replaceAll("-", "−");
 }
 
 // The text of one token in a sentence or a table, where spaces at its ends would not be seen.

@@ -1,10 +1,11 @@
 "use strict";
-// The data of the page. Columns are unpacked when they are first read, and stay.
+// The data of the page. Columns are unpacked when they are first read, and stay. The page is drawn while those that it
+// does not show yet are still being read from the file.
 
 const KIND = { u4: Uint32Array, i1: Int8Array, f4: Float32Array, f8: Float64Array };
-const CARRIES = -1, NO_PART = -2;
-const columns = {};
-let head, packed;
+const CARRIES = -1, NO_PART = -2, PUT_IN = -3;
+const columns = {}, asked = {};
+let head;
 
 async function inflate(text) {
   const bytes = Uint8Array.fromBase64 ? Uint8Array.fromBase64(text) : Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -14,21 +15,34 @@ async function inflate(text) {
 
 // The bytes of each value stand in planes: all first bytes, then all second ones.
 function gathered(planes, kind) {
-  const size = KIND[kind].BYTES_PER_ELEMENT, n = planes.length / size, out = new Uint8Array(planes.length);
-  for (let plane = 0; plane < size; plane++)
-    for (let i = 0, from = plane * n, to = plane; i < n; i++, to += size) out[to] = planes[from + i];
-  return new KIND[kind](out.buffer);
+  const size = KIND[kind].BYTES_PER_ELEMENT, n = planes.length / size;
+  if (size === 1) return new KIND[kind](planes.buffer);
+  const words = new Uint32Array(planes.length / 4), each = size / 4;
+  for (let word = 0; word < each; word++)
+    for (let i = 0, a = 4 * word * n, b = a + n, c = b + n, d = c + n; i < n; i++)
+      words[i * each + word] = planes[a + i] | (planes[b + i] << 8) | (planes[c + i] << 16) | (planes[d + i] << 24);
+  return new KIND[kind](words.buffer);
 }
 
 async function need(names) {
-  await Promise.all(names.filter((name) => !(name in columns) && packed.has(name)).map(async (name) => {
-    const element = packed.get(name);
-    columns[name] = gathered(await inflate(element.textContent), element.dataset.kind);
-  }));
+  await Promise.all(names.filter((name) => head.columns.includes(name)).map((name) => (asked[name] ??= unpack(name))));
+}
+
+async function unpack(name) {
+  const element = await whole(`script[data-column="${CSS.escape(name)}"]`);
+  columns[name] = gathered(await inflate(element.textContent), element.dataset.kind);
+  element.remove();
+}
+
+// An element once all of it is there: what stands behind it is.
+async function whole(selector) {
+  const found = () => document.querySelector(selector);
+  if (document.readyState === "loading" && !found()?.nextSibling)
+    await new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve, { once: true }));
+  return found();
 }
 
 async function open() {
-  packed = new Map([...document.querySelectorAll("script[data-column]")].map((e) => [e.dataset.column, e]));
   head = JSON.parse(new TextDecoder().decode(await inflate(document.getElementById("head").textContent)));
   await need(["start", "text"]);
   let row = 0;
@@ -65,7 +79,15 @@ function streams(objective) {
 }
 
 function pushed(credit, weight, taken) {
-  return credit.map((value, i) => (taken[i] === CARRIES ? value * weight[i] : taken[i] === NO_PART ? NaN : 0));
+  return credit.map((value, i) => (taken[i] === CARRIES ? value * weight[i] : taken[i] < CARRIES ? NaN : 0));
+}
+
+// Values without those of tokens that the policy did not choose, which are in no count and on no scale.
+async function chosenOnly(objective, found) {
+  const name = `taken ${objective.number}`;
+  await need([name]);
+  const taken = columns[name];
+  return taken.includes(PUT_IN) ? found.map((value, i) => (taken[i] === PUT_IN ? NaN : value)) : found;
 }
 
 const valuesOf = new Map();
@@ -87,7 +109,7 @@ async function waterfall(objective, [from, to]) {
   const counts = new Array(objective.pieces.length).fill(0);
   let carrying = 0, generated = 0;
   for (let i = from; i < to; i++) {
-    if (taken[i] !== NO_PART) generated++;
+    if (taken[i] >= CARRIES) generated++;
     if (taken[i] === CARRIES) carrying++;
     else if (taken[i] >= 0) counts[taken[i]]++;
   }
@@ -97,9 +119,6 @@ async function waterfall(objective, [from, to]) {
 
 // A scale that one wild value does not flatten: the 98th percentile of the sizes that are not 0.
 function robust(found, [from, to]) {
-  const sizes = [];
-  for (let i = from; i < to; i++) if (found[i] && isFinite(found[i])) sizes.push(Math.abs(found[i]));
-  if (!sizes.length) return 1;
-  sizes.sort((a, b) => a - b);
-  return sizes[Math.floor(0.98 * (sizes.length - 1))];
+  const sizes = found.subarray(from, to).map(Math.abs).filter((size) => size > 0 && isFinite(size)).sort();
+  return sizes.length ? sizes[Math.floor(0.98 * (sizes.length - 1))] : 1;
 }

@@ -1,7 +1,7 @@
 "use strict";
 // What is shown, the keys, and the one function that draws.
 
-const state = { view: "tokens", objective: 0, batch: 0, group: null, stream: "credit", hit: null, token: null, other: null, heldOut: 0, unfolded: false };
+const state = { view: "tokens", objective: 0, batch: 0, group: null, stream: "credit", hit: null, token: null, other: null, heldOut: null, unfolded: false };
 
 const objective = () => head.objectives[state.objective];
 const rivals = (a) => head.objectives.filter((o) => o !== a && o.source === a.source);
@@ -15,13 +15,16 @@ function title(o) {
 const stepName = (batch) => (batch.step === null ? "these responses" : `step ${batch.step}`) + (new Set(head.batches.map((b) => b.source)).size > 1 ? `, ${visible(batch.source, 60)}` : "");
 
 const VIEWS = {
-  tokens: ["Tokens", tokensView, () => head.objectives.length],
-  distribution: ["Distribution", distributionView, () => head.objectives.length],
-  heldOut: ["Held-out prompt", heldOutView, () => head.greedy.length],
-  against: ["A/B", againstView, () => head.objectives.length && rivals(objective()).length],
-  pairs: ["Pairs", pairsView, () => head.objectives.length && head.rows.some((row) => row.chosen !== undefined)],
-  run: ["Run", runView, () => Object.keys(head.metrics).length],
+  tokens: ["Tokens", tokensView, () => head.objectives.length, "no response with a decision of an objective is recorded"],
+  distribution: ["Distribution", distributionView, () => head.objectives.length, "no response with a decision of an objective is recorded"],
+  heldOut: ["Held-out prompt", heldOutView, () => head.greedy.length, "no evaluation answered held-out prompts"],
+  against: ["A/B", againstView, () => head.objectives.length && rivals(objective()).length, "only one objective: --against RECIPE shows another beside it"],
+  pairs: ["Pairs", pairsView, () => head.objectives.length && isPairs(head.batches[state.batch]), "these are no pairs of a chosen and a rejected response"],
+  run: ["Run", runView, () => Object.keys(head.metrics).length, "no metrics: they are in the folder of a run"],
 };
+
+// What can be chosen in a view, besides its own: of the others nothing would change.
+const CHOICES = { tokens: ["objective", "step", "group", "stream"], distribution: ["objective", "step", "stream"], against: ["objective", "step", "group"], pairs: ["objective", "step"] };
 
 const available = () => Object.keys(VIEWS).filter((name) => VIEWS[name][2]());
 const batches = () => head.batches.map((batch, i) => i).filter((i) => head.batches[i].source === objective().source);
@@ -64,7 +67,8 @@ async function draw() {
   document.getElementById("token").hidden = !token.length;
   document.getElementById("bar").replaceChildren(...toolbar());
   document.getElementById("views").replaceChildren(...available().map((name, i) => h("button",
-    { role: "tab", "aria-selected": state.view === name, "data-view": name, onclick: () => set({ view: name }) }, h("kbd", {}, i + 1), ` ${VIEWS[name][0]}`)));
+    { role: "tab", "aria-selected": state.view === name, "data-view": name, onclick: () => set({ view: name }) }, h("kbd", {}, i + 1), ` ${VIEWS[name][0]}`)),
+    ...Object.values(VIEWS).filter(([, , there]) => !there()).map(([name, , , why]) => h("button", { role: "tab", disabled: true, title: why }, name)));
   mark();
   if (held) document.querySelector(held)?.focus({ preventScroll: true });
   document.documentElement.dataset.drawn = mine;
@@ -81,23 +85,26 @@ function mark() {
   if (state.token === null) return;
   const now = document.querySelectorAll(`#main .t[data-i="${state.token}"]`);
   now.forEach((element) => element.classList.add("now"));
+  const turn = now[0]?.closest("details");
+  if (turn) turn.open = true;
   now[0]?.scrollIntoView({ block: "nearest" });
 }
 
 function toolbar() {
-  if (!head.objectives.length) return [];
+  const last = [h("button", { onclick: theme, title: "t" }, "light / dark"), h("details", { class: "help" }, h("summary", {}, "keys"), table(["key", "what it does"], KEYS_TOLD))];
+  const chosen = CHOICES[state.view];
+  if (!chosen) return last;
   const groups = [...head.batches[state.batch].groups];
   const reward = (rows) => { const known = rows.filter((row) => head.rows[row].chosen === undefined).map((row) => head.rows[row].reward).filter((r) => r !== undefined); return known.length ? ` · reward ${number(mean(known))}` : ""; };
   const tabs = head.objectives.map((o) => h("button",
     { class: "tab", "aria-pressed": o === objective(), "data-objective": o.number, onclick: () => set({ objective: o.number }) }, title(o), o.source === "data" ? "" : ` · ${visible(o.source, 40)}`));
-  return [
-    h("span", { class: "tabs", role: "group", "aria-label": "objective" }, tabs),
-    select("step", batches().map((i) => [i, stepName(head.batches[i])]), state.batch, (value) => set({ batch: Number(value) })),
-    select("group", groups.map(([name, rows]) => [name, `${visible(name, 40)}${reward(rows)}`]), state.group, (value) => set({ group: value, hit: null })),
-    select("stream", Object.keys(streams(objective())).map((name) => [name, visible(name, 60)]), state.stream, (value) => set({ stream: value })),
-    h("button", { onclick: theme, title: "t" }, "light / dark"),
-    h("details", { class: "help" }, h("summary", {}, "keys"), table(["key", "what it does"], KEYS_TOLD)),
-  ];
+  const controls = {
+    objective: () => h("span", { class: "tabs", role: "group", "aria-label": "objective" }, tabs),
+    step: () => select("step", batches().map((i) => [i, stepName(head.batches[i])]), state.batch, (value) => set({ batch: Number(value) })),
+    group: () => select(groupWord(head.batches[state.batch]), groups.map(([name, rows]) => [name, `${visible(name, 40)}${reward(rows)}`]), state.group, (value) => set({ group: value, hit: null })),
+    stream: () => select("stream", Object.keys(streams(objective())).map((name) => [name, visible(name, 60)]), state.stream, (value) => set({ stream: value })),
+  };
+  return [...chosen.map((name) => controls[name]()), ...last];
 }
 
 function theme() {
@@ -106,7 +113,7 @@ function theme() {
 }
 
 const around = (list, now, by) => list[(list.indexOf(now) + by + list.length) % list.length];
-const byGroup = (by) => set({ group: around([...head.batches[state.batch].groups.keys()], state.group, by), hit: null, token: null });
+const byGroup = (by) => state.view === "heldOut" ? set({ heldOut: (state.heldOut + by + head.greedy.length) % head.greedy.length }) : set({ group: around([...head.batches[state.batch].groups.keys()], state.group, by), hit: null, token: null });
 const byStep = (by) => set({ batch: around(batches(), state.batch, by) });
 const byStream = (by) => set({ stream: around(Object.keys(streams(objective())), state.stream, by) });
 
@@ -121,7 +128,7 @@ const KEYS = {
   Escape: () => set({ hit: null, token: null }), "?": () => { const help = document.querySelector(".help"); if (help) help.open = !help.open; },
 };
 
-const KEYS_TOLD = [["← →", "step"], ["p n", "group"], ["S s", "stream"], ["k j", "token"], ["o", "objective"], ["1 to 9", "view"], ["t", "light or dark"], ["Esc", "back from tokens of a bar, and from a token"]];
+const KEYS_TOLD = [["← →", "step"], ["p n", "group, or held-out prompt"], ["S s", "stream"], ["k j", "token"], ["o", "objective"], ["1 to 9", "view"], ["t", "light or dark"], ["Esc", "back from tokens of a bar, and from a token"]];
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
@@ -137,6 +144,7 @@ document.addEventListener("click", (event) => {
 
 open().then(() => {
   document.getElementById("notes").append(...head.notes.map((note) => h("p", { class: "note" }, visible(note, 2000))));
+  state.heldOut = telling();
   if (!head.objectives.length) return set({});
   return need(["taken 0"]).then(() => set({ batch: batches()[batches().length - 1] }));
 }).catch((error) => {
