@@ -250,6 +250,16 @@ def test_turns_fold_and_what_the_policy_did_not_write_is_hatched_and_in_no_count
     assert "999" not in told
 
 
+def test_pairs_are_called_pairs_and_a_view_that_is_missing_says_why(shown, seen):
+    tab = shown(seen("tgdpo"))
+    assert tab.js("document.querySelector('.bar .name').textContent") == "in the pairs"
+    assert tab.js("document.querySelector('.group h2').textContent").startswith("Pair ")
+    assert tab.js("[...document.querySelectorAll('#bar select')].map((e) => e.id)") == ["step", "pair", "stream"]
+    assert "count 4 (pair)" in tab.js("document.querySelector('.facts').textContent")
+    missing = dict(tab.js("[...document.querySelectorAll('#views :disabled')].map((e) => [e.textContent, e.title])"))
+    assert set(missing) == {"A/B"} and "--against RECIPE" in missing["A/B"]
+
+
 def test_a_page_without_tokens_has_the_run(shown):
     tab = shown(Look("mine", [], [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], [], ["nothing recorded"]))
     assert tab.js("available()") == ["run"] and "nothing recorded" in tab.js("document.body.innerText")
