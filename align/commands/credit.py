@@ -9,7 +9,7 @@ from typing import Any
 from align.config.experiment import Experiment
 from align.credit import Credited
 from align.replay import Replayed, replay
-from align.result.samples import incomplete, read
+from align.result.samples import incomplete, is_part, read
 
 
 def credit(
@@ -20,8 +20,8 @@ def credit(
     `tell` gets a line where batches are not there as a whole. Raises `ReplayError`.
     """
     rollouts = read(path)
-    if said := incomplete(rollouts):
-        tell(said)
+    if part := incomplete(rollouts):
+        tell(": ".join(part))
     batches = list(replay(experiment, rollouts))
     lines = {}
     for batch in batches:
@@ -50,7 +50,7 @@ def _which(batch: Replayed, updates: int) -> dict[str, Any]:
     if not first.version:
         return {}
     said = {"step": first.step, "source": first.source}
-    if first.batch_rows is not None and len(batch.rollouts) < first.batch_rows:
+    if is_part(batch.rollouts):
         said |= {"rows": len(batch.rollouts), "batch_rows": first.batch_rows}
     return said | ({"update": 1, "updates": updates} if updates > 1 else {})
 

@@ -115,7 +115,7 @@ def _turns(
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    texts = {token: tokenizer.convert_ids_to_tokens(token) for token in ends}
+    texts = {token: text for token in ends if (text := tokenizer.decode([token]))}
     try:
         ids, turns = tokenise_turns(prompt, given, render=render, encode=encode, ends=texts)
     except (TemplateError, ValueError) as error:
@@ -187,4 +187,5 @@ def _check_messages(messages: list, where: str) -> None:
         fine = isinstance(message, dict) and isinstance(message.get("role"), str)
         said = fine and (message.get("content") or bool(message.get("tool_calls")))
         if not said or not isinstance(message.get("content") or "", str):
-            raise DataError(f"{where}: a message is {{role: ..., content: text}}, but one is {message!r}")
+            what = "a message is {role: ..., content: text}, without text only where it has tool_calls"
+            raise DataError(f"{where}: {what}, but one is {message!r}")

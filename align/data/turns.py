@@ -44,9 +44,9 @@ def tokenise_turns(
     written = render([*prompt], True)
     for last, place in pairwise(places):
         asked = render([*prompt, *answer[:place]], True)
-        if heard := _behind(written, asked):
+        if heard := _behind(written, asked, "changes earlier messages when others follow"):
             add(answer[place - 1]["role"] if place - last > 1 else "template", heard, encode(heard))
-        said = _behind(asked, render([*prompt, *answer[: place + 1]], False))
+        said = _behind(asked, render([*prompt, *answer[: place + 1]], False), "writes a turn otherwise than it asks")
         said = said[: _end(said, ends)]
         add(POLICY, said, encode(said))
         written = asked + said
@@ -71,6 +71,9 @@ def turn_columns(
     reward = [[0.0] * len(ids) for ids in response_ids]
     state = [[0] * len(ids) for ids in response_ids]
     for row, (ids, of_tokens) in enumerate(zip(response_ids, numbers, strict=True)):
+        if not turns[row] and not any(of_tokens):  # one turn
+            state[row][:1] = [hash_of([])] * len(ids[:1])
+            continue
         last = {number: t for t, number in enumerate(of_tokens) if number >= 0}
         first = {number: t for t, number in reversed([*enumerate(of_tokens)]) if number >= 0}
         known = dict(enumerate(turn for turn in turns[row] if turn.role == POLICY))
@@ -87,11 +90,12 @@ def hash_of(state: str | Sequence[int]) -> int:
     return int.from_bytes(blake2b(told.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _behind(start: str, whole: str) -> str:
-    """What a conversation has behind its start. Raises `ValueError` where it does not begin with it."""
+def _behind(start: str, whole: str, what: str) -> str:
+    """What a conversation has behind its start. Raises `ValueError` where it does not begin with it, for the template
+    does `what`."""
     if not whole.startswith(start):
-        what = "the chat template changes earlier messages when others follow"
-        raise ValueError(f"{what}, so the policy would not read what it said; take a template that only appends")
+        where = f"the chat template {what}"
+        raise ValueError(f"{where}, so the policy would not read what it said; take a template that only appends")
     return whole[len(start) :]
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, ValidationError
 
@@ -94,7 +94,7 @@ class RecordedTurn(Recorded):
     end: int  # behind its last one
     text: str = ""
     reward: FiniteFloat | None = None  # what it earned by itself
-    state: int | None = None  # hash of what the policy saw before it
+    state: int | None = Field(None, ge=-(2**63), lt=2**63)  # hash of what the policy saw before it
 
 
 class RecordedRollout(Recorded):
@@ -115,7 +115,9 @@ class RecordedRollout(Recorded):
     response: str | None = None
     response_ids: list[int]
     turns: list[RecordedTurn] | None = None  # from the first token to the last; absent: the policy chose all in one
-    turn: list[int] | None = None  # the policy's turn that each token is of, from 0, -1 of none; where no `turns` tell
+    turn: list[Annotated[int, Field(ge=-1)]] | None = (
+        None  # the policy's turn that each token is of, from 0, -1 of none; where no `turns` tell
+    )
     token_text: list[str] | None = None
     special: list[bool] | None = None
     reward: FiniteFloat | None = None
@@ -189,7 +191,8 @@ def read(path: str | Path, steps: Container[int] | None = None) -> dict[str, Rec
             try:
                 rollout = _parsed(f"{path}:{number}", line)
             except ReplayError:
-                if BEGINNING.match(line) and not line.endswith(b"\n"):
+                written = BEGINNING.match(line) or any(rollout.version for rollout in rollouts.values())
+                if written and not line.endswith(b"\n"):
                     break
                 raise
             if steps is None or rollout.step in steps:
@@ -237,14 +240,21 @@ def by_batch(rollouts: Mapping[str, RecordedRollout]) -> Iterator[dict[str, Reco
     yield from batches.values()
 
 
-def incomplete(rollouts: Mapping[str, RecordedRollout]) -> str | None:
-    """Say which batch is the first that is not there as a whole; None where all are, as far as the lines tell."""
+def is_part(batch: Mapping[str, RecordedRollout]) -> bool:
+    """Whether lines say that responses of their batch are missing."""
+    first = next(iter(batch.values()))
+    return first.batch_rows is not None and len(batch) < first.batch_rows
+
+
+def incomplete(rollouts: Mapping[str, RecordedRollout]) -> tuple[str, str] | None:
+    """(`file:line`, what is missing) of the first batch that is not there as a whole; None where all are, as far as the
+    lines tell."""
     for batch in by_batch(rollouts):
         place, first = next(iter(batch.items()))
-        if first.batch_rows is not None and len(batch) < first.batch_rows:
-            here = f"{place}: step {first.step}: {len(batch)} of {first.batch_rows} responses of the batch are here"
+        if is_part(batch):
+            here = f"step {first.step}: {len(batch)} of {first.batch_rows} responses of the batch are here"
             why = "run.samples bounds them, or lines are missing"
-            return f"{here} ({why}); what was taken over all of them, such as its loss, is not what the run had"
+            return place, f"{here} ({why}); what was taken over all of them, such as its loss, is not what the run had"
     return None
 
 
@@ -277,6 +287,8 @@ def _check_turns(place: str, rollout: RecordedRollout) -> None:
             raise ReplayError(f"{place}: turns.{number}: goes from {turn.start} to {turn.end}, and begins at {end}")
         end = turn.end
     size = len(rollout.response_ids)
+    if max(rollout.turn or (), default=0) >= max(size, 1):
+        raise ReplayError(f"{place}: turn: has a turn {max(rollout.turn)} of {size} tokens; count turns from 0")
     if rollout.turns and end != size:
         raise ReplayError(f"{place}: turns: end at {end}, but there are {size} response_ids")
     if rollout.turns and rollout.turn and rollout.turn != turn_numbers(size, rollout.turns):

@@ -61,7 +61,7 @@ class Journal:
         scored = self._path(call, "scored")
         with files.writing(scored):
             scored.unlink(missing_ok=True)  # of other responses, which older entries do not say
-        write(path, key, [{"group": i, "index": j, "response": vars(response)} for i, j, _, response in new])
+        write(path, key, [{"group": i, "index": j, "response": _told(response)} for i, j, _, response in new])
         return new
 
     def scored(self, call: Call, sampled: Sampled, score: Callable[[], list[Rollout]]) -> list[Rollout]:
@@ -70,7 +70,7 @@ class Journal:
         An entry has only what scoring adds, in the order of `sampled`.
         """
         path, key = self._path(call, "scored"), self._key(call, [prompt for *_, prompt, _ in sampled])
-        key["responses"] = _digest([[i, j, vars(response)] for i, j, _, response in sampled])
+        key["responses"] = _digest([[i, j, _told(response)] for i, j, _, response in sampled])
         rows = read(path, key)
         if rows is not None:
             whole = [
@@ -134,6 +134,11 @@ def _head(path: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(head, dict) and {"lineage", "prompts", "rows", "sha256"} <= head.keys()
     return head if whole and isinstance(head["rows"], int) else None
+
+
+def _told(response: Response) -> dict[str, Any]:
+    """The fields of a response; without turns as they were before there were any, for the entries of then."""
+    return {name: value for name, value in vars(response).items() if name != "turns" or value}
 
 
 def _digest(value: Any) -> str:

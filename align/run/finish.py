@@ -106,8 +106,9 @@ def page_of(out: Path, experiment: Experiment | None, evaluated: Sequence[int]) 
     shown = ends(steps, evaluated)
     found = look(out, set(shown) or None, experiment)
     if len(shown) < len(steps):
-        said = f"Of {len(steps)} steps {' and '.join(map(str, shown))}, at the first and at the last evaluation"
-        found = replace(found, notes=[f"{said}; python -m align xray RUN shows all.", *found.notes])
+        said = f"Of {len(steps)} steps {' and '.join(map(str, shown))}"
+        when = ", at the first and at the last evaluation" if evaluated else ", the first and the last"
+        found = replace(found, notes=[f"{said}{when}; python -m align xray RUN shows all.", *found.notes])
     return found
 
 

@@ -216,7 +216,7 @@ def _is_evaluation(row: dict) -> bool:
 def question(rollout: Rollout) -> str:
     """The prompt as a person reads it: the last message of a conversation, without the template around it."""
     prompt = rollout.prompt.prompt
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return prompt if isinstance(prompt, str) else prompt[-1].get("content") or ""
 
 
 def _read(path: Path) -> list[dict]:

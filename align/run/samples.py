@@ -15,7 +15,7 @@ from torch import Tensor
 
 from align.batch import Batch
 from align.credit import Credited
-from align.data.prompts import Answer, Pair, Turn
+from align.data.prompts import Answer, Pair, Turn, turn_numbers
 from align.learner.learner import Outputs
 from align.result.samples import AT_UPDATE, BEFORE, LEARNED, VERSION
 from align.rollout.rollouts import Rollout
@@ -109,7 +109,10 @@ def _sampled(rollout: Rollout) -> dict[str, Any]:
         **_turns(rollout.response.turns),
     }
     if rollout.reward is None:  # in no batch: what is known of its tokens is the sampler's
-        fields["sampler_logprob"] = [value if math.isfinite(value) else None for value in rollout.response.logprobs]
+        response = rollout.response
+        own = [number >= 0 for number in turn_numbers(len(response.ids), response.turns)]
+        known = zip(response.logprobs, own, strict=True)
+        fields["sampler_logprob"] = [value if math.isfinite(value) and mine else None for value, mine in known]
     return fields | ({"failed": rollout.failed} if rollout.failed else {})
 
 

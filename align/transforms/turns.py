@@ -21,7 +21,8 @@ from align.transforms.transform import Stage, Transform
 def turn_sums(value_BT: Tensor, batch: Batch) -> Tensor:
     """[B,K] sum of a value over the tokens of each turn, K the most turns of a response and at least 1."""
     turn = torch.where(batch.mask, batch.turn, -1)
-    sums = torch.zeros(len(turn), max(1, int(turn.max()) + 1), dtype=value_BT.dtype)
+    turns = int(turn.max()) + 1 if turn.numel() else 1
+    sums = torch.zeros(len(turn), max(1, turns), dtype=value_BT.dtype)
     return sums.scatter_add(1, turn.clamp(min=0), torch.where(batch.mask, value_BT, 0))
 
 
@@ -64,7 +65,7 @@ def turn_returns(
     R is the discounted sum of the rewards of this turn and those behind it; what of the episode's reward no turn
     earned by itself is the last turn's. Mean and std are over the kept rows of a group: over their turns of the same
     number (`scope: turn`), or over all of their turns (`group`). `std` and `eps` as in `group_advantage`, which it is
-    to the last bit where every response is one turn.
+    to the last bit where every response is one turn; one without tokens has none, and is compared with nothing.
     """
 
     def apply(batch: Batch) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.config.experiment import Experiment
 from align.replay import replay
-from align.result.samples import RecordedRollout, ReplayError, by_batch, read, steps_of
+from align.result.samples import RecordedRollout, ReplayError, by_batch, incomplete, read, steps_of
 from align.system.files import finished_json_lines
 from align.xray.credits import Credits, recorded, replayed, with_loss
 from align.xray.data import Look, Seen
@@ -36,7 +36,10 @@ def look(
             "samples.jsonl has no response, so there are no tokens to see; run.samples says how many it keeps."
         )
         return Look(title, [], metrics, greedy, notes)
-    batches = list(by_batch(read(record, chosen)))
+    rollouts = read(record, chosen)
+    if part := incomplete(rollouts):
+        notes.append(part[1].capitalize() + ".")
+    batches = list(by_batch(rollouts))
     batches.sort(key=lambda batch: next(iter(batch.values())).step or 0)  # stable: sources keep their order
     others = _others(against, batches) if against else []
     told, lacks = _own(own, batches) if own else ([], [])

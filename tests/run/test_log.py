@@ -123,7 +123,7 @@ def test_callbacks_see_steps_and_evaluations(tmp_path, main_process):
     log.step(1, {"loss": 0.5}, [])
     log.evaluation(1, {"eval/reward": 0.25}, [])
     assert seen == [(1, {"loss": 0.5, "seconds/record": ANY}), (1, {"eval/reward": 0.25})]
-    assert 0 < seen[0][1]["seconds/record"] < 1
+    assert seen[0][1]["seconds/record"] > 0
 
 
 def leave(step, metrics):

@@ -71,13 +71,13 @@ def test_responses_of_several_turns(name, path, monkeypatch):
         changed = lambda *args, maker=maker, **more: with_turns(maker(*args, **more))  # noqa: E731
         monkeypatch.setattr(replays, name_of_maker, changed)
     recipe = ROOT / f"recipes/{name}.yaml"
-    steps = ran(path, experiment_of(recipe))
+    steps = ran(path, experiment_of(recipe), unrated=(3,))
     assert_replays(experiment_of(recipe), path, steps)
     heard = 0
     for line, told in zip(credit(experiment_of(recipe), path), samples.read(path).values(), strict=False):
         own = [number >= 0 for number in told.turn_numbers]
         assert line.get("turn", [0]) == told.turn_numbers and [turn.reward for turn in told.turns] == [0.5, None, -0.25]
-        heard += len(own) - sum(own)
+        heard += (len(own) - sum(own)) * told.rated
         for decision in told.decisions:
             for values in (decision.taken_by, decision.weight, decision.advantage or decision.weight):
                 assert [value is not None for value in values] == own
@@ -92,6 +92,9 @@ def test_responses_of_several_turns(name, path, monkeypatch):
         ({"turns": [dict(role="assistant", start=0, end=1)]}, "turns: end at 1, but there are 3 response_ids"),
         ({"turns": [dict(role="tool", start=1, end=3)]}, "turns.0: goes from 1 to 3, and begins at 0"),
         ({"turn": [0, -1]}, "turn: has 2 values, but there are 3"),
+        ({"turn": [0, -1, 10**10]}, "turn: has a turn 10000000000 of 3 tokens"),
+        ({"turn": [0, -7, 0]}, "turn.1: Input should be greater than or equal to -1"),
+        ({"turns": [dict(role="assistant", start=0, end=3, state=2**63)]}, "turns.0.state: Input should be less than"),
         (
             {"turn": [0, -1, -1], "turns": [dict(role="assistant", start=0, end=3)]},
             "turn: does not number the turns of assistant",

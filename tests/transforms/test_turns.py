@@ -163,3 +163,13 @@ def test_states_are_what_the_policy_saw_before():
     states = turn_columns(ids, numbers, [(), (), ()])["turn_state"]
     assert len(set(states[:, 0].tolist())) == 1 and states[0, 2] == states[1, 2] != states[2, 2]
     assert states[0, 0] != states[0, 2] and not states[:, 1].any()
+
+
+@pytest.mark.parametrize("transform", [turn_returns(), anchor_advantage()])
+def test_a_batch_without_rows_has_nothing_to_compare(transform):
+    batch, *_ = episodes(0)
+    nothing = replace(group_advantage().apply(batch)).rows(torch.tensor([], dtype=torch.int64))
+    assert transform.apply(nothing).advantage.shape == (0, batch.mask.shape[1])
+    narrow = Batch.of([], [], reward=torch.zeros(0), turn_reward=torch.zeros(0, 1), advantage=torch.zeros(0, 1))
+    empty = replace(narrow, turn_state=torch.zeros(0, 1, dtype=torch.int64))
+    assert transform.apply(empty).advantage.shape == (0, 1)

@@ -35,6 +35,15 @@ def test_a_run_without_a_record_has_its_metrics_and_says_why(runs, tmp_path):
     assert found.batches == [] and [row["step"] for row in found.metrics] == [1] and "run.samples" in found.notes[0]
 
 
+def test_a_batch_of_which_a_part_was_recorded_says_so(runs, tmp_path):
+    whole, experiment = runs["composed"]
+    lines = (whole / "samples.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "samples.jsonl").write_text("".join(lines[8:]))
+    said = f"Step 1: {len(lines) // 2 - 8} of {len(lines) // 2} responses of the batch are here"
+    assert [note for note in look(tmp_path, own=experiment).notes if note.startswith(said)]
+    assert not any("of the batch are here" in note for note in look(whole, own=experiment).notes)
+
+
 def test_lines_without_decisions_say_so(tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"group": 0, "response_ids": [1], "reward": 1.0}\n')
     found = look(tmp_path / "mine.jsonl")

@@ -79,7 +79,7 @@ function streams(objective) {
 }
 
 function pushed(credit, weight, taken) {
-  return credit.map((value, i) => (taken[i] === CARRIES ? value * weight[i] : taken[i] < CARRIES ? NaN : 0));
+  return Float64Array.from(credit, (value, i) => (taken[i] === CARRIES ? value * weight[i] : taken[i] < CARRIES ? NaN : 0));
 }
 
 // Values without those of tokens that the policy did not choose, which are in no count and on no scale.

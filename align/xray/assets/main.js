@@ -134,7 +134,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
   const view = available()[Number(event.key) - 1];
   if (view) set({ view });
-  else if (KEYS[event.key] && (head.objectives.length || event.key === "t")) { event.preventDefault(); KEYS[event.key](); }
+  else if (KEYS[event.key] && (head.objectives.length || state.view === "heldOut" || ["t", "?", "Escape"].includes(event.key))) { event.preventDefault(); KEYS[event.key](); }
 });
 
 document.addEventListener("click", (event) => {

@@ -95,7 +95,7 @@ async function pairsView() {
   const o = objective(), batch = head.batches[state.batch];
   const push = await values(o, "credit × weight");
   const masks = [];
-  for (const name of ["reward_mask", "kl_mask"]) if (head.streams.includes(name)) masks.push([name, await chosenOnly(o, await values(o, name))]);
+  for (const name of head.streams) if (name.endsWith("_mask")) masks.push([name, await chosenOnly(o, await values(o, name))]);
   const sum = (row, found) => { let total = 0; for (let i = columns.start[row]; i < columns.start[row + 1]; i++) total += found[i] || 0; return total; };
   const average = (row, found) => { const part = found.subarray(columns.start[row], columns.start[row + 1]).filter((v) => !Number.isNaN(v)); return part.length ? mean([...part]) : NaN; };
   const pairs = [...batch.groups].map(([name, rows]) => [name, rows.find((row) => head.rows[row].chosen === true), rows.find((row) => head.rows[row].chosen === false)])
