@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -56,7 +57,7 @@ def at_sentence_ends(h_BT: Tensor, batch: Batch, delimiters: tuple[str, ...]) ->
     out = torch.zeros_like(h_BT)
     for i, (texts, turns) in enumerate(zip(batch.token_text, batch.turn.tolist(), strict=True)):
         start, own = 0, batch.mask[i].nonzero()[:, 0].tolist()
-        for t, following in zip(own, [*own[1:], None], strict=True):
+        for t, following in pairwise([*own, None]):
             last = following is None or turns[following] != turns[t]
             if last or texts[t].rstrip(" ").endswith(delimiters):
                 out[i, t] = h_BT[i, start : t + 1].sum()

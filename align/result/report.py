@@ -100,7 +100,8 @@ def plot_runs(runs: Mapping[str, Path], png: Path) -> None:
                 colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
                 steps, values = series(found, training)
                 label = None if series(found, evaluation).size else literal(name)
-                axis.plot(steps, smooth(values), color=colour, linewidth=0.8, alpha=0.6, label=label)
+                if len(steps):
+                    axis.plot(steps, smooth(values), color=colour, linewidth=0.8, alpha=0.6, label=label)
                 _evaluations(axis, found, evaluation, colour, f"{mark}-", literal(name))
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize="small")
