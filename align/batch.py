@@ -31,9 +31,7 @@ class Batch:
     group: Tensor  # [B] int64, the same number for the responses of one prompt; rows of a group need not be neighbours
     response_ids: Tensor  # [B,T] int64
     present: Tensor  # [B,T] bool, tokens of the response: the model reads them; the first ones of a row
-    mask: (
-        Tensor  # [B,T] bool, those of them that the policy chose, its end token included; others an environment put in
-    )
+    mask: Tensor  # [B,T] bool, those that the policy chose, its end token included; the rest others put in
     turn: Tensor  # [B,T] int64, number in 0.. of the turn in which the policy chose the token; -1 where it did not
     kept: Tensor  # [B] bool, rows that take part; a transform that drops rows clears it and leaves them where they are
     selected: Tensor  # [B,T] bool, tokens that take part

@@ -115,7 +115,7 @@ def _turns(
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    texts = {token: text for token in ends if (text := tokenizer.decode([token]))}
+    texts = [text for token in ends if (text := tokenizer.decode([token]))]
     try:
         ids, turns = tokenise_turns(prompt, given, render=render, encode=encode, ends=texts)
     except (TemplateError, ValueError) as error:

@@ -7,13 +7,13 @@ policy reads before its third turn begins with exactly what it read before its s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from align.batch import pad
 from align.data.prompts import POLICY, Turn
 
 Message = Mapping[str, str]
@@ -25,12 +25,12 @@ def tokenise_turns(
     *,
     render: Callable[[list[Message], bool], str],
     encode: Callable[[str], list[int]],
-    ends: Mapping[int, str],
+    ends: Collection[str],
 ) -> tuple[list[int], list[Turn]]:
     """(tokens, turns) of an answer that begins and ends with messages of the policy, others' in between.
 
-    `render(messages, ask)` writes a conversation, with `ask` up to where the policy would go on. `ends` are the tokens
-    that end a turn of the policy, with their texts. Raises `ValueError` where the template changes what it wrote
+    `render(messages, ask)` writes a conversation, with `ask` up to where the policy would go on. `ends` are the texts
+    of the tokens that end a turn of the policy. Raises `ValueError` where the template changes what it wrote
     before, and where it writes no such token behind a turn.
     """
     ids: list[int] = []
@@ -55,7 +55,7 @@ def tokenise_turns(
 
 def cut(ids: list[int], turns: Sequence[Turn], limit: int) -> tuple[list[int], list[Turn]]:
     """The first tokens of an answer, `limit` at most, up to the last one that the policy chose, and their turns."""
-    kept = [Turn(t.role, t.start, min(t.end, limit), t.text, t.reward, t.state) for t in turns if t.start < limit]
+    kept = [replace(turn, end=min(turn.end, limit)) for turn in turns if turn.start < limit]
     while kept and kept[-1].role != POLICY:
         kept.pop()
     return ids[: kept[-1].end if kept else 0], kept
@@ -68,20 +68,20 @@ def turn_columns(
 
     A turn without a state has the tokens before it for one.
     """
-    reward = [[0.0] * len(ids) for ids in response_ids]
-    state = [[0] * len(ids) for ids in response_ids]
+    shape = len(response_ids), max([1, *map(len, response_ids)])
+    reward, state = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
     for row, (ids, of_tokens) in enumerate(zip(response_ids, numbers, strict=True)):
         if not turns[row] and not any(of_tokens):  # one turn
-            state[row][:1] = [hash_of([])] * len(ids[:1])
+            state[row, : len(ids[:1])] = hash_of([])
             continue
         last = {number: t for t, number in enumerate(of_tokens) if number >= 0}
         first = {number: t for t, number in reversed([*enumerate(of_tokens)]) if number >= 0}
         known = dict(enumerate(turn for turn in turns[row] if turn.role == POLICY))
         for number, t in first.items():
             turn = known.get(number)
-            reward[row][last[number]] = (turn and turn.reward) or 0.0
-            state[row][t] = turn.state if turn and turn.state is not None else hash_of(ids[:t])
-    return {"turn_reward": pad(reward, torch.float32), "turn_state": pad(state, torch.int64)}
+            reward[row, last[number]] = (turn and turn.reward) or 0.0
+            state[row, t] = turn.state if turn and turn.state is not None else hash_of(ids[:t])
+    return {"turn_reward": reward, "turn_state": state}
 
 
 def hash_of(state: str | Sequence[int]) -> int:
@@ -99,10 +99,9 @@ def _behind(start: str, whole: str, what: str) -> str:
     return whole[len(start) :]
 
 
-def _end(said: str, ends: Mapping[int, str]) -> int:
+def _end(said: str, ends: Collection[str]) -> int:
     """Where the text of the policy's turn ends, its end token included. Raises `ValueError` where it has none."""
-    found = [said.index(text) + len(text) for text in ends.values() if text in said]
+    found = [said.index(text) + len(text) for text in ends if text in said]
     if not found:
-        names: Collection[str] = sorted(ends.values())
-        raise ValueError(f"the chat template writes no end token ({', '.join(names)}) behind the policy's turn")
+        raise ValueError(f"the chat template writes no end token ({', '.join(sorted(ends))}) behind the policy's turn")
     return min(found)

@@ -115,9 +115,7 @@ class RecordedRollout(Recorded):
     response: str | None = None
     response_ids: list[int]
     turns: list[RecordedTurn] | None = None  # from the first token to the last; absent: the policy chose all in one
-    turn: list[Annotated[int, Field(ge=-1)]] | None = (
-        None  # the policy's turn that each token is of, from 0, -1 of none; where no `turns` tell
-    )
+    turn: list[Annotated[int, Field(ge=-1)]] | None = None  # in place of `turns`: each token's turn, -1 of none
     token_text: list[str] | None = None
     special: list[bool] | None = None
     reward: FiniteFloat | None = None

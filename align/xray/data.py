@@ -247,14 +247,10 @@ def _row(rollout: RecordedRollout, batch: int, prompts: Mapping[str, int]) -> di
 
 
 def _turns(rollout: RecordedRollout) -> Iterable[dict[str, Any]]:
-    """The turns of a response in order, within it and none over another, whatever a file says; a text without tokens
-    of its own."""
-    at, length = 0, len(rollout.response_ids)
+    """The turns of a response in order; one without tokens has its text."""
     for number, turn in enumerate(rollout.turns or (), 1):
-        start = min(max(turn.start, at), length)
-        at = min(max(turn.end, start), length)
-        said = {"number": number, "role": turn.role, "start": start, "end": at, "reward": turn.reward}
-        yield said if at > start else said | {"text": _cut(turn.text)}
+        said = {"number": number, "role": turn.role, "start": turn.start, "end": turn.end, "reward": turn.reward}
+        yield said if turn.end > turn.start else said | {"text": _cut(turn.text)}
 
 
 def _series(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list]:

@@ -38,7 +38,7 @@ def look(
         return Look(title, [], metrics, greedy, notes)
     rollouts = read(record, chosen)
     if part := incomplete(rollouts):
-        notes.append(part[1].capitalize() + ".")
+        notes.append(f"Not all is here: {part[1]}.")
     batches = list(by_batch(rollouts))
     batches.sort(key=lambda batch: next(iter(batch.values())).step or 0)  # stable: sources keep their order
     others = _others(against, batches) if against else []

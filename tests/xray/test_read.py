@@ -39,7 +39,7 @@ def test_a_batch_of_which_a_part_was_recorded_says_so(runs, tmp_path):
     whole, experiment = runs["composed"]
     lines = (whole / "samples.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "samples.jsonl").write_text("".join(lines[8:]))
-    said = f"Step 1: {len(lines) // 2 - 8} of {len(lines) // 2} responses of the batch are here"
+    said = f"Not all is here: step 1: {len(lines) // 2 - 8} of {len(lines) // 2} responses of the batch are here"
     assert [note for note in look(tmp_path, own=experiment).notes if note.startswith(said)]
     assert not any("of the batch are here" in note for note in look(whole, own=experiment).notes)
 
