@@ -13,7 +13,7 @@ def nursery():
 
     def make(name, args=None, contract=None, module="support.environments", log=None, **limits):
         environment = Environment("own", f"{module}:{name}", args or {}, contract)
-        made.append(Nursery(environment, Limits(**{"seconds": 1.0, "memory_gib": 1.0, **limits}), log))
+        made.append(Nursery(environment, Limits(**{"seconds": 1.5, "memory_gib": 1.0, **limits}), log))
         return made[-1]
 
     yield make

@@ -26,6 +26,12 @@ def fails():
     raise ValueError("x" * 10**6)
 
 
+def fill_memory():
+    held = []
+    while True:
+        held.append(bytearray(2**24))
+
+
 def floods():
     for _ in range(50):
         print("y" * 10**6)
@@ -64,7 +70,7 @@ TERRIBLE = {
     "killed": lambda: die(signal.SIGKILL),
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "segfault": lambda: ctypes.string_at(0),
-    "memory": lambda: bytearray(2**40),
+    "memory": fill_memory,
     "flood": floods,
     "closes": lambda: (os.closerange(3, 256), time.sleep(1000)),
     "kills its parent": lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(0.2)),
