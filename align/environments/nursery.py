@@ -23,7 +23,7 @@ from align.environments.contract import (
     Limits,
     Request,
 )
-from align.environments.process import DISMISSED, HIRED, SECONDS, Dismiss, Hire
+from align.environments.process import DISMISSED, HIRED, REAP_S, SECONDS, Dismiss, Hire
 from align.system.failure import Failure, too_slow
 from align.system.line import Line, Lost
 from align.system.pipe import TRANSFER_S
@@ -57,6 +57,7 @@ class Nursery:
         Raises `EnvironmentFailed` where that cannot be done.
         """
         (found,) = ask([(self.instance(0), Describe())])
+        self.instance(0).close()  # what it imported to describe itself no other has
         if isinstance(found, Failure):
             raise EnvironmentFailed(f"environment {self.environment.name!r} cannot be used: {found.why}")
         return found
@@ -87,7 +88,7 @@ class Nursery:
         """End processes of instances, and note the code with which each had ended by itself."""
         mine = [one for one in instances if one.process is not None and one.copied is self._server.process]
         if mine:  # else they ended with the process that they are copies of
-            request, late = Dismiss([one.process for one in mine], wait_s), TRANSFER_S * len(mine)
+            request, late = Dismiss([one.process for one in mine], wait_s), (wait_s + REAP_S) * len(mine) + TRANSFER_S
             found = self._server.send(pickle.dumps(request), TRANSFER_S) or self._server.receive(
                 DISMISSED, time.monotonic() + late, 100 * (1 + len(mine)), "ending instances took too long"
             )
@@ -137,8 +138,8 @@ class Instance:
             self._line.send(pickle.dumps(request), TRANSFER_S)
         except Lost as lost:
             return self._lost(str(lost))
-        building = isinstance(request, Build)
-        return time.monotonic() + (self.nursery.build_s if building else self.nursery.limits.seconds)
+        ours = isinstance(request, Build | Describe)  # the latter imports transformers
+        return time.monotonic() + (self.nursery.build_s if ours else self.nursery.limits.seconds)
 
     def receive(self, until: float) -> Answer | Failure:
         """The answer to the newest request, if it begins by then."""

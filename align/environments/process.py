@@ -97,6 +97,7 @@ def serve(pipe: int, parent: int) -> None:
             request = pickle.loads(message)
             if isinstance(request, Hire):
                 _, files, _, _ = socket.recv_fds(connection, 1, 1)
+                os.set_inheritable(files[0], False)  # a program that user code starts must not hold it
                 process = _hire(files[0], environment, factory)
                 hired |= {process} if isinstance(process, int) else set()
                 send(connection, number, HIRED.dump_json(process))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import textarena
@@ -19,9 +20,9 @@ class TextArena:
         while isinstance(self._game, textarena.Wrapper):
             self._game = self._game.env
 
-    def reset(self, seed: int = 0, **row: Any) -> tuple[str, dict]:
-        """Begin a game; other columns of the row are not read."""
-        self._wrapped.reset(num_players=1, seed=seed)
+    def reset(self, seed: int | None = None, **row: Any) -> tuple[str, dict]:
+        """Begin a game: that of the row's seed, else of the episode's; other columns of the row are not read."""
+        self._wrapped.reset(num_players=1, seed=random.getrandbits(31) if seed is None else seed)
         return self._said(), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict]:

@@ -20,6 +20,14 @@ OWN = ("reset", "get_reward")  # methods of the contract, which are no tools
 class ToolError(str):
     """What the model is told of a call that failed."""
 
+    @staticmethod
+    def of(error: Exception) -> ToolError:
+        """The text of an error, whatever its class makes of it."""
+        try:
+            return ToolError(str(error))
+        except Exception:  # of the error's own class
+            return ToolError(type(error).__name__)
+
 
 def methods(instance: Any) -> dict[str, Callable]:
     """{name: bound method} of the tools, in TRL's order: functions of the class that are public, by name."""
@@ -68,8 +76,8 @@ def step(instance: Any, reply: Reply, run: Run) -> Observation:
     if waiting:
         results += zip((name for name, _ in waiting), run(_all([found for _, found in waiting])), strict=True)
     failed = sum(isinstance(found, ToolError) for _, found in results)
-    messages = [Message("tool", _content(found), name) for name, found in results]
-    said("".join(message.content for message in messages))  # one limit for all
+    messages = [Message("tool", _content(found), said(name)) for name, found in results]
+    said("".join(message.content + message.name for message in messages))  # one limit for all
     return Observation(messages, None if messages else "terminated", calls=len(messages), failed_calls=failed)
 
 
@@ -105,7 +113,7 @@ def _caught(step: Callable[[], Any]) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        return ToolError(error)
+        return ToolError.of(error)
 
 
 async def _all(coroutines: Sequence[Coroutine]) -> list[Any]:
@@ -114,7 +122,7 @@ async def _all(coroutines: Sequence[Coroutine]) -> list[Any]:
     for one in found:
         if isinstance(one, MemoryError) or (isinstance(one, BaseException) and not isinstance(one, Exception)):
             raise one
-    return [ToolError(one) if isinstance(one, Exception) else one for one in found]
+    return [ToolError.of(one) if isinstance(one, Exception) else one for one in found]
 
 
 def _content(found: Any) -> str:

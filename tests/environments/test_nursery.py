@@ -208,7 +208,7 @@ def test_an_instance_that_died_between_two_calls_is_a_failure(nursery):
 
 def sleeping():
     """The programs that instances have started."""
-    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "876543"]]
+    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", os.environ["NAP_S"]]]
 
 
 def test_what_an_instance_started_ends_with_it_alone(nursery):

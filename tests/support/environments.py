@@ -48,7 +48,7 @@ def fork_and_leave():
 
 
 def start_program():
-    subprocess.Popen(["sleep", "876543"])
+    subprocess.Popen(["sleep", os.environ["NAP_S"]])
 
 
 class Rude(Exception):
