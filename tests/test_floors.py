@@ -19,7 +19,7 @@ FLOORS = [
     {"credit.py", "registry.py"},
     {"config"},
     {"model", "data"},
-    {"learner", "scoring"},
+    {"learner", "scoring", "environments"},
     {"rollout", "result", "checkpoint"},
     {"metrics"},
     {"loop.py", "check", "replay.py"},
@@ -30,8 +30,8 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-# Importing what a process of a reward imports must not load torch: these packages import nothing by themselves.
-EMPTY = ("", "config", "scoring", "system")
+# Importing what a process of user code imports must not load torch: these packages import nothing by themselves.
+EMPTY = ("", "config", "environments", "scoring", "system")
 
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
@@ -115,8 +115,9 @@ def test_packages_that_reward_processes_pass_through_import_nothing(package):
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
-def test_the_process_of_a_reward_loads_neither_torch_nor_transformers():
-    code = "import align.scoring.process, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+@pytest.mark.parametrize("module", ["align.scoring.process", "align.environments.process"])
+def test_the_process_of_user_code_loads_neither_torch_nor_transformers(module):
+    code = f"import {module}, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": PYTHONPATH})
 
 

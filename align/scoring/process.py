@@ -8,40 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import os
 import pickle
-import reprlib
-import resource
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from numbers import Real
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
 from align.config.factories import load_object
 from align.config.recipe import RewardLimits
-from align.scoring.pipe import receive, send
-from align.system.blame import user_line
-from align.system.parent import die_with_parent
-
-LONGEST = 600  # characters of a reason; an error of a reward may be of any size
+from align.system.child import connect, limit_memory
+from align.system.failure import LARGEST, Failure, attempt, failure, number, short
+from align.system.failure import too_slow as slower_than
+from align.system.pipe import receive, send
 
 MOST = 20  # notes of `ready`
 
-LARGEST = (2 - 2**-23) * 2.0**127  # of float32: the batch holds rewards in it
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a call gave no value."""
-
-    why: str
-    out_of_memory: bool = False  # what it left behind may be broken, or fill the memory
+MEMORY = "reward_limits.memory_gib"
 
 
 @dataclass(frozen=True)
@@ -77,11 +63,9 @@ def serve(pipe: int, parent: int) -> None:
 
     `pipe` is the file descriptor of a socket, `parent` the id of the trainer's process.
     """
-    os.set_inheritable(pipe, False)
-    die_with_parent()  # leaves no orphan, not even of a trainer that was killed
-    if os.getppid() != parent:
+    connection, me = connect(pipe, parent), os.getpid()
+    if connection is None:
         return
-    connection, me = socket.socket(fileno=pipe), os.getpid()
     os.register_at_fork(after_in_child=connection.close)  # only this process answers
 
     def reply(number: int, kind: TypeAdapter, found: Any) -> None:
@@ -92,16 +76,14 @@ def serve(pipe: int, parent: int) -> None:
     try:
         number, message = receive(connection)
         reward, limits = pickle.loads(message)  # only the trainer writes to the pipe
-        space = round(limits.memory_gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (space, space))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limit_memory(limits.memory_gib)
         start = time.monotonic()
-        fn = attempt(lambda: load(reward.path))
-        described = fn if isinstance(fn, Failure) else attempt(lambda: describe(fn, start))
+        fn = attempt(lambda: load(reward.path), MEMORY)
+        described = fn if isinstance(fn, Failure) else attempt(lambda: describe(fn, start), MEMORY)
         reply(number, READY, described)
         while True:
             number, message = receive(connection)
-            reply(number, ANSWER, attempt(partial(_answer, fn, reward.args, limits, message)))
+            reply(number, ANSWER, attempt(partial(_answer, fn, reward.args, limits, message), MEMORY))
     except EOFError:
         return
 
@@ -111,7 +93,7 @@ def load(path: str) -> Callable | Failure:
     try:
         fn = load_object(path)
     except ValueError as error:
-        return Failure(_short(str(error)))
+        return Failure(short(str(error)))
     if not callable(fn):
         return Failure(f"{path} is not a function")
     name = path.rpartition(":")[2]
@@ -129,7 +111,7 @@ def describe(fn: Callable, start: float) -> Ready:
     """How the function is called. Its attribute `ready`, if any, is called, which raises where this machine lacks
     something, and may return a list of texts on what holds less than it should."""
     said = fn.ready() if hasattr(fn, "ready") else None
-    notes = [_short(note) for note in said if isinstance(note, str)] if isinstance(said, list) else []
+    notes = [short(note) for note in said if isinstance(note, str)] if isinstance(said, list) else []
     return Ready(is_async(fn), parameters(fn), time.monotonic() - start, notes[:MOST])
 
 
@@ -141,25 +123,6 @@ def parameters(fn: Callable) -> list[Argument]:
 def is_async(fn: Callable) -> bool:
     """Whether calling it gives a coroutine."""
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
-
-
-def attempt(step: Callable[[], Any]) -> Any:
-    """Return what user code returns, or a `Failure` for whatever it raises, `SystemExit` included."""
-    try:
-        return step()
-    except BaseException as error:
-        return failure(error)
-
-
-def failure(error: BaseException) -> Failure:
-    """Put an error of user code, with its line, into about `LONGEST` characters."""
-    line, memory = user_line(error), isinstance(error, MemoryError)
-    hint = "; raise reward_limits.memory_gib if it needs more" if memory else ""
-    try:
-        what = _short(f"{type(error).__name__}: {error}".removesuffix(": "))
-    except Exception:  # of the error's own class
-        what = f"{type(error).__name__}, which cannot be shown"
-    return Failure(what + (f" ({line})" if line else "") + hint, memory)
 
 
 def rate(fn: Callable, arguments: Arguments, args: Mapping[str, Any], rows: int) -> list[Value]:
@@ -184,7 +147,7 @@ async def rate_each(
                 async with clock:
                     (value,) = checked(await fn(**{**row_of(arguments, row), **args}), 1)
             except Exception as error:  # of user code; the other rows go on
-                return too_slow(limits.seconds) if clock.expired() else failure(error)
+                return too_slow(limits.seconds) if clock.expired() else failure(error, MEMORY)
             return value
 
     return await asyncio.gather(*map(one, range(rows)))
@@ -192,7 +155,7 @@ async def rate_each(
 
 def too_slow(seconds: float) -> Failure:
     """The failure of a call that took longer than `reward_limits.seconds`."""
-    return Failure(f"took longer than {seconds:g} s; raise reward_limits.seconds if it needs more")
+    return slower_than(seconds, "reward_limits.seconds")
 
 
 def rows_of(arguments: Arguments, rows: range) -> Arguments:
@@ -211,7 +174,7 @@ def checked(values: Any, rows: int) -> list[Value]:
     if not isinstance(values, (list, tuple)) or len(values) != rows:
         got = f"{len(values)} values" if isinstance(values, (list, tuple)) else f"a {type(values).__name__}"
         raise ValueError(f"returned {got} for {rows} rows; return a list with one value a row")
-    return [_number(value) for value in values]
+    return [number(value) for value in values]
 
 
 def _answer(fn: Callable, args: Mapping[str, Any], limits: RewardLimits, message: bytes) -> list[Value]:
@@ -220,30 +183,3 @@ def _answer(fn: Callable, args: Mapping[str, Any], limits: RewardLimits, message
     if is_async(fn):
         return asyncio.run(rate_each(fn, arguments, args, rows, limits))
     return rate(fn, arguments, args, rows)
-
-
-def _number(value: Any) -> Value:
-    """The value as a float, None where it is None, a `Failure` for all that float32 does not hold."""
-    if value is None:
-        return None
-    try:
-        number = float(value) if isinstance(value, Real) else math.nan
-    except OverflowError:  # an integer beyond all floats
-        number = 2 * LARGEST
-    if abs(number) <= LARGEST:
-        return number
-    fix = f"return a number within float32, up to {LARGEST:.2g}" if math.isfinite(number) else "return a finite number"
-    return Failure(f"returned {_shown(value)}; {fix} or None")
-
-
-def _shown(value: Any) -> str:
-    """The value in short."""
-    try:
-        return _short(reprlib.repr(value))
-    except Exception:  # of the user's class; or an integer of more digits than Python prints
-        return f"a value of type {type(value).__name__}"
-
-
-def _short(text: str) -> str:
-    """At most `LONGEST` characters of a text, in UTF-8."""
-    return text[:LONGEST].encode(errors="replace").decode()

@@ -19,10 +19,10 @@ from support.paths import TESTS
 
 from align.config.recipe import RewardFunction, RewardLimits
 from align.data.prompts import Prompt, Response
-from align.scoring import output, pipe
 from align.scoring.process import Failure
 from align.scoring.score import score_rows
 from align.scoring.worker import RewardError, Worker
+from align.system import output, pipe
 
 HOSTILE = "support.hostile_rewards"
 
@@ -335,7 +335,7 @@ def test_a_process_that_does_not_read_fails_the_call(worker, monkeypatch):
     monkeypatch.setattr("align.scoring.worker.TRANSFER_S", 1.0)
     one = worker("lengths", max_failed=1.0)
     one.wait()
-    os.kill(one._process.pid, signal.SIGSTOP)
+    os.kill(one._server.process.pid, signal.SIGSTOP)
     start = time.monotonic()
     assert values(one, "a" * 10**7) == [1e7]  # the call on all rows fails, that on the row has another process
     assert 1 < time.monotonic() - start < 8

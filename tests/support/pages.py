@@ -43,7 +43,7 @@ METHODS = yaml.safe_load(Path(__file__).with_name("methods.yaml").read_text())
 KEYS = yaml.safe_load(Path(__file__).with_name("keys.yaml").read_text())
 
 FOLDERS = {
-    "system": "the machine: files that are whole or not there, deadlines, the clock, packages from PyPI",
+    "system": "the machine: files that are whole or not there, deadlines, the clock, user code in processes, PyPI",
     "batch.py": "`Batch`: one step's responses as tensors, with their shapes",
     "ops.py": "the maths that several transforms or losses share",
     "ranges.py": "types and ranges of keys, named once",
@@ -57,6 +57,7 @@ FOLDERS = {
     "data": "prompts and pairs: reading rows, chat templates, the holdout, banks",
     "learner": "the update in its DeepSpeed engine, even micro-batches, passes, weights on their way out",
     "scoring": "rewards in processes of their own, limited in time and memory",
+    "environments": "environments of several turns, in both contracts, each instance in a process of its own",
     "rollout": "sampling: engines, what a step's batch comes from, the journal, the check of each sync",
     "result": "the result: its record, `verify`, its card, the push, the report",
     "checkpoint": "checkpoints that are whole, where a resumed run starts, what a run was",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from align.data.prompts import Prompt, Response
-from align.scoring.process import attempt, rate
+from align.scoring.process import MEMORY, attempt, rate
 from align.scoring.score import arguments_of
 
 TEXTS = ["seven", "7", "I say 7", ""]
@@ -31,4 +31,4 @@ def arguments_for(prompts):
 
 def rated(fn, **args):
     """What the function gives to the rows, called in this process."""
-    return attempt(partial(rate, fn, arguments_for(PLAIN), args, 4))
+    return attempt(partial(rate, fn, arguments_for(PLAIN), args, 4), MEMORY)

@@ -1,4 +1,4 @@
-"""Messages between the trainer and the process of a reward: a number, a length, then bytes; each has a deadline."""
+"""Messages between the trainer and a process of user code: a number, a length, then bytes; each has a deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep what a reward prints in a file of its own, up to a size."""
+"""Keep what a process of user code prints in a file of its own, up to a size."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def _append(path: Path, part: bytes) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
                 file.write(part if size + len(part) <= MOST else part[: MOST - size] + DROPPED)
-    except OSError:  # a full disk ends no run for the sake of what a reward prints
+    except OSError:  # a full disk ends no run for the sake of what user code prints
         return
