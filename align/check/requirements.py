@@ -84,7 +84,7 @@ def needs(experiment: Experiment, banks: Mapping[str, Bank]) -> set[str]:
 def needs_sampler(experiment: Experiment, sources: Mapping[str, Prompts]) -> bool:
     """Whether anything is ever sampled: rollouts, or responses to held-out prompts that rewards score."""
     held_out = any(source.held_out for source in sources.values())
-    return any(d.prompts for d in experiment.recipe.sources().values()) or bool(experiment.rewards and held_out)
+    return any(d.sampled for d in experiment.recipe.sources().values()) or bool(experiment.rewards and held_out)
 
 
 def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | None) -> int:

@@ -101,7 +101,7 @@ def step_tokens(found: Survey) -> tuple[int, int]:
     layout = layouts.layout_on(found.launch.hardware.kind, recipe.optim.layout)
     for name, source in recipe.sources().items():
         prompts = found.sources[name].train
-        if source.prompts:
+        if source.sampled:
             prompt = max(len(prompt.ids) for prompt in prompts)
             groups = [(prompt, [recipe.sampling.max_response_tokens] * recipe.sampling.group_size)]
         else:

@@ -19,13 +19,13 @@ from align.scoring.worker import RewardError
 def sampled_by(process, asked):
     """What one process keeps of five prompts; appends (prompts, seeds) that its engine was asked for to `asked`."""
 
-    def generate(prompts, *, n, temperature, max_tokens, seeds):
+    def generate(prompts, *, n, max_tokens, seeds):
         asked.append(([prompt[0] for prompt in prompts], seeds))
         return [[Response([prompt[0]], [-1.0], False)] * n for prompt in prompts]
 
     prompts = [Prompt([i], str(i), str(i), {}) for i in range(5)]
     found = rollouts.sample(
-        prompts, SimpleNamespace(generate=generate), process, n=2, temperature=1.0, max_tokens=1, draw=Draw(0, 0, 0)
+        prompts, generate, process, n=2, max_tokens=1, draw=Draw(0, 0, 0)
     )
     assert all(response.ids == prompt.ids == [group] for group, _, prompt, response in found)
     return [(group, index) for group, index, *_ in found]
