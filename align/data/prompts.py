@@ -108,6 +108,11 @@ class Response:
         """Tokens that the policy chose."""
         return sum(number >= 0 for number in turn_numbers(len(self.ids), self.turns))
 
+    @property
+    def turn_count(self) -> int:
+        """Turns of the policy."""
+        return sum(turn.role == POLICY for turn in self.turns) if self.turns else 1
+
 
 @dataclass(frozen=True)
 class Prompts:

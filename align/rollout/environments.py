@@ -45,15 +45,19 @@ class Environments:
         return self.by_name[prompt.columns["environment"]]
 
     def row(self, prompt: Prompt) -> dict[str, Any]:
-        """What `reset` is called with; of several environments without the column that chooses one, as in TRL."""
-        several = len(self.by_name) > 1
-        columns = {name: value for name, value in prompt.columns.items() if not (several and name == "environment")}
-        return {"prompt": prompt.prompt, **columns}
+        """What `reset` is called with."""
+        return row_of(prompt, len(self.by_name) > 1)
 
     def close(self) -> None:
         """End all processes of instances."""
         for environment in self.by_name.values():
             environment.nursery.close()
+
+
+def row_of(prompt: Prompt, several: bool) -> dict[str, Any]:
+    """The columns of a row, `prompt` among them; of several environments without the one that chooses, as in TRL."""
+    columns = {name: value for name, value in prompt.columns.items() if not (several and name == "environment")}
+    return {"prompt": prompt.prompt, **columns}
 
 
 def start(recipe: Recipe, rank: int) -> dict[str, Nursery]:

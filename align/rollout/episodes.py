@@ -41,8 +41,8 @@ def play(
 ) -> Sampled:
     """Play n episodes of each prompt of this rank's part; (group, index, opened prompt, response) of each.
 
-    The episodes of a prompt begin alike; random numbers follow from the draw, the prompt, its episode and the turn. What
-    fails is a response whose episode says why. Collective where processes share an engine.
+    The episodes of a prompt begin alike; random numbers follow from the draw, the prompt, its episode and the turn. One
+    that fails is a response whose episode says why. Collective where processes share an engine.
     """
     live = _seated(prompts, process, environments, n)
     with clock("environment"):
