@@ -212,7 +212,7 @@ def _budget(tried: _Tried, prompt: Prompt, answer: Observation) -> None:
         len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
         sampling.max_turn_tokens or 1,
     )
-    if turn + tokens >= sampling.max_response_tokens:
+    if turn <= sampling.max_response_tokens <= turn + tokens:
         what = (
             f"{sampling.max_response_tokens} tokens hold one turn ({turn}) and what the environment answered ({tokens})"
         )
