@@ -137,7 +137,13 @@ def live(connection: socket.socket, environment: Environment, factory: Callable)
                 found = attempt(partial(answer, environment, *made, request, runner.run), MEMORY)
             if os.getpid() != me:
                 os._exit(0)  # a copy that user code made of this process, and that came back here
-            send(connection, number, ANSWERS[type(request)].dump_json(found))
+            send(connection, number, written(ANSWERS[type(request)], found))
+
+
+def written(kind: TypeAdapter, found: Answer | Failure) -> bytes:
+    """An answer in JSON; in its place the `Failure` of one that JSON cannot hold, or for which memory is too short."""
+    body = attempt(partial(kind.dump_json, found), MEMORY)
+    return kind.dump_json(body) if isinstance(body, Failure) else body
 
 
 def build(environment: Environment, factory: Callable, made: list) -> Built:
