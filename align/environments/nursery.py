@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from align.environments.contract import (
@@ -20,8 +21,11 @@ from align.environments.contract import (
     Describe,
     Description,
     Environment,
+    Finish,
     Limits,
+    Reply,
     Request,
+    Start,
 )
 from align.environments.process import DISMISSED, HIRED, REAP_S, SECONDS, Dismiss, Hire
 from align.system.failure import Failure, too_slow
@@ -31,6 +35,9 @@ from align.system.rehearsal import how_it_ended
 from align.system.server import RESTART_S, START_S, Server
 
 SAME = {"PYTHONHASHSEED": "0"}  # sets of texts have one order in all runs
+
+
+WHERE = {Build: "__init__", Describe: "its methods", Start: "reset", Reply: "a turn", Finish: "get_reward"}
 
 
 class EnvironmentFailed(RuntimeError):
@@ -137,7 +144,7 @@ class Instance:
         try:
             self._line.send(pickle.dumps(request), TRANSFER_S)
         except Lost as lost:
-            return self._lost(str(lost))
+            return self._failed(Failure(str(lost)))
         ours = isinstance(request, Build | Describe)  # the latter imports transformers
         return time.monotonic() + (self.nursery.build_s if ours else self.nursery.limits.seconds)
 
@@ -149,9 +156,9 @@ class Instance:
         try:
             found = self._line.receive(ANSWERS[type(self._asked)], until, LONGEST_ANSWER, late)
         except Lost as lost:
-            return self._lost(str(lost))
+            return self._failed(Failure(str(lost)))
         if isinstance(found, Failure):  # what it is in now, nobody knows
-            self.close()
+            return self._failed(found)
         if isinstance(found, Built):
             self.nursery.build_s = min(START_S, max(RESTART_S, 3 * found.seconds))
         return found
@@ -171,9 +178,10 @@ class Instance:
             self._line.pipe.close()
         self.process = self._line = None
 
-    def _lost(self, why: str) -> Failure:
+    def _failed(self, failure: Failure) -> Failure:
+        """The failure of the newest request, which ends the instance, with what it happened in."""
         self.close()
-        return Failure(why)
+        return replace(failure, why=f"in {WHERE[type(self._asked)]}: {failure.why}")
 
     def _ended(self) -> str:
         """Why its process reads and sends no more."""
