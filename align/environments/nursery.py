@@ -27,7 +27,7 @@ from align.environments.contract import (
     Request,
     Start,
 )
-from align.environments.process import DISMISSED, HIRED, REAP_S, SECONDS, Dismiss, Hire
+from align.environments.process import DISMISSED, HIRED, SECONDS, Dismiss, Hire
 from align.system.failure import Failure, too_slow
 from align.system.line import Line, Lost
 from align.system.pipe import TRANSFER_S
@@ -95,7 +95,7 @@ class Nursery:
         """End processes of instances, and note the code with which each had ended by itself."""
         mine = [one for one in instances if one.process is not None and one.copied is self._server.process]
         if mine:  # else they ended with the process that they are copies of
-            request, late = Dismiss([one.process for one in mine], wait_s), (wait_s + REAP_S) * len(mine) + TRANSFER_S
+            request, late = Dismiss([one.process for one in mine], wait_s), wait_s * len(mine) + TRANSFER_S
             found = self._server.send(pickle.dumps(request), TRANSFER_S) or self._server.receive(
                 DISMISSED, time.monotonic() + late, 100 * (1 + len(mine)), "ending instances took too long"
             )

@@ -122,9 +122,6 @@ class Guess:
         return hint, float(found), found, self.turns == 4 and not found, {"success": found, "anchor": f"after {action}"}
 
 
-Surrogate = type("\ud800", (Guess,), {})  # its name is no text in UTF-8
-
-
 class Returns:
     """The contract of text: returns what it is told to, by Python's expression."""
 
