@@ -21,11 +21,8 @@ from align.environments.contract import (
     Describe,
     Description,
     Environment,
-    Finish,
     Limits,
-    Reply,
     Request,
-    Start,
 )
 from align.environments.process import DISMISSED, HIRED, SECONDS, Dismiss, Hire
 from align.system.failure import Failure, too_slow
@@ -35,9 +32,6 @@ from align.system.rehearsal import how_it_ended
 from align.system.server import RESTART_S, START_S, Server
 
 SAME = {"PYTHONHASHSEED": "0"}  # sets of texts have one order in all runs
-
-
-WHERE = {Build: "__init__", Describe: "its methods", Start: "reset", Reply: "a turn", Finish: "get_reward"}
 
 
 class EnvironmentFailed(RuntimeError):
@@ -152,7 +146,7 @@ class Instance:
         """The answer to the newest request, if it begins by then."""
         late = too_slow(self.nursery.limits.seconds, SECONDS).why
         if isinstance(self._asked, Build):
-            late = f"making it took longer than {self.nursery.build_s:g} s"
+            late = f"it took longer than {self.nursery.build_s:g} s"
         try:
             found = self._line.receive(ANSWERS[type(self._asked)], until, LONGEST_ANSWER, late)
         except Lost as lost:
@@ -179,9 +173,9 @@ class Instance:
         self.process = self._line = None
 
     def _failed(self, failure: Failure) -> Failure:
-        """The failure of the newest request, which ends the instance, with what it happened in."""
+        """The failure of the newest request, which ends the instance; that of making it says so."""
         self.close()
-        return replace(failure, why=f"in {WHERE[type(self._asked)]}: {failure.why}")
+        return replace(failure, why=f"in __init__: {failure.why}") if isinstance(self._asked, Build) else failure
 
     def _ended(self) -> str:
         """Why its process reads and sends no more."""

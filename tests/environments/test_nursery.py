@@ -107,7 +107,7 @@ def test_an_environment_that_cannot_be_used(nursery, name, args, reason):
 def test_a_constructor_that_hangs(nursery, monkeypatch):
     one = nursery("Guess", {"build": "loop"})
     one.build_s = 0.5
-    with pytest.raises(EnvironmentFailed, match="making it took longer than 0.5 s"):
+    with pytest.raises(EnvironmentFailed, match="in __init__: it took longer than 0.5 s"):
         one.wait()
 
 

@@ -79,7 +79,7 @@ def test_a_fault_in_step_fails_its_episode_alone_and_the_next_works(lasting, sta
     one = lasting("Guess")
     before = starts(one, {}, {}, {})
     found = ask([(one.instance(i), Reply(text)) for i, text in enumerate(["0", what, "0"])])
-    assert why(found[1]) == f"in a turn: {FAULTS[what]}"
+    assert why(found[1]) == FAULTS[what]
     assert [found[0].messages[0].content, found[2].messages[0].content] == ["higher", "higher"]
     after = starts(one, {}, {}, {})
     same = [old.info["process"] == new.info["process"] for old, new in zip(before, after, strict=True)]
@@ -90,7 +90,7 @@ def test_a_fault_in_step_fails_its_episode_alone_and_the_next_works(lasting, sta
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_fault_in_reset_fails_its_episode_alone(lasting, starts, what):
     found = starts(lasting("Guess"), {}, {"what": what}, {})
-    assert why(found[1]) == f"in reset: {FAULTS[what]}" and kinds(found) == [Opening, Failure, Opening]
+    assert why(found[1]) == FAULTS[what] and kinds(found) == [Opening, Failure, Opening]
     assert kinds(starts(lasting("Guess"), {}, {}, {})) == FRESH
 
 
@@ -100,7 +100,7 @@ def test_hangs_side_by_side_cost_the_time_of_one(hasty, starts):
     start = time.monotonic()
     found = ask([(hasty.instance(i), Reply(text)) for i, text in enumerate(said)])
     assert time.monotonic() - start < 12 * HANG_S  # what they take one after the other
-    assert [why(each) for each in found[1:-1]] == [f"in a turn: {LATE}"] * 12
+    assert [why(each) for each in found[1:-1]] == [LATE] * 12
     assert [found[0].messages[0].content, found[-1].messages[0].content] == ["higher", "higher"]
     wait_for(lambda: not any(map(alive, processes[1:-1])))
     assert kinds(starts(hasty, *[{}] * len(said))) == [Opening] * len(said)
@@ -108,7 +108,7 @@ def test_hangs_side_by_side_cost_the_time_of_one(hasty, starts):
 
 def test_hangs_in_reset_fail_their_episodes(hasty, starts):
     found = starts(hasty, {}, *[{"what": what} for what in HANGS])
-    assert [why(each) for each in found[1:]] == [f"in reset: {LATE}"] * len(HANGS) and kinds(found)[0] is Opening
+    assert [why(each) for each in found[1:]] == [LATE] * len(HANGS) and kinds(found)[0] is Opening
     assert kinds(starts(hasty, {}, {}, {})) == FRESH
 
 
@@ -120,7 +120,7 @@ def test_a_fault_in_a_tool_fails_its_episode_but_an_error_is_told(lasting, talk,
     one = lasting("Counter").instance(0)
     _, found, again = talk(one, Start({}, 0), Reply("", (Call("terrible", {"what": what}),)), Start({"start": 2}, 0))
     reason = FAULTS_OF_A_TOOL[what]
-    assert why(found) == f"in a turn: {reason}" if reason else found.failed_calls == 1
+    assert why(found) == reason if reason else found.failed_calls == 1
     assert again.text == " It stands at 2."
 
 
@@ -135,14 +135,14 @@ def test_a_fault_in_a_tool_fails_its_episode_but_an_error_is_told(lasting, talk,
 def test_a_fault_in_get_reward(lasting, talk, total, reason):
     one = lasting("Counter").instance(0)
     _, found, again = talk(one, Start({"start": total}, 0), Finish(), Start({}, 0))
-    assert isinstance(found, Failure) and found.why.startswith(f"in get_reward: {reason}") and again == Opening("")
+    assert isinstance(found, Failure) and found.why.startswith(reason) and again == Opening("")
 
 
 def test_a_tool_and_a_get_reward_that_hang(nursery, starts):
     one = nursery("Counter", seconds=HANG_S)
     starts(one, {}, {"start": 14})
     found = ask([(one.instance(0), Reply("", (Call("terrible", {"what": "loop"}),))), (one.instance(1), Finish())])
-    assert [why(each) for each in found] == [f"in a turn: {LATE}", f"in get_reward: {LATE}"]
+    assert [why(each) for each in found] == [LATE, LATE]
 
 
 @pytest.mark.parametrize("what, reason", [("raise", "ValueError: xxx"), ("os._exit", "its process left with")])
@@ -165,7 +165,7 @@ def test_a_flood_of_output_is_kept_up_to_a_size_and_goes_nowhere_else(nursery, s
     one = nursery("Guess", log=tmp_path / "own.log", seconds=HANG_S)
     starts(one, {})
     (found,) = ask([(one.instance(0), Reply("prints on"))])
-    assert why(found) == f"in a turn: {LATE}"
+    assert why(found) == LATE
     one.close()
     wait_for(lambda: (tmp_path / "own.log").stat().st_size > 10 * 2**20)
     assert (tmp_path / "own.log").stat().st_size < 11 * 2**20
@@ -219,7 +219,7 @@ def test_an_instance_that_died_between_two_calls_is_a_failure(lasting, starts):
     (found,) = starts(one, {})
     os.kill(found.info["process"], signal.SIGKILL)
     (found,) = ask([(one.instance(0), Reply("0"))])
-    assert why(found) == f"in a turn: {FAULTS['killed']}"
+    assert why(found) == FAULTS["killed"]
     assert kinds(starts(one, {})) == [Opening]
 
 
@@ -231,6 +231,20 @@ def test_what_an_instance_started_ends_with_it_alone(nursery, starts):
     ask([(one.instance(0), Reply("raise"))])
     wait_for(lambda: len(sleeping()) == before + 1)
     assert isinstance(ask([(one.instance(1), Reply("0"))])[0], Observation)
+
+
+def test_what_was_killed_leaves_the_table_of_processes(lasting, starts):
+    one = lasting("Guess")
+
+    def ended():
+        starts(one, {})
+        ask([(one.instance(0), Reply("raise"))])
+        (found,) = starts(one, {})
+        there = psutil.Process(found.info["process"]).parent().children()
+        return [child for child in there if child.status() == psutil.STATUS_ZOMBIE]
+
+    first = ended()
+    wait_for(lambda: not set(first) & set(ended()))
 
 
 def test_nothing_outlives_the_run(nursery, starts):
