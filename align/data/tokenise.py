@@ -62,11 +62,11 @@ def opened(prompt: Prompt, said: str, tools: Sequence[Mapping], tokenizer: PreTr
     """
     if not prompt.conversational:
         text = prompt.prompt + said
-        return replace(prompt, ids=list(tokenizer(text)["input_ids"]), text=text, prompt=text)
+        return replace(prompt, ids=list(tokenizer(text, verbose=False)["input_ids"]), text=text, prompt=text)
     *before, last = prompt.prompt
     messages = [*before, {**last, "content": (last.get("content") or "") + said}]
     text = _templated({"prompt": messages}, tokenizer, "environment", {**prompt.variables, "tools": [*tools] or None})
-    ids = tokenizer(text["prompt"], add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text["prompt"], add_special_tokens=False, verbose=False)["input_ids"]
     return replace(prompt, ids=list(ids), text=text["prompt"], prompt=messages)
 
 

@@ -1,10 +1,10 @@
 """What rounds cost: episodes of four turns against one generation of as many tokens, in one engine.
 
-    accelerate launch --config_file launch/cpu.yaml tests/bench/episodes.py [ROUNDS]     (5 of each, in turn, by default)
+    accelerate launch --config_file launch/cpu.yaml tests/bench/episodes.py [ROUNDS]    (5 of each, in turn, by default)
 
-An episode of 4 turns of 12 tokens, which its environment never ends, has about 48 tokens that the policy chose; the other
-side samples 48 tokens in one turn, to the same prompts. Both forbid nothing, so both may end a turn early: seconds are
-divided by the tokens that were sampled.
+An episode of 4 turns of 12 tokens, which its environment never ends, has about 48 tokens that the policy chose; the
+other side samples 48 tokens in one turn, to the same prompts. Both may end a turn early, so seconds are divided by the
+tokens that were sampled.
 """
 
 import statistics

@@ -1,5 +1,8 @@
 """Environments are tried before a run: on rows of the data, with replies that no model wrote."""
 
+import json
+import re
+
 import pytest
 
 GUESS = {"name": "support.environments:Guess", "max_turns": 3}
@@ -52,8 +55,8 @@ def test_a_healthy_one_is_no_problem_and_its_reward_is_told(play, bench):
 )
 def test_what_would_fail_is_found_with_its_place(play, environment, problem):
     problems = play(environment)
-    assert problems and __import__("re").search(problem, problems[0]), problems
-    assert all(text.startswith("recipe.yaml:") or "recipe.yaml" in text for text in problems)
+    assert problems and re.search(problem, problems[0]), problems
+    assert all(text.startswith("recipe.yaml:") for text in problems)
 
 
 def test_hostile_text_that_breaks_a_step_is_a_doubt_of_single_rows(play):
@@ -92,3 +95,33 @@ def test_a_reward_is_tried_with_the_environment_that_was_tried(play):
     assert play(GUESS, rewards={"support.environments:reads_environment": 1.0}) == []
     (problem,) = play(GUESS, rewards={"support.environments:takes_no_environments": 1.0})
     assert "is called with 'environments', which it does not take; add **columns to it" in problem
+
+
+COUNTER = {"name": "support.environments:Counter", "max_turns": 3}
+
+
+def tools(bench, play, template, environment=COUNTER, **rest):
+    path = bench.root / bench.recipe["model"]["policy"] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 16384}))
+    bench.put("model", bench.recipe["model"] | ({"chat_template": template} if template else {}))
+    return play(environment, data={"max_prompt_tokens": 5000}, max_response_tokens=4000, **rest)
+
+
+def test_tools_need_a_template_that_has_them_and_those_that_fit_are_named(play, bench):
+    (problem,) = tools(bench, play, None)
+    assert "model.chat_template: the chat template writes no calls of tools; write model.chat_template: " in problem
+    assert "trl:qwen2_5" in problem
+
+
+def test_a_template_that_rewrites_history_is_refused_by_name(play, bench):
+    (problem,) = tools(bench, play, "trl:qwen3")
+    assert "model.chat_template" in problem and "changes" in problem
+
+
+def test_a_tool_without_docstring_or_hints(play, bench):
+    (problem,) = tools(bench, play, "trl:qwen2_5", {"name": "support.environments:Undocumented"})
+    assert "the tool add cannot be shown to a model" in problem and "Google's docstring" in problem
+
+
+def test_tools_that_are_healthy(play, bench):
+    assert tools(bench, play, "trl:qwen2_5") == []

@@ -60,6 +60,6 @@ def test_faults_of_environments_cost_their_rows_and_are_counted(folder, tmp_path
     assert [row["rewards/Faulty/failed"] for row in steps] == [14, 14] == [row["response/failed"] for row in steps]
     whys = {why for row in lines(tmp_path / "run/samples.jsonl") for why in row.get("failed", {}).values()}
     expected = ["reset: ValueError: no start", "ZeroDivisionError", "took longer than 3 s", "exit code 3", "characters"]
-    expected += ["returned 'much'", "signal"]
+    expected += ["returned 'much'", "killed"]
     assert all(any(part in why for why in whys) for part in expected), whys
     assert all(row["reward"] is None for row in lines(tmp_path / "run/samples.jsonl") if row.get("failed"))
