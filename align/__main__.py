@@ -202,10 +202,7 @@ def export(
     from align.commands import export as other
 
     with told(*other.USER_ERRORS):
-        file, count, left = other.export(run, kind, out)
-    typer.echo(
-        for_terminal(f"exported: {file} ({count} samples" + (f", {left} lines of pairs left out)" if left else ")"))
-    )
+        typer.echo(for_terminal(f"exported: {other.export(run, kind, out)}"))
 
 
 @app.command()

@@ -17,8 +17,8 @@ RECORD = "samples.jsonl"
 USER_ERRORS = (ReplayError, files.DiskError)
 
 
-def export(path: Path, kind: str, out: Path | None) -> tuple[Path, int, int]:
-    """(file, its lines, lines of the record that are no samples) of a run's folder, or a file of its lines, as `kind`.
+def export(path: Path, kind: str, out: Path | None) -> str:
+    """Write a run's folder, or a file of its lines, as `kind`, and say where that is, and of how many samples.
 
     `out` is by default the format's own name, in the run's folder. Raises `ReplayError` for another format, where there
     is no sample, and where the file is there already; `DiskError` where it cannot be written.
@@ -39,4 +39,5 @@ def export(path: Path, kind: str, out: Path | None) -> tuple[Path, int, int]:
         raise ReplayError(f"{record}: has pairs of the data only, which no policy sampled; nothing is exported")
     texts = [json.dumps(convert(run, place, line), ensure_ascii=False) for place, line in sampled.items()]
     files.write_whole(out, "".join(f"{text}\n" for text in texts))
-    return out, len(sampled), len(lines) - len(sampled)
+    left = f", {len(lines) - len(sampled)} lines of pairs left out" if len(lines) > len(sampled) else ""
+    return f"{out} ({len(sampled)} samples{left})"

@@ -250,10 +250,15 @@ def test_a_file_that_is_there_stays(tmp_path):
 def test_the_types_of_verifiers_read_it(tmp_path):
     """With the package itself, where it is installed."""
     pytest.importorskip("verifiers", minversion="0.4")
+    from verifiers.v1.configs.agent import WireAgentConfig
+    from verifiers.v1.state import State
+    from verifiers.v1.task import WireTaskData
     from verifiers.v1.trace import Trace as OwnTrace
     from verifiers.v1.utils.trace_store import read_episodes
 
     written(tmp_path, LINE)
-    [episode] = read_episodes(tmp_path, OwnTrace)
+    [episode] = read_episodes(tmp_path, OwnTrace[WireTaskData, State, WireAgentConfig])
     [branch] = episode.traces[0].branches
-    assert branch.token_ids == LINE["prompt_ids"] + LINE["response_ids"] and episode.traces[0].reward == 1.5
+    assert [token for node in branch.nodes for token in node.token_ids] == LINE["prompt_ids"] + LINE[
+        "response_ids"
+    ] and episode.traces[0].reward == 1.5
