@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,16 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 def tell(error: object, config: object = ()) -> None:
     """Print an error without the secrets of `config`, or what looks like one."""
     typer.echo(for_terminal(scrub(str(error), config)), err=True)
+
+
+@contextlib.contextmanager
+def told(*errors: type[Exception]) -> Iterator[None]:
+    """End the command with 1 where one of these is raised inside the block, which is told."""
+    try:
+        yield
+    except errors as error:
+        tell(error)
+        raise typer.Exit(1) from error
 
 
 @app.callback()
@@ -64,12 +75,9 @@ def recipes(
             shown.add_row(*map(Text, (key, first_comment(path))))
         Console().print(shown)
         return
-    try:
+    with told(ConfigError):
         for path in copy(name, into):
             typer.echo(for_terminal(f"copied: {path}"))
-    except ConfigError as error:
-        tell(error)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -185,6 +193,19 @@ def xray(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN|FILE", exists=True, help="a run's folder, or a samples.jsonl")],
+    kind: Annotated[str, typer.Option("--format", metavar="verifiers", help="traces.jsonl of verifiers 0.4")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", dir_okay=False, help="default: beside the record")] = None,
+) -> None:
+    """Write the record of a run in another library's format."""
+    from align.commands import export as other
+
+    with told(*other.USER_ERRORS):
+        typer.echo(for_terminal(f"exported: {other.export(run, kind, out)}"))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option("-o", dir_okay=False, help="where the picture goes")] = Path("compare.png"),
@@ -194,12 +215,9 @@ def compare(
 
     from align.commands import compare as several
 
-    try:
+    with told(several.CompareError, OSError):
         found = several.read(runs)
         several.draw(runs, out)
-    except (several.CompareError, OSError) as error:
-        tell(error)
-        raise typer.Exit(1) from error
     Console().print(several.show(found))
     typer.echo(for_terminal(f"picture: {out}"))
 
@@ -218,11 +236,8 @@ def verify(
     from align.result import verify
 
     disable_progress_bar()
-    try:
+    with told(ModelError):
         checks = verify.verify(result, base)
-    except ModelError as error:
-        tell(error)
-        raise typer.Exit(1) from error
     if as_json:
         typer.echo(verify.as_json(checks))
     else:
@@ -240,11 +255,8 @@ def push(
     """Verify the result of a run and upload it with its card."""
     from align.result.push import NotPushed, push_run
 
-    try:
+    with told(NotPushed):
         typer.echo(for_terminal(f"pushed: {push_run(run, repo, private=not public)}"))
-    except NotPushed as error:
-        tell(error)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -278,11 +290,8 @@ def objectives(
 
     from align.commands.objectives import show
 
-    try:
+    with told(ValueError):
         show(name, Console())
-    except ValueError as error:
-        tell(error)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":
