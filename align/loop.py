@@ -13,7 +13,8 @@ from align.rollout.sampler import Sampler
 from align.rollout.sources import Source, SourceBatch
 from align.system.clock import Clock
 
-PHASES = ("generate", "score", "credit", "update", "sync", "proof")  # of a step, as its metrics `seconds/...` name them
+# of a step, as its metrics `seconds/...` name them
+PHASES = ("generate", "environment", "score", "credit", "update", "sync", "proof")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from align.check import summary
 from align.check.defaults import fill_steps
+from align.check.environments import try_environments
 from align.check.folders import check_out
 from align.check.models import survey_guide, survey_policy
 from align.check.objectives import try_objectives
@@ -42,7 +43,7 @@ from align.config.recipe_file import ConfigError, KeyPath
 from align.config.redact import scrub
 from align.config.rules import check_measure
 from align.data.prompts import DataError, Pair
-from align.data.read import is_missing, read_rows, split_rows
+from align.data.read import is_missing, read_rows, row_of, split_rows, text_of
 from align.metrics import evaluation
 from align.model.load import context_length
 from align.model.locate import locate
@@ -80,14 +81,16 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
 
 
 def try_rewards(found: Survey) -> dict[str, Trial]:
-    """{reward: its trial} on the first rows that responses would be sampled for; without rows it is only loaded."""
+    """{reward or environment: its trial} on the first rows that responses would be sampled for; without rows it is only
+    loaded."""
     everything = [row for rows in found.rows.values() for row in rows]
     rows = [row for row in everything if not isinstance(row, Pair)] or everything  # as in the evaluation
     tokenizer = found.tokenizer or bytewise()
     limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong
-    with started(found.experiment.rewards, limits) as workers:
-        trials = [try_reward(worker, rows, tokenizer, found.experiment.file) for worker in workers]
-    return {worker.reward.name: trial for worker, trial in zip(workers, trials, strict=True)}
+    played, episodes = try_environments(found, rows)
+    with started(found.experiment.reward_functions, limits) as workers:
+        trials = [try_reward(worker, rows, tokenizer, found.experiment.file, episodes) for worker in workers]
+    return played | {worker.reward.name: trial for worker, trial in zip(workers, trials, strict=True)}
 
 
 def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
@@ -155,7 +158,8 @@ def _source(found: Survey, name: str, source: Data) -> None:
     seed = found.experiment.recipe.run.seed if found.experiment.recipe.run else 0
     if not rows.problems:
         try:
-            found.sources[name] = split_rows(readable, rows, seed)
+            known_by = row_of if found.experiment.recipe.environment else text_of
+            found.sources[name] = split_rows(readable, rows, seed, known_by)
         except DataError as error:
             found.problems += [_placed(found, name, text) for text in error.problems]
 

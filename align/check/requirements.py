@@ -13,7 +13,7 @@ from align.config.experiment import Experiment
 from align.config.recipe import Recipe
 from align.data import bank
 from align.data.bank import Bank
-from align.data.prompts import DataError, Prompts, pairs_in
+from align.data.prompts import DataError, Prompt, Prompts, pairs_in
 from align.losses.head import Head
 from align.model.activations import recorded
 from align.model.adapter_files import is_adapter
@@ -84,21 +84,30 @@ def needs(experiment: Experiment, banks: Mapping[str, Bank]) -> set[str]:
 def needs_sampler(experiment: Experiment, sources: Mapping[str, Prompts]) -> bool:
     """Whether anything is ever sampled: rollouts, or responses to held-out prompts that rewards score."""
     held_out = any(source.held_out for source in sources.values())
-    return any(d.prompts for d in experiment.recipe.sources().values()) or bool(experiment.rewards and held_out)
+    return any(d.sampled for d in experiment.recipe.sources().values()) or bool(experiment.rewards and held_out)
 
 
 def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | None) -> int:
     """Most tokens of prompt and response together. Raises `DataError` where the model's context `limit` is shorter."""
-    prompts = [prompt for source in sources.values() for prompt in (*source.train, *source.held_out)]
-    longest = max(prompts, key=lambda prompt: len(prompt.ids))
-    context = len(longest.ids) + recipe.sampling.max_response_tokens
+    most = {name: prompt_tokens(recipe, name, source.train + source.held_out) for name, source in sources.items()}
+    name = max(most, key=most.get)
+    context = most[name] + recipe.sampling.max_response_tokens
     if limit is not None and context > limit:
+        longest = max((*sources[name].train, *sources[name].held_out), key=lambda prompt: len(prompt.ids))
+        which = "data.max_prompt_tokens, which an environment may fill," if recipe.environment else "the longest prompt"
         raise DataError(
-            f"data: the longest prompt ({len(longest.ids)} tokens) and sampling.max_response_tokens"
+            f"data: {which} ({most[name]} tokens) and sampling.max_response_tokens"
             f" ({recipe.sampling.max_response_tokens}) need {context} tokens, and the model's context has {limit};"
             f" the prompt: {longest.text[:80]!r}..."
         )
     return context
+
+
+def prompt_tokens(recipe: Recipe, name: str, prompts: Iterable[Prompt]) -> int:
+    """Most tokens of a source's prompts; an environment may add to them, up to what the source allows."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    source = recipe.sources()[name]
+    return max(longest, source.max_prompt_tokens) if recipe.environment and source.sampled else longest
 
 
 def head_specs(objectives: Iterable[Objective]) -> list[Head]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from align.config.problems import nearest
 from align.config.recipe import RewardFunction, RewardLimits
 from align.config.recipe_file import RecipeFile
-from align.data.prompts import Pair, Prompt, Response
+from align.data.prompts import Episode, Pair, Prompt, Response
 from align.scoring.process import Argument, Failure, Value, too_slow
 from align.scoring.score import arguments_of, call_worker, one_by_one
 from align.scoring.worker import RewardError, Worker, close
@@ -78,18 +78,23 @@ def started(rewards: Sequence[RewardFunction], limits: RewardLimits) -> Iterator
 
 
 def try_reward(
-    worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, file: RecipeFile
+    worker: Worker,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    file: RecipeFile,
+    episodes: Mapping[str, Episode],
 ) -> Trial:
     """Call a reward as training does, on the first few prompts, with responses that no model wrote; without prompts it
-    is only loaded. Its parameters are looked at before."""
+    is only loaded. Its parameters are looked at before. `episodes` are those that were tried, {environment: one}."""
     reward = worker.reward
     try:
         worker.wait()
         notes = tuple(f"reward {reward.name!r}: {note}" for note in worker.ready.notes)
-        problems = parameter_problems(reward, worker.ready.parameters, prompts, file) if prompts else []
+        always = GIVEN | ({"environments"} if episodes else set())
+        problems = parameter_problems(reward, worker.ready.parameters, prompts, file, always) if prompts else []
         if problems or not prompts:
             return Trial(tuple(problems), notes=notes)
-        found = _tried(worker, prompts, tokenizer)
+        found = _tried(worker, prompts, tokenizer, episodes)
         problems, doubts = (
             [file.problem(reward.key, text) for text in texts] for texts in (found.problems, found.doubts)
         )
@@ -108,7 +113,10 @@ def offers(prompts: Sequence[Prompt]) -> dict[str, list[tuple[Prompt, str]]]:
 
 
 def values_of(
-    worker: Worker, rows: Sequence[tuple[Prompt, str]], tokenizer: PreTrainedTokenizerBase
+    worker: Worker,
+    rows: Sequence[tuple[Prompt, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    episodes: Mapping[str, Episode],
 ) -> tuple[list[Value], str]:
     """(values of the rows, where the first failure is).
 
@@ -116,7 +124,10 @@ def values_of(
     """
     prompts, texts = [prompt for prompt, _ in rows], [text for _, text in rows]
     ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-    responses = [Response(tokens, [0.0] * len(tokens), truncated=False) for tokens in ids]
+    responses = [
+        Response(tokens, [0.0] * len(tokens), truncated=False, episode=_said_last(prompt, text, episodes))
+        for prompt, tokens, text in zip(prompts, ids, texts, strict=True)
+    ]
     arguments = arguments_of(prompts, responses, texts)
     answer = call_worker(worker, arguments, len(rows))
     values = answer
@@ -132,6 +143,14 @@ def values_of(
     return ([answer], "on the batch as a whole") if isinstance(answer, Failure) else (values, "")
 
 
+def _said_last(prompt: Prompt, text: str, episodes: Mapping[str, Episode]) -> Episode | None:
+    """The episode that was tried of the prompt's environment, in which the policy says this last."""
+    if not episodes:
+        return None
+    episode = episodes.get(prompt.columns.get("environment")) or next(iter(episodes.values()))
+    return replace(episode, messages=[*episode.messages, {"role": "assistant", "content": text}])
+
+
 def answers(prompt: Prompt) -> dict[str, str]:
     """{column: text} of a row that can stand for a response."""
     if isinstance(prompt, Pair):
@@ -140,11 +159,16 @@ def answers(prompt: Prompt) -> dict[str, str]:
 
 
 def parameter_problems(
-    reward: RewardFunction, parameters: Sequence[Argument], prompts: Sequence[Prompt], file: RecipeFile
+    reward: RewardFunction,
+    parameters: Sequence[Argument],
+    prompts: Sequence[Prompt],
+    file: RecipeFile,
+    always: Collection[str],
 ) -> list[str]:
-    """What of the function's parameters, the recipe's arguments and the columns of the data does not fit."""
+    """What of the function's parameters, the recipe's arguments and the columns of the data does not fit; it is called
+    with those in `always`, whatever the data."""
     columns = {str(name) for prompt in prompts for name in prompt.columns}
-    given = {*GIVEN, *columns, *reward.args}
+    given = {*always, *columns, *reward.args}
     named = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     names = {p.name for p in named}
     out = _unknown(reward, names, columns, file)
@@ -185,11 +209,13 @@ def with_fix(why: str, otherwise: str | None = None) -> str:
     return f"{why}; {fix}" if fix else why
 
 
-def _tried(worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Trial:
+def _tried(
+    worker: Worker, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, episodes: Mapping[str, Episode]
+) -> Trial:
     """The outcome with the function loaded."""
     first, rated, means = None, False, {}
     for name, rows in offers(prompts).items():
-        values, where = values_of(worker, rows, tokenizer)
+        values, where = values_of(worker, rows, tokenizer, episodes)
         numbers = [value for value in values if isinstance(value, float)]
         means |= {name: sum(numbers) / len(numbers)} if numbers else {}
         rated = rated or any(not isinstance(value, Failure) for value in values)

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from align.check import model_files
 from align.check.memory import FLOAT, Sampler, Setup, Sizes
-from align.check.requirements import REFERENCE, head_specs, needs
+from align.check.requirements import REFERENCE, head_specs, needs, prompt_tokens
 from align.check.survey import Survey
 from align.config.launch import engine_stage
 from align.config.model_keys import Adapter
@@ -101,8 +101,8 @@ def step_tokens(found: Survey) -> tuple[int, int]:
     layout = layouts.layout_on(found.launch.hardware.kind, recipe.optim.layout)
     for name, source in recipe.sources().items():
         prompts = found.sources[name].train
-        if source.prompts:
-            prompt = max(len(prompt.ids) for prompt in prompts)
+        if source.sampled:
+            prompt = prompt_tokens(recipe, name, prompts)
             groups = [(prompt, [recipe.sampling.max_response_tokens] * recipe.sampling.group_size)]
         else:
             pairs = [prompt for prompt in prompts if isinstance(prompt, Pair)]

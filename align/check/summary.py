@@ -122,7 +122,7 @@ def step(found: Survey) -> dict[str, Any]:
 
 def per_prompt(found: Survey, name: str) -> int:
     """Rows that a prompt of a source becomes."""
-    if found.experiment.recipe.sources()[name].prompts:
+    if found.experiment.recipe.sources()[name].sampled:
         return found.experiment.recipe.sampling.group_size
     return max(len(pair.answers) for pair in found.sources[name].train)
 
@@ -153,7 +153,7 @@ def passes(found: Survey) -> dict[str, dict[str, list[str]]]:
     for objective in found.experiment.objectives:
         name = objective.data or next(iter(recipe.sources()))
         given = set(found.banks[name].quantities if name in found.banks else ())
-        if recipe.sources()[name].prompts and recipe.sampling.old_logprob == "sampler":
+        if recipe.sources()[name].sampled and recipe.sampling.old_logprob == "sampler":
             given.add("old_logprob")
         if recipe.optim.updates_per_step == 1 and not any(
             "old_logprob" in transform.needs for transform in objective.chain
@@ -179,7 +179,7 @@ def notes(found: Survey) -> list[str]:
         if data.prompts_per_step > len(train):
             what = f"a step takes {data.prompts_per_step} prompts of {len(train)}: some stand in it twice"
             out.append(f"{name}: {what}; lower prompts_per_step")
-        if data.prompts and data.prompts_per_step % processes:
+        if data.sampled and data.prompts_per_step % processes:
             what = f"{data.prompts_per_step} prompts a step over {processes} processes leave some waiting"
             out.append(f"{name}: {what}; take a multiple")
         if dropped := found.sources[name].dropped:

@@ -16,6 +16,9 @@ class Data(Section):
         None, description="hub name, local .jsonl/.json/.parquet/.csv file, or module:name of rows"
     )
     pairs: Name | None = Field(None, description="likewise, of rows with prompt, chosen and rejected")
+    episodes: Count | None = Field(
+        None, description="instead of rows: episodes with an empty prompt and the seeds 0, 1, ...; holdout has others"
+    )
     bank: Name | None = Field(None, description="folder of `python -m align annotate`: the pairs' log-probabilities")
     args: dict[str, Any] = Field({}, description="arguments of module:name, or of datasets.load_dataset (split, name)")
     holdout: CountOrZero = Field(0, description="distinct prompts kept out of training, for evaluation")
@@ -35,8 +38,13 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_source(self):
-        if (self.prompts is None) == (self.pairs is None):
-            raise ValueError("write one of prompts and pairs")
+        if sum(value is not None for value in (self.prompts, self.pairs, self.episodes)) != 1:
+            raise ValueError("write one of prompts, pairs and episodes")
         if self.bank and not self.pairs:
             raise ValueError("a bank goes with pairs")
         return self
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the policy writes the responses, and the data does not bring them along."""
+        return self.pairs is None

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from align.config import locations
 from align.config.compose import argument_paths, build_objectives
+from align.config.environment_keys import Environment
 from align.config.factories import check_path, check_survives, load_object
 from align.config.model_keys import FromRecipe
 from align.config.problems import BOOLEAN, booleans, explain, names_at, nearest, paths_in
@@ -31,12 +32,17 @@ class Experiment:
 
     recipe: Recipe
     objectives: tuple[Objective, ...]
-    rewards: tuple[RewardFunction, ...]
+    rewards: tuple[RewardFunction, ...]  # those of environments first
     correct: Correct | None  # None where there are no rewards
     file: RecipeFile
     callbacks: Mapping[str, Callable] = field(default_factory=dict)  # {dotted path: function} of run.callbacks
     stage_recipes: Mapping[str, str] = field(default_factory=dict)  # {folder: recipe that writes it}
     problems: tuple[str, ...] = ()  # what is wrong: a section that is not valid is None then, and bad rewards left out
+
+    @property
+    def reward_functions(self) -> list[RewardFunction]:
+        """The rewards that functions give."""
+        return [reward for reward in self.rewards if reward.given_by == "function"]
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = (), rules: Sequence[Rule] | None = None) -> Experiment:
@@ -118,9 +124,16 @@ def _valid_sections(file: RecipeFile) -> Recipe:
 
 
 def _rewards(recipe: Recipe, file: RecipeFile) -> tuple[tuple[RewardFunction, ...], list[str]]:
-    """(reward functions, problems of those whose path is none). None is imported here: that is for processes of their
-    own, which the check of a run starts."""
+    """(rewards, problems of those whose path is none). None is imported here: that is for processes of their own, which
+    the check of a run starts."""
     problems, out = [], []
+    for name, environment in recipe.environments().items():
+        key = ("environment", "name") if isinstance(recipe.environment, Environment) else ("environment", name, "name")
+        try:
+            check_path(environment.name)
+        except ValueError as error:
+            problems.append(file.problem(key, str(error)))
+        out.append(RewardFunction(name, environment.name, environment.weight, environment.args, key, "environment"))
     for i, reward in enumerate(recipe.reward_list()):
         key: KeyPath = ("rewards", i, "fn") if isinstance(recipe.rewards, list) else ("rewards", reward.fn)
         try:

@@ -10,6 +10,7 @@ from annotated_types import MinLen
 from pydantic import Discriminator, Field, FiniteFloat, Tag
 
 from align.config.data_keys import Data
+from align.config.environment_keys import Environment
 from align.config.model_keys import Model
 from align.config.optim_keys import Optim
 from align.config.sampling_keys import Sampling
@@ -30,13 +31,15 @@ from align.ranges import (
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A reward function with its own arguments. `name` is the attribute's name, made distinct within the recipe."""
+    """A reward: a function with its own arguments, or what an environment gives. `name` is the attribute's name, made
+    distinct within the recipe; that of one of several environments is its key."""
 
     name: str
     path: str  # package.module:attribute
     weight: float
     args: Mapping[str, Any] = field(default_factory=dict)
     key: tuple[str | int, ...] = ()  # where the recipe names it
+    given_by: Literal["function", "environment"] = "function"
 
 
 class Reward(Section):
@@ -125,21 +128,31 @@ class Hub(Section):
     )
 
 
-def _sources(data: Any) -> str:
-    """`several` where every value of the section `data` is a source of its own, else `one`."""
-    several = isinstance(data, Mapping) and data and all(isinstance(value, Mapping) for value in data.values())
-    return "several" if several and not set(data) <= {"args", "eval_args"} else "one"
+def _number(section: Any) -> str:
+    """`several` where every value of `data` or `environment` is a source or an environment of its own, else `one`."""
+    several = isinstance(section, Mapping) and section and all(isinstance(value, Mapping) for value in section.values())
+    return "several" if several and not set(section) <= {"args", "eval_args"} else "one"
+
+
+OneOrSeveral = Discriminator(_number)
 
 
 class Recipe(Section):
     """A whole recipe."""
 
     model: Model
-    data: Annotated[
-        Annotated[Data, Tag("one")] | Annotated[dict[str, Data], Tag("several"), MinLen(1)], Discriminator(_sources)
-    ]
+    data: Annotated[Annotated[Data, Tag("one")] | Annotated[dict[str, Data], Tag("several"), MinLen(1)], OneOrSeveral]
+    environment: (
+        Annotated[
+            Annotated[Environment, Tag("one")] | Annotated[dict[str, Environment], Tag("several"), MinLen(1)],
+            OneOrSeveral,
+        ]
+        | None
+    ) = Field(None, description="what responses of several turns act in; of several {NAME: ...}, by the rows' column")
     sampling: Sampling = Sampling()
-    rewards: dict[str, FiniteFloat] | list[Reward] = Field({}, description="needed where responses are sampled")
+    rewards: dict[str, FiniteFloat] | list[Reward] = Field(
+        {}, description="needed where responses are sampled and no environment rewards them"
+    )
     reward_limits: RewardLimits = RewardLimits()
     correct: Correct | None = Field(None, description="default: the first reward, at least 1")
     objective: dict[str, Any] | None = None
@@ -155,6 +168,12 @@ class Recipe(Section):
     def sources(self) -> dict[str, Data]:
         """{name: source}; where there is one it is called `data`."""
         return {"data": self.data} if isinstance(self.data, Data) else self.data
+
+    def environments(self) -> dict[str, Environment]:
+        """{name: environment}; where there is one it is called as the attribute that its path names."""
+        if isinstance(self.environment, Environment):
+            return {self.environment.name.partition(":")[2]: self.environment}
+        return self.environment or {}
 
     def target(self) -> Hub | None:
         """Where the result is pushed; None where it is not."""

@@ -90,9 +90,9 @@ def source_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: Recipe
         if len(sources) > 1 and objectives and name not in read:
             problems.append(file.problem(("data", name), f"no objective learns from it; write data: {name} in one"))
         key = ("data",) if isinstance(recipe.data, Data) else ("data", name)
-        if data.holdout and data.eval_prompts and data.prompts:
+        if data.holdout and data.eval_prompts and data.sampled:
             problems.append(file.problem((*key, "holdout"), "leave it out where eval_prompts are given"))
-        if (data.prompts or data.eval_prompts) and recipe.rewards in ({}, []):
+        if (data.sampled or data.eval_prompts) and recipe.rewards in ({}, []) and not recipe.environment:
             problems.append(file.problem(("rewards",), "is empty; name at least one reward function"))
     for i, objective in enumerate(objectives):
         key = _objective_key(i, file)
@@ -181,9 +181,33 @@ def support_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: Recip
     return problems
 
 
+def environment_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find episodes without an environment, an environment without episodes, and turns longer than an episode."""
+    problems, sampling, sources = [], recipe.sampling, recipe.sources() if recipe.data else {}
+    environment = file.data.get("environment")
+    for name, data in sources.items():
+        key = ("data", "episodes") if isinstance(recipe.data, Data) else ("data", name, "episodes")
+        if data.episodes and not environment:
+            problems.append(file.problem(key, "needs an environment: {name: module:Class}; or write prompts"))
+        if data.episodes and isinstance(recipe.environment, dict):
+            what = "have no column `environment` to choose one of several by; write prompts, whose rows have it"
+            problems.append(file.problem(key, what))
+    if environment and sources and not any(data.sampled or data.eval_prompts for data in sources.values()):
+        what = "no source samples responses, so nothing is played; write data.episodes or data.prompts"
+        problems.append(file.problem(("environment",), what))
+    if sampling and sampling.max_turn_tokens and not environment:
+        problems.append(
+            file.problem(("sampling", "max_turn_tokens"), "needs an environment; write max_response_tokens")
+        )
+    elif sampling and sampling.max_turn_tokens and sampling.max_turn_tokens > sampling.max_response_tokens:
+        what = f"an episode has {sampling.max_response_tokens} tokens (sampling.max_response_tokens), so no turn fits"
+        problems.append(file.problem(("sampling", "max_turn_tokens"), f"{what}; lower it or raise that"))
+    return problems
+
+
 TRAINING: tuple[Rule, ...] = (
     *(cross_rules, tracker_rules, quantize_rules, length_rules, source_rules),
-    *(group_rules, head_rules, support_rules),
+    *(group_rules, head_rules, support_rules, environment_rules),
 )
 
 REPLAY: tuple[Rule, ...] = (cross_rules,)  # recorded rollouts bring along what sources and models would give
@@ -222,7 +246,7 @@ def _data_problems(objective: Objective, sources: dict[str, Data], file: RecipeF
         return [file.problem((*key, "data"), what)]
     gives = {name for transform in objective.chain for name in transform.gives}
     data = sources.get(objective.data) or next(iter(sources.values()), None)
-    if data and data.prompts and objective.preference and "chosen" not in gives:
+    if data and data.sampled and objective.preference and "chosen" not in gives:
         what = f"{objective.name} learns from pairs; add [{{best_and_worst: {{}}}}] to make them from rollouts"
         return [file.problem(key, f"{what}, or name a data set as data.pairs")]
     dropping = [transform.name for transform in objective.chain if transform.stage is Stage.FILTER]

@@ -43,7 +43,10 @@ class Sampling(Section):
     stop: list[Annotated[str, MinLen(1)]] = Field(
         [], description="texts that end a response, which keeps them and does not count as truncated"
     )
-    max_response_tokens: Count = 256
+    max_response_tokens: Count = Field(
+        256, description="of an episode: all that is said in it, by policy and environment"
+    )
+    max_turn_tokens: Count | None = Field(None, description="of one turn of an episode; default: all that is left")
     engine: Literal["vllm", "transformers"] = "vllm"
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
     dynamic_sampling: DynamicSampling | None = None

@@ -6,9 +6,9 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from align.system.problems import ProblemList
 
@@ -28,6 +28,7 @@ class Prompt:
     text: str  # the same before tokenisation, chat template applied
     prompt: Any  # the row's own prompt, text or messages, as reward functions get it
     columns: dict[str, Any]  # the row's other columns, for reward functions
+    variables: dict[str, Any] = field(default_factory=dict, kw_only=True)  # of the chat template
 
     @property
     def conversational(self) -> bool:
@@ -74,19 +75,43 @@ class Pair(Prompt):
         return [self.chosen] if self.rejected is None else [self.chosen, self.rejected]
 
 
+Ended = Literal["terminated", "truncated", "max_turns", "budget", "failed"]  # the first two by the environment
+
+
+@dataclass(frozen=True)
+class Episode:
+    """How a response of several turns went in its environment, beside its tokens."""
+
+    environment: str  # name of its reward
+    ended: Ended
+    messages: list[dict[str, Any]] = field(default_factory=list)  # of both sides, those behind the last turn too
+    reward: float | None = None  # before its weight; None: the environment gives none
+    success: bool | None = None  # None: the environment does not say
+    calls: int = 0  # of tools
+    failed_calls: int = 0  # those that the model was told an error of
+    attributes: dict[str, Any] = field(default_factory=dict)  # of the environment at the end, as far as they are data
+    why: str | None = None  # it failed: the response takes no part
+
+
 @dataclass(frozen=True)
 class Response:
     """One sampled response."""
 
     ids: list[int]  # its end token included, where it has one
     logprobs: list[float]  # nats, at the temperature it was sampled with; 0 for what the policy did not choose
-    truncated: bool  # stopped by the token limit
+    truncated: bool  # stopped by the token limit, or cut short by its environment
     turns: tuple[Turn, ...] = ()  # in order, from the first token to the last; none where the policy chose all in one
+    episode: Episode | None = None
 
     @property
     def length(self) -> int:
         """Tokens that the policy chose."""
         return sum(number >= 0 for number in turn_numbers(len(self.ids), self.turns))
+
+    @property
+    def turn_count(self) -> int:
+        """Turns of the policy."""
+        return sum(turn.role == POLICY for turn in self.turns) if self.turns else 1
 
 
 @dataclass(frozen=True)

@@ -52,30 +52,45 @@ def load_prompts(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, ends
 def read_rows(data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends | None = None) -> Rows:
     """Read and tokenise; `ends` as in `load_prompts`."""
     ends = [tokenizer.eos_token_id] if ends is None else ends
-    name, make = ("prompts", make_prompt) if data.prompts else ("pairs", make_pair)
-    wanted = [(name, getattr(data, name), data.args, make)]
+    name, make = ("pairs", make_pair) if data.pairs else ("prompts", make_prompt)
+    wanted = [] if data.episodes else [(name, getattr(data, name), data.args, make)]
     if data.eval_prompts:
         wanted.append(("eval_prompts", data.eval_prompts, data.eval_args, make_prompt))
     try:
         check_variables(data, tokenizer)
     except DataError as error:
         return Rows([], [], error.problems)
-    found, problems, dropped = [[], []], [], 0
-    for i, (name, source, args, make) in enumerate(wanted):
+    found, problems, dropped = {"own": [], "eval_prompts": []}, [], 0
+    if data.episodes:
+        found["own"], problems, _ = _prompts(
+            _episodes(data), "data.episodes", data, tokenizer, partial(make, ends=ends)
+        )
+    for name, source, args, make in wanted:
         try:
             rows = _rows(f"data.{name}", source, args)
         except DataError as error:
             problems += error.problems
             continue
-        found[i], wrong, long = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
+        place = name if name in found else "own"
+        found[place], wrong, long = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
         problems += wrong
         dropped += long
         if long == len(rows):
             problems.append(f"data.{name}: {source}: every prompt has more than {data.max_prompt_tokens} tokens")
-    return Rows(*found, problems, dropped)
+    return Rows(*found.values(), problems, dropped)
 
 
-def split_rows(data: Data, rows: Rows, seed: int) -> Prompts:
+def text_of(prompt: Prompt) -> str:
+    """What a prompt is known by: rows of the same text do not stand on both sides of the holdout."""
+    return prompt.text
+
+
+def row_of(prompt: Prompt) -> str:
+    """What a prompt is known by where an environment makes something else of each row: its text and its columns."""
+    return f"{prompt.text}{prompt.columns!r}"
+
+
+def split_rows(data: Data, rows: Rows, seed: int, known_by: Callable[[Prompt], str] = text_of) -> Prompts:
     """Split rows into training and held-out prompts.
 
     Raises `DataError` with all problems of the rows, and where none is left to train on.
@@ -84,22 +99,32 @@ def split_rows(data: Data, rows: Rows, seed: int) -> Prompts:
         raise DataError(*rows.problems)
     prompts = rows.own
     name, source = ("prompts", data.prompts) if data.prompts else ("pairs", data.pairs)
-    held_out = [*_hold_out(prompts, data.holdout, seed, data.holdout_by), *rows.evaluation]
-    texts = {prompt.text for prompt in held_out}
-    train = [prompt for prompt in prompts if prompt.text not in texts]
+    if data.episodes:
+        return Prompts(prompts[: data.episodes], [*prompts[data.episodes :], *rows.evaluation])
+    held_out = [*_hold_out(prompts, data.holdout, seed, data.holdout_by, known_by), *rows.evaluation]
+    known = {known_by(prompt) for prompt in held_out}
+    train = [prompt for prompt in prompts if known_by(prompt) not in known]
     if data.holdout_by:
         apart = {repr(prompt.columns.get(data.holdout_by)) for prompt in held_out}
         train = [prompt for prompt in train if repr(prompt.columns.get(data.holdout_by)) not in apart]
     if not train:
         raise DataError(f"data.{name}: {source}: all {len(prompts)} stand in data.eval_prompts too")
-    assert texts.isdisjoint(prompt.text for prompt in train)
+    assert known.isdisjoint(map(known_by, train))
     return Prompts(train, held_out, rows.dropped)
 
 
-def _hold_out(prompts: list[Prompt], count: int, seed: int, by: str | None) -> list[Prompt]:
+def _episodes(data: Data) -> list[tuple[int, dict]]:
+    """Rows with an empty prompt, those of training first, then those that are held out: each has a seed of its own."""
+    empty = [{"role": "user", "content": ""}]
+    return [(seed + 1, {"prompt": empty, "seed": seed}) for seed in range(data.episodes + data.holdout)]
+
+
+def _hold_out(
+    prompts: list[Prompt], count: int, seed: int, by: str | None, known_by: Callable[[Prompt], str]
+) -> list[Prompt]:
     """Choose `count` distinct prompts by the seed; with `by`, whole groups that share a value of that column, so that
     there may be a few more. Raises `DataError`."""
-    distinct = list({prompt.text: prompt for prompt in prompts}.values())
+    distinct = list({known_by(prompt): prompt for prompt in prompts}.values())
     if count >= len(distinct):
         raise DataError(f"data.holdout: {count} of {len(distinct)} distinct prompts leaves none to train on")
     if by is None:

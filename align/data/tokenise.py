@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,13 +31,13 @@ class LongPrompt(DataError):
 
 def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends) -> Prompt:
     """Tokenise the prompt of row `i`, text or messages; `ends` is not used (see `make_pair`). Raises `DataError`."""
-    prompt = row["prompt"]
+    prompt, given = row["prompt"], {}
     if is_conversational({"prompt": prompt}):
         if tokenizer.chat_template is None:
             raise DataError(f"{source}: row {i}: the prompt is a conversation, but the tokenizer has no chat template")
         _check_messages(prompt, f"{source}: row {i}: 'prompt'")
-        prompt = _with_system(prompt, data)
-        text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}", variables(row, data))["prompt"]
+        prompt, given = _with_system(prompt, data), variables(row, data)
+        text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}", given)["prompt"]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, str):
         text = prompt
@@ -51,7 +52,22 @@ def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTraine
     if not ids:
         raise DataError(f"{source}: row {i}: the prompt has no tokens")
     columns = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
-    return Prompt(list(ids), text, prompt, columns)
+    return Prompt(list(ids), text, prompt, columns, variables=given)
+
+
+def opened(prompt: Prompt, said: str, tools: Sequence[Mapping], tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """The prompt with what an environment said first behind its last message, and with the environment's tools.
+
+    Raises `DataError` where the chat template refuses them.
+    """
+    if not prompt.conversational:
+        text = prompt.prompt + said
+        return replace(prompt, ids=list(tokenizer(text)["input_ids"]), text=text, prompt=text)
+    *before, last = prompt.prompt
+    messages = [*before, {**last, "content": (last.get("content") or "") + said}]
+    text = _templated({"prompt": messages}, tokenizer, "environment", {**prompt.variables, "tools": [*tools] or None})
+    ids = tokenizer(text["prompt"], add_special_tokens=False)["input_ids"]
+    return replace(prompt, ids=list(ids), text=text["prompt"], prompt=messages)
 
 
 def _with_system(prompt: list[dict], data: Data) -> list[dict]:
@@ -207,11 +223,16 @@ def _templated(
         raise DataError(f"{where}: {what}") from error
 
 
+def _is_open(message: dict) -> bool:
+    """Whether a message is left empty for an environment to fill."""
+    return message["role"] == "user" and message.get("content") == ""
+
+
 def _check_messages(messages: list, where: str) -> None:
     """Raise `DataError` unless each message has a role and a content of text."""
     for message in messages:
         fine = isinstance(message, dict) and isinstance(message.get("role"), str)
-        said = fine and (message.get("content") or bool(message.get("tool_calls")))
+        said = fine and (message.get("content") or bool(message.get("tool_calls")) or _is_open(message))
         if not said or not isinstance(message.get("content") or "", str):
             what = "a message is {role: ..., content: text}, without text only where it has tool_calls"
             raise DataError(f"{where}: {what}, but one is {message!r}")

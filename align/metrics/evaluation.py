@@ -11,6 +11,8 @@ from torch import Tensor
 from align.metrics.interval import interval
 from align.rollout.rollouts import Rollout
 
+EPISODES = ("success", "turns", "environment_tokens")  # what is measured of episodes besides
+
 
 def pass_at(k: int, correct: Sequence[bool]) -> float:
     """Probability in [0, 1] that one of k responses drawn without replacement is correct (Chen et al. 2021, eq. 1).
@@ -40,6 +42,7 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
         "greedy_pass@1": [None if r.failed else float(r.correct) for r in greedy],
         "greedy_length": [float(r.response.length) for r in greedy],
         "greedy_truncated": [float(r.response.truncated) for r in greedy],
+        **_of_episodes(rows, greedy),
     }
     out = {}
     for name, values in measures.items():
@@ -56,11 +59,27 @@ def summarise(sampled: Sequence[Rollout], greedy: Sequence[Rollout], ks: Sequenc
     return {f"eval/{name}": value for name, value in out.items()}
 
 
+def _of_episodes(rows: Sequence[Sequence[Rollout]], greedy: Sequence[Rollout]) -> dict[str, list[float | None]]:
+    """{measure: a value a prompt} of episodes that did not break off; nothing where responses are none."""
+    if not any(rollout.response.episode for rollout in greedy):
+        return {}
+    out = {}
+    for prefix, groups in (("", rows), ("greedy_", [[rollout] for rollout in greedy])):
+        played = [[r.response for r in group if not r.response.episode.why] for group in groups]
+        out |= {
+            f"{prefix}success": [_mean(r.episode.success for r in group) for group in played],
+            f"{prefix}turns": [_mean(r.turn_count for r in group) for group in played],
+            f"{prefix}environment_tokens": [_mean(len(r.ids) - r.length for r in group) for group in played],
+        }
+    return out
+
+
 def names(rewards: Sequence[str], ks: Sequence[int]) -> list[str]:
     """Names of all metrics that `summarise` and `drift` can give."""
     greedy = ["greedy_reward", "greedy_pass@1", "greedy_length", "greedy_truncated"]
     shown = ["reward", "length", "truncated", *(f"pass@{k}" for k in ks), *greedy, "kl_k1_policy_ref"]
     shown += [f"rewards/{reward}" for reward in rewards]
+    shown += [f"{prefix}{name}" for prefix in ("", "greedy_") for name in EPISODES]
     return [*(f"eval/{name}{end}" for name in shown for end in ("", "_low", "_high")), "eval/failed"]
 
 

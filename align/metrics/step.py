@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import get_args
 
 import torch
 
 from align import ops
 from align.config.recipe import RewardFunction
+from align.data.prompts import Ended
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import Collected, SourceBatch
 
@@ -25,7 +27,28 @@ def rollout_metrics(collected: Sequence[Collected]) -> dict[str, float]:
     """{metric: value} of all that was sampled in a step: reward and its components, length, truncation, failures."""
     sampled = [rollout for source in collected for rollout in source.sampled]
     rewards = next((source.rewards for source in collected if source.rewards), ())
-    return {**_described(sampled), **variance_shares(sampled, rewards)} if sampled else {}
+    return {**_described(sampled), **episode_metrics(sampled), **variance_shares(sampled, rewards)} if sampled else {}
+
+
+def episode_metrics(sampled: Sequence[Rollout]) -> dict[str, float]:
+    """{`episode/...`: mean over episodes that did not break off}: turns, tokens of others, tool calls, how they ended.
+
+    `episode/success` is the fraction of those whose environment says so. Empty where there are no episodes.
+    """
+    played = [r.response for r in sampled if r.response.episode and r.response.episode.why is None]
+    if not played:
+        return {}
+    out = {"turns": fmean(response.turn_count for response in played)}
+    out["environment_tokens"] = fmean(len(response.ids) - response.length for response in played)
+    ways = [how for how in get_args(Ended) if how != "failed"]
+    out |= {f"ended/{how}": fmean(response.episode.ended == how for response in played) for how in ways}
+    told = [response.episode.success for response in played if response.episode.success is not None]
+    if told:
+        out["success"] = fmean(told)
+    if calls := sum(response.episode.calls for response in played):
+        failed = sum(response.episode.failed_calls for response in played)
+        out |= {"calls": calls / len(played), "valid_calls": 1 - failed / calls}
+    return {f"episode/{name}": value for name, value in out.items()}
 
 
 def variance_shares(sampled: Sequence[Rollout], rewards: Sequence[RewardFunction]) -> dict[str, float]:

@@ -33,6 +33,10 @@ class Generator(Protocol):
 
     settings: Mapping[str, Any]  # of its newest call, as the engine had them: see `asked`
 
+    def forget(self) -> None:
+        """Forget what was computed of earlier prompts, which must not decide how the next ones are computed."""
+        ...
+
     def generate(
         self, prompts: Sequence[Sequence[int]], *, n: int, temperature: float, max_tokens: int, seeds: Seeds
     ) -> list[list[Response]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,18 @@ class Journal:
         rows = read(path, key)
         if self.agreed(rows is not None):
             return [
-                (row["group"], row["index"], prompts[row["group"]], RESPONSE.validate_python(row["response"]))
+                (row["group"], row["index"], _prompt(row, prompts), RESPONSE.validate_python(row["response"]))
                 for row in rows
             ]
         new = sample()
         scored = self._path(call, "scored")
         with files.writing(scored):
             scored.unlink(missing_ok=True)  # of other responses, which older entries do not say
-        write(path, key, [{"group": i, "index": j, "response": _told(response)} for i, j, _, response in new])
+        told = [
+            {"group": i, "index": j, **_opened(prompt, prompts[i]), "response": _told(response)}
+            for i, j, prompt, response in new
+        ]
+        write(path, key, told)
         return new
 
     def scored(self, call: Call, sampled: Sampled, score: Callable[[], list[Rollout]]) -> list[Rollout]:
@@ -137,8 +141,19 @@ def _head(path: Path) -> dict[str, Any] | None:
 
 
 def _told(response: Response) -> dict[str, Any]:
-    """The fields of a response; without turns as they were before there were any, for the entries of then."""
-    return {name: value for name, value in vars(response).items() if name != "turns" or value}
+    """The fields of a response; of one turn as they were before there were others, for the entries of then."""
+    return {name: value for name, value in vars(response).items() if name not in ("turns", "episode") or value}
+
+
+def _opened(prompt: Prompt, row: Prompt) -> dict[str, Any]:
+    """What an environment made of the prompt of a row; nothing where it has none."""
+    return {} if prompt is row else {"opened": {name: getattr(prompt, name) for name in ("ids", "text", "prompt")}}
+
+
+def _prompt(row: dict[str, Any], prompts: Sequence[Prompt]) -> Prompt:
+    """The prompt of an entry's row."""
+    prompt = prompts[row["group"]]
+    return replace(prompt, **row["opened"]) if "opened" in row else prompt
 
 
 def _digest(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -15,12 +16,14 @@ from align.config.recipe import RewardFunction, RewardLimits
 from align.config.redact import scrub
 from align.data.prompts import Pair, Prompt, Response, Turn, turn_numbers
 from align.data.turns import turn_columns
-from align.rollout.generator import Generator
 from align.rollout.seeds import Draw
 from align.rollout.token_text import token_texts
-from align.scoring.process import Failure
+from align.scoring.process import Value
 from align.scoring.score import combine, fit, score_rows, too_many
 from align.scoring.worker import Worker
+from align.system.failure import Failure
+
+Generate = Callable[..., list[list[Response]]]  # `Generator.generate` at the temperature that is asked for
 
 Sampled = list[tuple[int, int, Prompt, Response]]  # (group, index, prompt, response)
 
@@ -58,7 +61,7 @@ class Process:
 class Scorer:
     """Scores responses with the recipe's rewards."""
 
-    workers: Sequence[Worker]  # one or more a reward, in the order of `experiment.rewards`
+    workers: Sequence[Worker]  # one or more of each reward function, in their order
     experiment: Experiment
     tokenizer: PreTrainedTokenizerBase
     tell: Callable[[str], None] = print  # a line for the console
@@ -66,25 +69,43 @@ class Scorer:
 
     @property
     def rewards(self) -> Sequence[RewardFunction]:
-        """The recipe's reward functions."""
+        """The recipe's rewards."""
         return self.experiment.rewards
 
     def score(self, sampled: Sampled, total_rows: int) -> list[Rollout]:
         """Score this rank's responses; all ranks together have `total_rows`. Raises `RewardError`."""
         texts = self.tokenizer.batch_decode([response.ids for *_, response in sampled], skip_special_tokens=True)
-        prompts, responses = [s[2] for s in sampled], [s[3] for s in sampled]
-        values = fit(self.rewards, score_rows(self.workers, prompts, responses, texts, total_rows))
+        values = fit(self.rewards, self._values(sampled, texts, total_rows))
         totals = combine(self.rewards, values)
-        solved, rollouts = self.experiment.correct, []
+        rollouts = []
         for i, (group, index, prompt, response) in enumerate(sampled):
             row = {name: column[i] for name, column in values.items()}
             why = {name: value.why for name, value in row.items() if isinstance(value, Failure)}
             failed = {name: scrub(reason, self.experiment.file.data) for name, reason in why.items()}
             components = {name: None if name in failed else value for name, value in row.items()}
-            decides = components[solved.reward]
-            correct = decides is not None and decides >= solved.at_least
+            correct = self._is_correct(components, response)
             rollouts.append(Rollout(group, index, prompt, response, texts[i], components, totals[i], correct, failed))
         return rollouts
+
+    def _values(self, sampled: Sampled, texts: Sequence[str], total_rows: int) -> dict[str, list[Value]]:
+        """{reward: one value a row}. Functions are not asked about episodes that broke off."""
+        responses = [response for *_, response in sampled]
+        whole = [i for i, r in enumerate(responses) if r.episode is None or r.episode.why is None]
+        prompts, asked, said = ([column[i] for i in whole] for column in ([s[2] for s in sampled], responses, texts))
+        out = {}
+        for name, column in score_rows(self.workers, prompts, asked, said, total_rows).items():
+            by_row = dict(zip(whole, column, strict=True))
+            out[name] = [by_row.get(i) for i in range(len(sampled))]
+        given = [reward.name for reward in self.rewards if reward.given_by == "environment"]
+        return out | {name: [of_environment(name, response) for response in responses] for name in given}
+
+    def _is_correct(self, values: Mapping[str, float | None], response: Response) -> bool:
+        """Whether a response is correct: its environment says so, or the reward that decides."""
+        if response.episode and response.episode.success is not None:
+            return response.episode.success and response.episode.why is None
+        solved = self.experiment.correct
+        decides = values[solved.reward]
+        return decides is not None and decides >= solved.at_least
 
     def gather(self, scored: Sequence[Rollout]) -> list[Rollout]:
         """Gather the rollouts of all ranks, in the same order on each. Collective.
@@ -93,23 +114,25 @@ class Scorer:
         """
         everything = gather(scored)
         check_failed(everything, self.experiment.recipe.reward_limits)
-        for worker in self.workers:
-            failed = [rollout for rollout in everything if worker.reward.name in rollout.failed]
-            if failed and worker.reward.name not in self.told:
-                self.told.add(worker.reward.name)
-                self.tell(failing(worker, failed, len(everything)))
+        logs = {worker.reward.name: worker.log for worker in self.workers}
+        for reward in self.rewards:
+            failed = [rollout for rollout in everything if reward.name in rollout.failed]
+            if failed and reward.name not in self.told:
+                self.told.add(reward.name)
+                self.tell(failing(reward, failed, len(everything), logs.get(reward.name)))
         return everything
 
 
+def of_environment(name: str, response: Response) -> Value:
+    """The reward of an environment: None for an episode of another one, a `Failure` for one that broke off."""
+    episode = response.episode
+    if episode is None or episode.environment != name:
+        return None
+    return Failure(episode.why) if episode.why else episode.reward
+
+
 def sample(
-    prompts: Sequence[Prompt],
-    generator: Generator,
-    process: Process,
-    *,
-    n: int,
-    temperature: float,
-    max_tokens: int,
-    draw: Draw,
+    prompts: Sequence[Prompt], generate: Generate, process: Process, *, n: int, max_tokens: int, draw: Draw
 ) -> Sampled:
     """Sample n responses to each prompt of this rank's part; (group, index, prompt, response) of each.
 
@@ -117,8 +140,8 @@ def sample(
     """
     owner = [i % process.count for i in range(len(prompts))]
     shared = [i for i, rank in enumerate(owner) if rank // process.tensor_parallel == process.group]
-    ids, seeds = [prompts[i].ids for i in shared], draw.seeds(process.group, shared)
-    outputs = generator.generate(ids, n=n, temperature=temperature, max_tokens=max_tokens, seeds=seeds)
+    seeds = draw.seeds(process.group, shared)
+    outputs = generate([prompts[i].ids for i in shared], n=n, max_tokens=max_tokens, seeds=seeds)
     kept = [(i, responses) for i, responses in zip(shared, outputs, strict=True) if owner[i] == process.index]
     return [(i, j, prompts[i], response) for i, responses in kept for j, response in enumerate(responses)]
 
@@ -128,13 +151,13 @@ def gather(rollouts: Sequence[Rollout]) -> list[Rollout]:
     return sorted(gather_object(list(rollouts)), key=lambda r: (r.group, r.index))
 
 
-def failing(worker: Worker, failed: Sequence[Rollout], rows: int) -> str:
-    """One line that says how often a reward failed, why first, and where to read on."""
-    name = worker.reward.name
-    first = " ".join(failed[0].failed[name].split())
-    what = f"reward {name!r} failed on {len(failed)} of {rows} responses, first: {first}"
-    where = f"; what it prints is in {worker.log}" if worker.log else ""
-    return f"{what}; they take no part, and later ones are counted in rewards/{name}/failed{where}"
+def failing(reward: RewardFunction, failed: Sequence[Rollout], rows: int, log: Path | None) -> str:
+    """One line that says how often a reward or an environment failed, why first, and where to read on."""
+    first = " ".join(failed[0].failed[reward.name].split())
+    who = "environment" if reward.given_by == "environment" else "reward"
+    what = f"{who} {reward.name!r} failed on {len(failed)} of {rows} responses, first: {first}"
+    where = f"; what it prints is in {log}" if log else ""
+    return f"{what}; they take no part, and later ones are counted in rewards/{reward.name}/failed{where}"
 
 
 def check_failed(rollouts: Sequence[Rollout], limits: RewardLimits) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from align.config.sampling_keys import Sampling
 from align.data.prompts import Prompt
 from align.learner.learner import Learner
 from align.rollout import rollouts
+from align.rollout.episodes import Environments, play
 from align.rollout.generator import Generator, asked
 from align.rollout.rollouts import Process, Sampled
 from align.rollout.seeds import Draw
@@ -27,20 +29,28 @@ class Sampler:
     sync_check: SyncCheck
     process: Process
     sampling: Sampling
+    environments: Environments | None = None  # None where every response is one turn
 
-    def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, draw: Draw) -> Sampled:
-        """Sample n responses to each prompt of this rank's part; temperature 0 is greedy.
+    def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, draw: Draw, clock: Clock) -> Sampled:
+        """Sample n responses to each prompt of this rank's part, or play as many episodes; temperature 0 is greedy.
 
         Raises `SyncError` where the engine had other settings than the recipe's.
         """
+        self.generator.forget()
+        generate = partial(self._generate, temperature=temperature, clock=clock)
+        if self.environments:
+            return play(prompts, generate, self.process, self.environments, n=n, draw=draw, clock=clock)
         most = self.sampling.max_response_tokens
-        with deadline("generation", self.sampling.deadline_s):
-            sampled = rollouts.sample(
-                *(prompts, self.generator, self.process), n=n, temperature=temperature, max_tokens=most, draw=draw
-            )
-        if sampled and (found := other_settings(self.generator.settings, asked(self.sampling, temperature, most))):
-            raise SyncError(found.kind, f"the sampler does not sample as the recipe says: {found.what}. {found.mend}")
-        return sampled
+        return rollouts.sample(prompts, generate, self.process, n=n, max_tokens=most, draw=draw)
+
+    def _generate(self, ids: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, clock: Clock, **rest):
+        """Generate in time, as the recipe says. Raises `SyncError`."""
+        with clock("generate"), deadline("generation", self.sampling.deadline_s):
+            found = self.generator.generate(ids, temperature=temperature, max_tokens=max_tokens, **rest)
+        wanted = asked(self.sampling, temperature, max_tokens)
+        if found and (wrong := other_settings(self.generator.settings, wanted)):
+            raise SyncError(wrong.kind, f"the sampler does not sample as the recipe says: {wrong.what}. {wrong.mend}")
+        return found
 
     def sync(self, learner: Learner, clock: Clock) -> dict[str, float]:
         """Hand over the policy and check that it arrived; the metrics of `check`. Collective. Raises `SyncError`."""
@@ -63,5 +73,7 @@ class Sampler:
         self.generator.sleep()
 
     def close(self) -> None:
-        """Release the engine's memory and process groups."""
+        """Release the engine's memory and process groups, and end the environments."""
         self.generator.close()
+        if self.environments:
+            self.environments.close()

@@ -35,6 +35,16 @@ class Draw:
         """The seeds of a group of processes that samples responses to the prompts with these numbers."""
         return Seeds(self._of(group), [self._of(number) for number in prompts])
 
+    def turn(self, group: int, episodes: Sequence[tuple[int, int]], turn: int) -> Seeds:
+        """The seeds of a group of processes for a turn, from 0, of episodes: (number of the prompt, number in its
+        group) of each."""
+        requests = [seed_of(self._of(prompt), index, turn) for prompt, index in episodes]
+        return Seeds(seed_of(self._of(group), turn), requests)
+
+    def episode(self, prompt: int) -> int:
+        """The seed of the environment of all episodes of a prompt, which begin alike."""
+        return self._of(prompt)
+
     def _of(self, number: int) -> int:
         apart = [self.source] if self.source else []
         return seed_of(self.seed, self.position, number, self.purpose, *apart)

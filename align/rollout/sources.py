@@ -112,14 +112,13 @@ class RolloutSource:
         """The rollouts of all ranks of one round; its groups are numbered behind those of the rounds before."""
         size = self.data.prompts_per_step
         call = Call(step, self.number, number, self.sampler.process.index)
-        with clock("generate"):
-            sampled = self._sample(call, step * rounds + number)
+        sampled = self._sample(call, step * rounds + number, clock)
         with clock("score"):
             score = partial(self.scorer.score, sampled, size * self.recipe.sampling.group_size)
             scored = self.scorer.gather(self.journal.scored(call, sampled, score))
         return [replace(rollout, group=rollout.group + number * size) for rollout in scored]
 
-    def _sample(self, call: Call, position: int) -> Sampled:
+    def _sample(self, call: Call, position: int, clock: Clock) -> Sampled:
         """This rank's responses to the prompts at a position of the data."""
         sampling, seed = self.recipe.sampling, self.recipe.run.seed
         prompts = self.prompts.step(position, self.data.prompts_per_step, seed)
@@ -129,6 +128,7 @@ class RolloutSource:
             n=sampling.group_size,
             temperature=sampling.temperature,
             draw=Draw(seed, position, TRAINING, self.number),
+            clock=clock,
         )
         return self.journal.sampled(call, prompts, sample)
 

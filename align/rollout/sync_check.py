@@ -225,6 +225,7 @@ def start_drift(generator: Generator, learner: Learner, prompts: Sequence[Sequen
     tokens = min(LENGTH, sampling.max_response_tokens - 1)  # the engine needs room for one more
     n = -(-ROWS // len(chosen))
     settings = dict(n=n, temperature=sampling.temperature, max_tokens=tokens)
+    generator.forget()
     responses = generator.generate(chosen, **settings, seeds=Seeds(PROBE, [*range(len(chosen))]))
     rows = [(len(ids), [*ids, *one.ids]) for ids, of_prompt in zip(chosen, responses, strict=True) for one in of_prompt]
     starts, rows = gather_object([tuple(zip(*rows, strict=True))])[0]  # the same on all ranks

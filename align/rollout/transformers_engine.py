@@ -40,6 +40,9 @@ class Transformers:
         """Settings that leave the distribution as it is."""
         return GenerationConfig(eos_token_id=self._end_ids, pad_token_id=self._pad_id, top_k=0)
 
+    def forget(self):
+        """Do nothing: it keeps nothing of a prompt."""
+
     @torch.no_grad()
     def generate(self, prompts, *, n, temperature, max_tokens, seeds):
         """Sample as `Generator.generate` says."""

@@ -59,11 +59,14 @@ class VLLM:
         if self._adapter_folder is not None and not hardware.is_gpu:
             self._llm.apply_model(leave_head)
 
+    def forget(self):
+        """Empty the cache, as `Generator.forget` says."""
+        self._llm.reset_prefix_cache()
+
     def generate(self, prompts, *, n, temperature, max_tokens, seeds):
         """Sample as `Generator.generate` says."""
         if not prompts:
             return []
-        self._llm.reset_prefix_cache()  # what was sampled before must not decide how the prompts are computed
         outputs = self._sample(prompts, seeds, n=n, temperature=temperature, max_tokens=max_tokens, logprobs=0)
         return [[_response(sample) for sample in output.outputs] for output in outputs]
 

@@ -32,7 +32,7 @@ def eval_prompts(experiment: Experiment, prompts: Mapping[str, Prompts]) -> list
 
 def has_rollouts(experiment: Experiment) -> bool:
     """Whether training steps sample responses; else a sampler only serves evaluations."""
-    return any(data.prompts for data in experiment.recipe.sources().values())
+    return any(data.sampled for data in experiment.recipe.sources().values())
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ResponseEvaluation:
         found = {}
         for purpose, (n, temperature) in settings.items():
             draw = Draw(recipe.run.seed, 0, purpose)
-            sampled = self.sampler.sample(self.prompts, n=n, temperature=temperature, draw=draw)
+            sampled = self.sampler.sample(self.prompts, n=n, temperature=temperature, draw=draw, clock=Clock())
             found[purpose] = self.scorer.gather(self.scorer.score(sampled, n * len(self.prompts)))
         if not self.synced:
             self.sampler.sleep()  # nothing else wakes it

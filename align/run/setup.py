@@ -21,6 +21,7 @@ from align.config.experiment import Experiment
 from align.config.recipe_file import ConfigError
 from align.data.bank import Bank
 from align.data.prompts import Prompts, pairs_in
+from align.environments.nursery import Nursery
 from align.learner.learner import Learner
 from align.learner.optimizer import configure
 from align.learner.support import check_attention, check_head, packs
@@ -32,6 +33,8 @@ from align.model.cut import Cut
 from align.model.load import load_model
 from align.model.locate import loading_name
 from align.model.policy import Policy
+from align.rollout import environments
+from align.rollout.environments import Environment, Environments
 from align.rollout.generator import Generator
 from align.rollout.journal import Journal
 from align.rollout.rollouts import Process, Scorer
@@ -91,7 +94,9 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     """
     experiment, tokenizer = checked.experiment, checked.tokenizer
     recipe, sampled = experiment.recipe, checked.context is not None
-    workers = start_workers(experiment, accelerator.process_index) if sampled else []  # they load meanwhile
+    rank = accelerator.process_index
+    workers = start_workers(experiment, rank) if sampled else []  # they load meanwhile
+    nurseries = environments.start(recipe, rank) if sampled else {}
     with stage("models"):
         learner = load_learner(checked, accelerator)
     experiment = check_packing(experiment, checked.asked_layout, learner)
@@ -100,10 +105,10 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
         compiles = recipe.sampling.engine == "vllm" and recipe.sampling.compile
         with stage("engine", "(compiles at the first start)" if compiles else ""):
             generator = make_generator(checked, learner)
-        process = Process(accelerator.process_index, accelerator.num_processes, recipe.sampling.tensor_parallel)
-        sampler = Sampler(
-            generator, make_sync_check(experiment, checked.sources, generator, learner), process, recipe.sampling
-        )
+        process = Process(rank, accelerator.num_processes, recipe.sampling.tensor_parallel)
+        sync_check = make_sync_check(experiment, checked.sources, generator, learner)
+        played = environments_of(checked, nurseries) if nurseries else None
+        sampler = Sampler(generator, sync_check, process, recipe.sampling, played)
     for worker in workers:
         worker.wait()
     scorer = Scorer(workers, experiment, tokenizer, say)
@@ -123,8 +128,16 @@ def start_workers(experiment: Experiment, rank: int) -> list[Worker]:
     """The processes of the rewards; what those of one reward print goes to a file of this rank in `run.out`."""
     folder, end = Path(experiment.recipe.run.out) / "rewards", f"-{rank}.log" if rank else ".log"
     limits = experiment.recipe.reward_limits
-    asked = [reward for reward in experiment.rewards for _ in range(limits.processes)]
+    asked = [reward for reward in experiment.reward_functions for _ in range(limits.processes)]
     return [Worker(reward, limits, folder / f"{reward.name}{end}") for reward in asked]
+
+
+def environments_of(checked: CheckedRun, nurseries: Mapping[str, Nursery]) -> Environments:
+    """The environments of the recipe once they are loaded. Raises `EnvironmentFailed`."""
+    recipe = checked.experiment.recipe
+    sections, tokenizer = recipe.environments(), checked.tokenizer
+    by_name = {name: Environment(name, sections[name], one, one.wait()) for name, one in nurseries.items()}
+    return Environments(by_name, recipe.sampling, checked.context, tokenizer, checked.ends)
 
 
 def load_learner(checked: CheckedRun, accelerator: Accelerator) -> Learner:
@@ -153,7 +166,7 @@ def make_sources(checked: CheckedRun, sampler: Sampler | None, scorer: Scorer, j
     recipe, tokenizer = experiment.recipe, checked.tokenizer
     for number, (name, data) in enumerate(recipe.sources().items()):
         prompts, mine = checked.sources[name], [o for o in experiment.objectives if o.data in (None, name)]
-        if data.prompts:
+        if data.sampled:
             out.append(RolloutSource(name, number, prompts, mine, recipe, tokenizer, sampler, scorer, journal))
         else:
             bank = checked.banks.get(name, Bank({}, ()))

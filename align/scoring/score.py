@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from align.config.recipe import RewardFunction, RewardLimits
@@ -15,6 +16,12 @@ from align.scoring.worker import RewardError, Worker
 def text_of(prompt: Prompt, text: str) -> Any:
     """A response as reward functions get it: text, or of a conversation a list with one assistant message."""
     return [{"role": "assistant", "content": text}] if prompt.conversational else text
+
+
+def completion_of(prompt: Prompt, response: Response, text: str) -> Any:
+    """A response as reward functions get it; an episode of a conversation is the list of its messages."""
+    whole = response.episode and prompt.conversational
+    return response.episode.messages if whole else text_of(prompt, text)
 
 
 def score_rows(
@@ -73,13 +80,14 @@ def fit(rewards: Sequence[RewardFunction], values: Mapping[str, Sequence[Value]]
 
 def arguments_of(prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str]) -> Arguments:
     """The arguments that TRL passes to reward functions, the columns of the data among them."""
-    columns = {name for prompt in prompts for name in prompt.columns}
+    columns, played = {name for prompt in prompts for name in prompt.columns}, [r.episode for r in responses]
     return {
         **{name: [prompt.columns.get(name) for prompt in prompts] for name in columns},
         "prompts": [prompt.prompt for prompt in prompts],
-        "completions": [text_of(p, text) for p, text in zip(prompts, texts, strict=True)],
+        "completions": [completion_of(*row) for row in zip(prompts, responses, texts, strict=True)],
         "completion_ids": [response.ids for response in responses],
         "truncated": [response.truncated for response in responses],
+        **({"environments": [SimpleNamespace(**one.attributes) for one in played]} if all(played) else {}),
     }
 
 

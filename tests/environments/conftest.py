@@ -7,7 +7,6 @@ import pytest
 from align.environments.contract import Environment, Limits
 from align.environments.nursery import Nursery, ask
 
-
 os.environ["NAP_S"] = f"300.{os.getpid()}"  # of the programs that instances of this session start
 
 

@@ -19,14 +19,12 @@ from align.scoring.worker import RewardError
 def sampled_by(process, asked):
     """What one process keeps of five prompts; appends (prompts, seeds) that its engine was asked for to `asked`."""
 
-    def generate(prompts, *, n, temperature, max_tokens, seeds):
+    def generate(prompts, *, n, max_tokens, seeds):
         asked.append(([prompt[0] for prompt in prompts], seeds))
         return [[Response([prompt[0]], [-1.0], False)] * n for prompt in prompts]
 
     prompts = [Prompt([i], str(i), str(i), {}) for i in range(5)]
-    found = rollouts.sample(
-        prompts, SimpleNamespace(generate=generate), process, n=2, temperature=1.0, max_tokens=1, draw=Draw(0, 0, 0)
-    )
+    found = rollouts.sample(prompts, generate, process, n=2, max_tokens=1, draw=Draw(0, 0, 0))
     assert all(response.ids == prompt.ids == [group] for group, _, prompt, response in found)
     return [(group, index) for group, index, *_ in found]
 
@@ -71,7 +69,9 @@ def test_a_reward_that_fails_is_told_once_by_name_with_its_share(monkeypatch, tm
         SimpleNamespace(reward=RewardFunction(name, "", 1.0), log=tmp_path / f"{name}.log" if name == "r" else None)
         for name in ("r", "s")
     ]
-    experiment = SimpleNamespace(recipe=SimpleNamespace(reward_limits=limits))
+    experiment = SimpleNamespace(
+        recipe=SimpleNamespace(reward_limits=limits), rewards=[worker.reward for worker in workers]
+    )
     scorer = Scorer(workers, experiment, None, told.append)
     scorer.gather([rollout(0, 0, 1.0)])
     assert told == []
@@ -87,7 +87,8 @@ def test_a_reason_is_told_on_one_line_and_acts_on_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     why = "\n".join(["E: x", "step 5/5  reward 1.00", *ESCAPES.values()])
     worker = SimpleNamespace(reward=RewardFunction("r", "", 1.0), log=None)
-    experiment = SimpleNamespace(recipe=SimpleNamespace(reward_limits=RewardLimits(max_failed=1.0)))
+    limits = SimpleNamespace(reward_limits=RewardLimits(max_failed=1.0))
+    experiment = SimpleNamespace(recipe=limits, rewards=[worker.reward])
     row = replace(rollout(0, 0, 1.0), reward=None, failed={"r": why})
     Scorer([worker], experiment, None, say).gather([row])
     told = capsys.readouterr().out

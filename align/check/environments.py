@@ -1,0 +1,221 @@
+"""Try environments before a run: begin an episode on rows of the data, answer as no model did, and end it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from align.check.rewards import HOSTILE, PLACEHOLDER, ROWS, Trial
+from align.check.survey import Survey
+from align.config.environment_keys import Environment as EnvironmentKeys
+from align.config.problems import nearest
+from align.config.recipe_file import KeyPath
+from align.data.prompts import DataError, Episode, Prompt
+from align.data.templates import append_only, heard, response_schema_problem
+from align.data.tokenise import opened
+from align.environments.contract import Call, Description, Finish, Observation, Opening, Outcome, Reply, Start
+from align.environments.nursery import EnvironmentFailed, Nursery, ask
+from align.rollout.environments import nursery, row_of
+from align.system.failure import Failure
+
+SEED = 0  # of the episodes that are tried
+
+
+@dataclass
+class _Tried:
+    """One environment of the recipe, and what was found."""
+
+    found: Survey
+    name: str
+    keys: EnvironmentKeys
+    rows: Sequence[Prompt]  # that choose it
+    problems: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    episode: Episode | None = None  # the first one, for rewards
+
+    def key(self, *names: str) -> KeyPath:
+        """Where the recipe has a key of the environment."""
+        several = isinstance(self.found.experiment.recipe.environment, dict)
+        return ("environment", *([self.name] if several else []), *names)
+
+    def wrong(self, what: str, *names: str) -> None:
+        """Note a problem at a key of the environment."""
+        self.problems.append(self.found.experiment.file.problem(self.key(*(names or ("name",))), what))
+
+    def doubtful(self, what: str) -> None:
+        """Note what breaks off single episodes."""
+        self.doubts.append(self.found.experiment.file.problem(self.key("name"), f"environment {self.name!r}: {what}"))
+
+
+def try_environments(found: Survey, rows: Sequence[Prompt]) -> tuple[dict[str, Trial], dict[str, Episode]]:
+    """({environment: its trial}, {environment: an episode of it}); without rows each is only loaded."""
+    recipe, problems = found.experiment.recipe, _column_problems(found, rows)
+    sections = recipe.environments()
+    chosen = {name: rows if len(sections) == 1 else _choosing(rows, name) for name in sections}
+    trials, episodes = {}, {}
+    with ExitStack() as held:
+        made = {name: held.enter_context(closing(nursery(name, keys))) for name, keys in sections.items()}
+        for name, keys in sections.items():
+            tried = _Tried(found, name, keys, chosen[name], problems)
+            problems = []  # those of rows stand with the first environment
+            try:
+                _try(tried, made[name], made[name].wait())
+            except EnvironmentFailed as error:
+                tried.wrong(str(error))
+            means = {"scripted replies": sum(tried.rewards) / len(tried.rewards)} if tried.rewards else {}
+            trials[name] = Trial(tuple(dict.fromkeys(tried.problems)), tuple(dict.fromkeys(tried.doubts)), means)
+            episodes |= {name: tried.episode} if tried.episode else {}
+    return trials, episodes
+
+
+def _choosing(rows: Sequence[Prompt], name: str) -> list[Prompt]:
+    return [row for row in rows if row.columns.get("environment") == name]
+
+
+def _column_problems(found: Survey, rows: Sequence[Prompt]) -> list[str]:
+    """Rows that choose no environment, where there are several."""
+    recipe = found.experiment.recipe
+    if not isinstance(recipe.environment, dict):
+        return []
+    names = list(recipe.environments())
+    wrong = [row for row in rows if row.columns.get("environment") not in names]
+    if not wrong:
+        return []
+    given = wrong[0].columns.get("environment")
+    what = f"{len(wrong)} of {len(rows)} rows choose none of them by their column 'environment', the first by {given!r}"
+    return [found.experiment.file.problem(("environment",), f"{what}; {nearest(str(given), names)}")]
+
+
+def _try(tried: _Tried, made: Nursery, offers: Description) -> None:
+    """Try an environment that is loaded."""
+    tokenizer, correct = tried.found.tokenizer, tried.found.experiment.correct
+    if offers.contract == "tools" and not offers.scores and correct and correct.reward == tried.name:
+        what = f"{offers.name} has no get_reward, so nothing is ever correct; write correct: {{reward: ...}}"
+        tried.wrong(what)
+    if not tried.rows or tokenizer is None:
+        return
+    _template(tried, tokenizer, offers)
+    if tried.problems:
+        return
+    replies = [_reply(offers), *([Reply(text) for text in HOSTILE] if offers.contract == "text" else [])]
+    for number, row in enumerate(tried.rows[:ROWS]):
+        for reply in replies if number == 0 else replies[:1]:
+            _episode(tried, made, offers, row, reply)
+            if tried.problems:
+                return
+
+
+def _template(tried: _Tried, tokenizer: PreTrainedTokenizerBase, offers: Description) -> None:
+    """Note what of the chat template does not go with episodes, or with tools."""
+    talking = all(row.conversational for row in tried.rows)
+    if not talking and offers.contract == "tools":
+        tried.wrong("a prompt is text, and tools need a conversation; write prompts as lists of messages")
+        return
+    if not talking:
+        return
+    why = response_schema_problem(tokenizer) if offers.contract == "tools" else None
+    if why := why or append_only(tokenizer, offers.tools, tried.rows[0].variables):
+        tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), why))
+
+
+def _reply(offers: Description) -> Reply:
+    """A reply as no model wrote it: one call of each tool, and one of a tool that does not exist."""
+    if offers.contract == "text":
+        return Reply(PLACEHOLDER)
+    functions = [tool["function"] for tool in offers.tools]
+    made = [Call(f["name"], _arguments(f.get("parameters", {}).get("properties", {}))) for f in functions]
+    return Reply("", (*made, Call("no_such_tool", {}), *(Call(call.name, [1]) for call in made[:1])))
+
+
+def _arguments(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the types that a tool's schema asks for."""
+    plain = {"integer": 1, "number": 1.0, "boolean": True, "array": [], "object": {}}
+    return {
+        name: schema["enum"][0] if schema.get("enum") else plain.get(str(schema.get("type")), "1")
+        for name, schema in properties.items()
+    }
+
+
+def _episode(tried: _Tried, made: Nursery, offers: Description, row: Prompt, reply: Reply) -> None:
+    """Begin twice, reply once, end; note what fails."""
+    several = len(tried.found.experiment.recipe.environments()) > 1
+    start, one = Start(row_of(row, several), SEED), made.instance(0)
+    [opening], [again] = ask([(one, start)]), ask([(one, start)])
+    where = f"on the row {row.text[-80:]!r}"
+    for found in (opening, again):
+        if isinstance(found, Failure):
+            tried.wrong(f"environment {tried.name!r}: reset failed {where}: {found.why}")
+            return
+    if opening.text != again.text:
+        what = "reset says something else at the same seed, so the episodes of a group would not begin alike"
+        tried.wrong(f"environment {tried.name!r}: {what}; take random numbers from `random` or `numpy.random`")
+        return
+    prompt = _open(tried, offers, row, opening)
+    [answer] = ask([(one, reply)])
+    if isinstance(answer, Failure):
+        what = f"step failed {where}, on the reply {reply.text[:80]!r}: {answer.why}"
+        if reply.text == PLACEHOLDER or reply.calls:
+            tried.wrong(f"environment {tried.name!r}: {what}")
+        else:
+            tried.doubtful(what)
+        return
+    if prompt:
+        _budget(tried, prompt, answer)
+    [outcome] = ask([(one, Finish())])
+    if isinstance(outcome, Failure):
+        tried.wrong(f"environment {tried.name!r}: get_reward failed {where}: {outcome.why}")
+        return
+    earned = answer.reward if offers.contract == "text" else outcome.reward
+    tried.rewards += [] if earned is None else [earned]
+    tried.episode = tried.episode or _as_episode(tried.name, reply, answer, outcome)
+
+
+def _open(tried: _Tried, offers: Description, row: Prompt, opening: Opening) -> Prompt | None:
+    """The opened prompt; None, and a problem, where it cannot be or is too long."""
+    recipe, tokenizer = tried.found.experiment.recipe, tried.found.tokenizer
+    limit = max(source.max_prompt_tokens for source in recipe.sources().values())
+    try:
+        prompt = opened(row, opening.text, offers.tools, tokenizer)
+    except DataError as error:
+        tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), str(error)))
+        return None
+    if len(prompt.ids) > limit:
+        what = f"with its tools and what reset says the prompt has {len(prompt.ids)} tokens, and data.max_prompt_tokens"
+        tried.wrong(f"environment {tried.name!r}: {what} is {limit}; raise it or shorten the texts")
+        return None
+    return prompt
+
+
+def _budget(tried: _Tried, prompt: Prompt, answer: Observation) -> None:
+    """Note a budget that what the environment says uses up."""
+    sampling, tokenizer = tried.found.experiment.recipe.sampling, tried.found.tokenizer
+    if answer.ended or tried.keys.max_turns == 1:
+        return
+    said = [{"role": m.role, **({"name": m.name} if m.name else {}), "content": m.content} for m in answer.messages]
+    text = "".join(message["content"] for message in said)
+    if prompt.conversational:
+        try:
+            text = heard(tokenizer, said, ends=tried.found.ends, variables=prompt.variables)
+        except ValueError as error:
+            tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), str(error)))
+            return
+    tokens, turn = len(tokenizer(text, add_special_tokens=False)["input_ids"]), sampling.max_turn_tokens or 1
+    if turn + tokens >= sampling.max_response_tokens:
+        what = (
+            f"{sampling.max_response_tokens} tokens hold one turn ({turn}) and what the environment answered ({tokens})"
+        )
+        fix = "raise it, or lower sampling.max_turn_tokens"
+        key = ("sampling", "max_response_tokens")
+        tried.problems.append(tried.found.experiment.file.problem(key, f"{what}, and no second turn; {fix}"))
+
+
+def _as_episode(name: str, reply: Reply, answer: Observation, outcome: Outcome) -> Episode:
+    """The episode that was tried, as rewards get it."""
+    messages = [{"role": "assistant", "content": reply.text}]
+    messages += [{"role": message.role, "content": message.content} for message in answer.messages]
+    return Episode(name, answer.ended or "max_turns", messages, outcome.reward, attributes=outcome.attributes)

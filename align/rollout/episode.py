@@ -1,0 +1,124 @@
+"""An episode under way: its tokens only grow, by what the policy says and by what its environment answers.
+
+What was sampled is never tokenised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from align.data.prompts import POLICY, Ended, Episode, Prompt, Response, Turn
+from align.data.templates import heard, parse_reply
+from align.data.turns import hash_of
+from align.environments.contract import Observation, Outcome, Reply
+from align.environments.nursery import Instance
+from align.rollout.environments import Environment, Environments
+
+
+@dataclass
+class Live:
+    """One episode."""
+
+    group: int
+    index: int
+    prompt: Prompt
+    environment: Environment
+    instance: Instance
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    anchor: str | None = None  # name of the state before the next turn, where the environment names it
+    rewards: list[float] = field(default_factory=list)  # of turns, before the weight
+    outcome: Outcome | None = None
+    success: bool | None = None
+    calls: int = 0
+    failed_calls: int = 0
+    ended: Ended | None = None
+    why: str | None = None
+
+    def fail(self, where: str, why: str) -> None:
+        """Break off: the episode takes no part."""
+        self.ended, self.why = "failed", f"{where}: {why}"
+
+    def say(self, response: Response, tokenizer: PreTrainedTokenizerBase) -> Reply:
+        """Append what the policy said in a turn; the reply that the environment gets."""
+        start, offers = len(self.ids), self.environment.offers
+        state = None if self.anchor is None else hash_of(self.anchor)
+        text = tokenizer.decode(response.ids, skip_special_tokens=False)
+        if offers.contract == "tools":
+            reply = Reply(*parse_reply(tokenizer, response.ids, [*self.prompt.ids, *self.ids], offers.tools))
+        else:
+            reply = Reply(tokenizer.decode(response.ids, skip_special_tokens=True))
+        self.ids += response.ids
+        self.logprobs += response.logprobs
+        self.turns.append(Turn(POLICY, start, len(self.ids), text, state=state))
+        called = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in reply.calls]
+        self.messages.append({"role": POLICY, "content": reply.text, **({"tool_calls": called} if called else {})})
+        return reply
+
+    def hear(self, answer: Observation, environments: Environments) -> None:
+        """Take in what the environment answered: append it for the next turn, or end the episode."""
+        keys, budget = self.environment.keys, environments.sampling.max_response_tokens
+        if answer.reward is not None:
+            self.rewards.append(answer.reward)
+            self.turns[-1] = replace(self.turns[-1], reward=keys.weight * answer.reward)
+        said = [{"role": m.role, **({"name": m.name} if m.name else {}), "content": m.content} for m in answer.messages]
+        self.messages += said
+        self.calls += answer.calls
+        self.failed_calls += answer.failed_calls
+        self.anchor = answer.anchor
+        self.success = self.success if answer.success is None else answer.success
+        if answer.ended:
+            self.ended = answer.ended
+        elif sum(turn.role == POLICY for turn in self.turns) == keys.max_turns:
+            self.ended = "max_turns"
+        elif len(self.ids) == budget:
+            self.ended = "budget"
+        else:
+            self._append(said, environments.tokenizer, environments.ends, budget)
+
+    def _append(
+        self, said: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], budget: int
+    ) -> None:
+        """Append the tokens of what the environment said; where no token of a turn would fit behind them, end instead.
+
+        A turn that was cut has its end token put in, which the policy did not choose.
+        """
+        text = "".join(message["content"] for message in said)
+        if self.prompt.conversational:
+            try:
+                text = heard(tokenizer, said, ends=ends, variables=self.prompt.variables)
+            except ValueError as error:
+                self.fail("step", f"the chat template does not take what it said: {error}")
+                return
+            text = text if self.ids[-1] in ends else tokenizer.eos_token + text
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(self.ids) + len(ids) >= budget:
+            self.ended = "budget"
+            return
+        self.turns.append(Turn(said[-1]["role"], len(self.ids), len(self.ids) + len(ids), text))
+        self.ids += ids
+        self.logprobs += [0.0] * len(ids)
+
+    def response(self) -> Response:
+        """The episode as a response."""
+        earned = self.outcome.reward if self.outcome else None
+        reward = sum(self.rewards) if self.rewards else earned
+        episode = Episode(
+            environment=self.environment.name,
+            ended=self.ended,
+            messages=self.messages,
+            reward=None if self.why else reward,
+            success=self.success,
+            calls=self.calls,
+            failed_calls=self.failed_calls,
+            attributes=self.outcome.attributes if self.outcome else {},
+            why=self.why,
+        )
+        cut = self.ended in ("budget", "truncated")
+        return Response(self.ids, self.logprobs, cut, tuple(self.turns), episode)
