@@ -103,6 +103,8 @@ def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
     if accelerator.is_main_process and found.launch.hardware.is_gpu and not problems:
         for note in summary.too_large(found, summary.setup(found)):  # an estimate that nobody measured ends no run
             accelerator.print(f"note: {note}")
+    for note in found.notes:
+        accelerator.print(f"note: {for_terminal(scrub(note, experiment.file.data))}")
     for trial in try_rewards(found).values() if accelerator.is_main_process else ():
         problems += trial.problems
         for note in trial.notes:

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from align.check import model_files
 from align.check.defaults import fill_defaults
 from align.check.survey import Survey
+from align.check.templates import check_planned, survey_start, survey_template
 from align.config.model_keys import Adapter
 from align.config.recipe_file import read
 from align.model.adapter_files import check_base_name, filled, guide_adapter, is_adapter, start_folder
@@ -47,6 +48,7 @@ def survey_policy(found: Survey) -> None:
     if found.tokenizer and found.config and found.ends:
         checked = (found.tokenizer, found.config, found.ends, found.path)
         found.attempt(model_files.check_tokenizer, *checked, key=key)
+    survey_template(found)
     if recipe.model.adapter:
         _survey_adapter(found, recipe.model.adapter, here)
     if found.config and recipe.sampling and recipe.optim and recipe.run and recipe.eval:
@@ -81,10 +83,12 @@ def _survey_adapter(found: Survey, adapter: Adapter, here: bool) -> None:
     if start in found.experiment.stage_recipes and not Path(start).exists():
         found.missing_stages.append(f"{start}: not there yet; first run {found.experiment.stage_recipes[start]}")
         adapter = found.attempt(_planned, adapter, found.experiment.stage_recipes[start], key=key) or adapter
+        found.attempt(check_planned, found, found.experiment.stage_recipes[start], key=key)
     elif start:
         folder = found.attempt(start_folder, start, key=key)
         if folder and found.attempt(_over_this_base, folder, found, here, key=key):
             adapter = found.attempt(filled, adapter, folder, key=key) or adapter
+            found.attempt(survey_start, found, folder, key=key)
     if start and recipe.run and Path(start).resolve().is_relative_to(Path(recipe.run.out).resolve()):
         what = f"{start}, from which the run goes on, stands in it; name another folder"
         found.problems.append(found.experiment.file.problem(("run", "out"), what))
@@ -133,7 +137,8 @@ def _planned(adapter: Adapter, stage: str) -> Adapter:
 def first_model(found: Survey, name: str) -> str | None:
     """The model itself, or where the recipe that makes it has not run yet, the model that this one starts from.
 
-    None where nothing is known. Stages that are missing are noted in the survey.
+    None where nothing is known. Stages that are missing are noted in the survey, and the chat template that the policy
+    will have of them.
     """
     followed = set()
     stage_recipes = dict(found.experiment.stage_recipes)
@@ -141,7 +146,9 @@ def first_model(found: Survey, name: str) -> str | None:
         followed.add(name)
         found.missing_stages.append(f"{name}: not there yet; first run {stage_recipes[name]}")
         model = read(stage_recipes[name]).data.get("model")
-        policy = model.get("policy") if isinstance(model, dict) else None
+        model = model if isinstance(model, dict) else {}
+        policy, template = model.get("policy"), model.get("chat_template")
+        found.staged_template = found.staged_template or (template if isinstance(template, str) else None)
         if isinstance(policy, dict) and isinstance(policy.get("from"), str) and Path(policy["from"]).is_file():
             run = read(policy["from"]).data.get("run")
             if not isinstance(run, dict) or not isinstance(run.get("out"), str):

@@ -76,8 +76,15 @@ def model(found: Survey) -> dict[str, Any]:
         "trained": sum(p.numel() for p in parameters if p.requires_grad),
         "end_tokens": tokenizer.convert_ids_to_tokens(found.ends),
         "pad_token": tokenizer.pad_token,
-        "chat_template": tokenizer.chat_template is not None,
+        "chat_template": template(found),
     }
+
+
+def template(found: Survey) -> str:
+    """Which chat template makes the prompts."""
+    if named := found.experiment.recipe.model.chat_template or found.staged_template:
+        return named
+    return "none" if found.tokenizer.chat_template is None else "the tokenizer's own"
 
 
 def lengths(source: Any, data: Data) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def passes(found: Survey) -> dict[str, dict[str, list[str]]]:
 
 def notes(found: Survey) -> list[str]:
     """Settings that would run, and may not be what was meant."""
-    out, recipe, processes = list(found.missing_stages), found.experiment.recipe, found.launch.processes
+    out, recipe, processes = [*found.missing_stages, *found.notes], found.experiment.recipe, found.launch.processes
     out += _gpus_here(found)
     if found.missing_stages:
         out.append(f"until then tokens are counted with {found.path}, and banks are not looked at")

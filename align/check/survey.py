@@ -35,6 +35,8 @@ class Survey:
     problems: list[str] = field(default_factory=list)
     chosen: list[Choice] = field(default_factory=list)  # values of keys that the recipe leaves open
     missing_stages: list[str] = field(default_factory=list)  # models that another recipe must train first
+    notes: list[str] = field(default_factory=list)  # what would run, and may not be what was meant
+    staged_template: str | None = None  # model.chat_template of the recipe that must make the policy first
     path: str | None = None  # folder with the policy's configuration and tokenizer; of a hub name without weights
     tokenizer: PreTrainedTokenizerBase | None = None
     ends: list[int] | None = None  # ids of the tokens that end a response

@@ -18,7 +18,10 @@ from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
 
 # Keys with which it is another run: its checkpoints do not fit, or its batches are others from the first one on.
-SAME = ("model.policy", "model.dtype", "model.quantize", "model.adapter", "optim.optimizer", "run.seed")
+SAME = (
+    *("model.policy", "model.chat_template", "model.dtype", "model.quantize", "model.adapter"),
+    *("optim.optimizer", "run.seed"),
+)
 
 ENTRY = re.compile(r"# from step (\d+) on: .+")
 
@@ -77,7 +80,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def check_same(where: Path, changed: Iterable[Change]) -> None:
     """Raise `CheckpointError` where changed keys make it another run than the one in the folder `where`."""
     others = [change for change in changed if any(f"{change.key}.".startswith(f"{key}.") for key in SAME)]
-    others = [change for change in others if not _one_folder(change)]
+    others = [change for change in others if not _one_place(change)]
     if others:
         what = "; ".join(map(str, others))
         fix = "resume with the recipe that wrote it, or start anew without --resume and run.resume"
@@ -95,10 +98,11 @@ def history(folder: Path, step: int, changed: Sequence[Change]) -> list[str]:
     return [line for first, line in found if first <= step] + [f"# from step {step + 1} on: {c}" for c in changed]
 
 
-def _one_folder(change: Change) -> bool:
-    """Whether a model is named otherwise and is the same folder."""
-    names = (change.was, change.now)
-    if change.key != "model.policy" or not all(isinstance(name, str) and Path(name).is_dir() for name in names):
+def _one_place(change: Change) -> bool:
+    """Whether a model or a chat template is named otherwise and is the same folder or file."""
+    places, names = {"model.policy": Path.is_dir, "model.chat_template": Path.is_file}, (change.was, change.now)
+    is_there = places.get(change.key)
+    if is_there is None or not all(isinstance(name, str) and is_there(Path(name)) for name in names):
         return False
     return Path(change.was).samefile(change.now)
 

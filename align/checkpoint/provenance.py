@@ -17,6 +17,7 @@ import psutil
 from align.config.compose import with_defaults
 from align.config.experiment import Experiment
 from align.config.redact import redact
+from align.model import chat_template
 from align.model.locate import fingerprint
 
 PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_][\w.]*")  # module:function
@@ -30,14 +31,18 @@ def resolved(experiment: Experiment) -> dict:
 
 
 def decided(experiment: Experiment) -> dict:
-    """Everything that decides the weights: the recipe, and hashes of the files of the functions that it names.
+    """Everything that decides the weights: the recipe, and hashes of the files that it names: of functions, of the chat
+    template, of the adapter that it goes on from.
 
     It holds the recipe's secrets: hash it, do not write it.
     """
     whole = _whole(experiment)
     files = {name: file for name in sorted(set(_modules(whole))) if (file := _file(name))}
     hashes = {"files": {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()}}
-    adapter = experiment.recipe.model.adapter
+    model = experiment.recipe.model
+    adapter = model.adapter
+    if model.chat_template:
+        hashes["chat_template"] = sha256(chat_template.read(model.chat_template).encode()).hexdigest()
     if adapter and adapter.start:
         hashes["start"] = fingerprint(adapter.start)
     return {**whole, **hashes}

@@ -23,7 +23,8 @@ from align.learner.support import packs
 from align.model import layouts
 from align.model.adapter_files import guide_adapter, is_adapter, start_adapter
 from align.model.adapters import guide_model
-from align.model.load import end_tokens, load_config, load_model, load_tokenizer
+from align.model.chat_template import policy_tokenizer
+from align.model.load import end_tokens, load_config, load_model
 from align.model.locate import locate
 from align.model.policy import Policy, read_tokens
 from align.rollout import rollouts
@@ -44,7 +45,7 @@ def annotate(experiment: Experiment) -> list[Path]:
     check_stages(experiment)
     set_threads()
     path = locate(recipe.model.policy)
-    tokenizer = load_tokenizer(path)
+    tokenizer = policy_tokenizer(path, recipe.model.chat_template)
     ends = end_tokens(path, tokenizer)
     layout = layouts.layout_on(here().kind, layouts.choose(recipe.optim.layout, load_config(path)))
     batches = {}

@@ -20,7 +20,7 @@ import align
 
 # {section: keys whose value may be a path of a file or folder to read}
 PATHS = {
-    "model": {"policy", "guide", "from"},
+    "model": {"policy", "chat_template", "guide", "from"},
     "data": {"prompts", "pairs", "bank", "eval_prompts"},
     "run": {"resume"},
 }

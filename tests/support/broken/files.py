@@ -312,6 +312,48 @@ MODELS = [
         r"prompts\.jsonl: row 1: .*chat template refuses",
         "change the messages, or data.system",
     ),
+    (
+        "a template that TRL does not ship",
+        put("model.chat_template", "trl:qwen2.5"),
+        AT + r"model\.chat_template: trl:qwen2\.5: TRL ships no template of this name",
+        "did you mean 'qwen2_5'",
+    ),
+    (
+        "a template's file that is not there",
+        lambda bench: (bench.write("own.jinja", "x"), bench.put("model.chat_template", "owm.jinja")),
+        AT + r"model\.chat_template: owm\.jinja: no such file",
+        "did you mean 'own.jinja'.*write trl:NAME",
+    ),
+    (
+        "a folder for a template",
+        put("model.chat_template", "model"),
+        AT + r"model\.chat_template: model: cannot be read as text",
+        "name a .jinja file",
+    ),
+    (
+        "a template that is no Jinja",
+        lambda bench: (
+            bench.write("own.jinja", "{% for m in messages %}\n{{ m.content }\n{% endfor %}"),
+            bench.put("model.chat_template", "own.jinja"),
+        ),
+        AT + r"model\.chat_template: own\.jinja: line 2: is no Jinja",
+        "mend it there",
+    ),
+    (
+        "a template that fails on a question",
+        lambda bench: (
+            bench.write("own.jinja", "{{ messages[5].content }}"),
+            bench.put("model.chat_template", "own.jinja"),
+        ),
+        AT + r"model\.chat_template: own\.jinja: cannot write a conversation of user: UndefinedError",
+        "mend it",
+    ),
+    (
+        "a template that leaves out the question",
+        lambda bench: (bench.write("own.jinja", "hello"), bench.put("model.chat_template", "own.jinja")),
+        AT + r"model\.chat_template: own\.jinja: leaves out what the user says",
+        "name the template of a text model",
+    ),
     ("targets", put("model.adapter.targets", ["query"]), AT + r"model\.adapter\.targets", "query"),
     (
         "head as a target",
