@@ -24,6 +24,8 @@ from align.system.failure import Failure
 
 SEED = 0  # of the episodes that are tried
 
+LONG_TOKEN = 8  # characters; no turn is longer than so many for each of its tokens
+
 
 @dataclass
 class _Tried:
@@ -97,16 +99,18 @@ def _try(tried: _Tried, made: Nursery, offers: Description) -> None:
     if offers.contract == "tools" and not offers.scores and correct and correct.reward == tried.name:
         what = f"{offers.name} has no get_reward, so nothing is ever correct; write correct: {{reward: ...}}"
         tried.wrong(what)
-    if not tried.rows or tokenizer is None:
+    if not tried.rows or tokenizer is None or tried.found.experiment.recipe.sampling is None:
         return
     _template(tried, tokenizer, offers)
     if tried.problems:
         return
-    replies = [_reply(offers), *([Reply(text) for text in HOSTILE] if offers.contract == "text" else [])]
+    sampling = tried.found.experiment.recipe.sampling
+    most = LONG_TOKEN * (sampling.max_turn_tokens or sampling.max_response_tokens)
+    replies = [_reply(offers), *([Reply(text[:most]) for text in HOSTILE] if offers.contract == "text" else [])]
     for number, row in enumerate(tried.rows[:ROWS]):
         for reply in replies if number == 0 else replies[:1]:
             _episode(tried, made, offers, row, reply)
-            if tried.problems:
+            if tried.problems or tried.doubts:
                 return
 
 
@@ -204,8 +208,11 @@ def _budget(tried: _Tried, prompt: Prompt, answer: Observation) -> None:
         except ValueError as error:
             tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), str(error)))
             return
-    tokens, turn = len(tokenizer(text, add_special_tokens=False)["input_ids"]), sampling.max_turn_tokens or 1
-    if turn + tokens >= sampling.max_response_tokens:
+    tokens, turn = (
+        len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
+        sampling.max_turn_tokens or 1,
+    )
+    if turn <= sampling.max_response_tokens <= turn + tokens:
         what = (
             f"{sampling.max_response_tokens} tokens hold one turn ({turn}) and what the environment answered ({tokens})"
         )

@@ -30,7 +30,7 @@ class Worker:
     """
 
     def __init__(self, reward: RewardFunction, limits: RewardLimits, log: Path | None = None):
-        self.reward, self.limits = reward, limits
+        self.reward, self.limits, self.log = reward, limits, log
         self._server = Server("align.scoring.process", lambda: pickle.dumps((self.reward, self.limits)), READY, log)
         self._asked: Failure | tuple[int, float] | None = None  # why it was not sent, or (rows, when it is too late)
         self._start()

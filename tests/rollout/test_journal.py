@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from support.episodes import environments, played, prompt
 
 from align.data.prompts import Prompt, Response
 from align.rollout.journal import Call, Journal
@@ -45,6 +46,18 @@ def test_rollouts_come_back_bit_for_bit(journal):
     rollouts = again.scored(CALL, sampled(), never)
     assert rollouts == scored(sampled())
     assert all(rollout.prompt is PROMPTS[rollout.group] for rollout in rollouts)
+
+
+def test_episodes_come_back_with_the_prompt_that_their_environment_opened(tmp_path):
+    rows = [prompt("a "), prompt("b ")]
+    with environments(Guess={"max_turns": 2}) as found:
+        episodes, _ = played(rows, lambda *_: "7", found, n=2)
+        broken, _ = played(rows, lambda call, _: ["7", "raise"][call], found, n=2)
+    for number, made in enumerate((episodes, broken)):
+        call = Call(number, 0, 0, 0)
+        assert Journal(tmp_path, LINEAGE).sampled(call, rows, lambda made=made: made) == made
+        again = Journal(tmp_path, LINEAGE).sampled(call, rows, never)
+        assert again == made and again[0][2].text != rows[0].text
 
 
 def flip(path):

@@ -33,6 +33,9 @@ class Engine:
     def __init__(self, plan):
         self.plan, self.asked, self.settings = plan, [], {"temperature": 1.0, "max_tokens": 1}
 
+    def forget(self):
+        pass
+
     def generate(self, prompts, *, n, temperature, max_tokens, seeds):
         self.asked.append([prompt[0] for prompt in prompts])
         return [[Response([int(right)], [-1.0], False) for right in self.plan[prompt[0]]] for prompt in prompts]

@@ -222,3 +222,41 @@ def made(high):
 
 
 NUMBER = 3
+
+
+class Random(Guess):
+    """Begins otherwise at the same seed."""
+
+    def reset(self, **row):
+        return os.urandom(8).hex(), {}
+
+
+class Breaks(Guess):
+    def reset(self, **row):
+        raise ValueError("broken")
+
+
+class Long(Guess):
+    def reset(self, **row):
+        return "word " * 100, {}
+
+
+class Talks(Guess):
+    def step(self, action):
+        return "word " * 100, 0.0, False, False, {}
+
+
+class Fragile(Guess):
+    """Looks at the first word of a reply."""
+
+    def step(self, action):
+        return action.split()[0], 0.0, False, False, {}
+
+
+def reads_environment(completions, environments, **columns):
+    assert all(messages[-1]["role"] == "assistant" for messages in completions)
+    return [float(environment.turns) for environment in environments]
+
+
+def takes_no_environments(completions, prompts, completion_ids, truncated, seed):
+    return [0.0] * len(completions)
