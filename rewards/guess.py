@@ -44,7 +44,7 @@ class Guess:
             self.last = min(self.last, guess - 1)
         else:
             self.first = max(self.first, guess + 1)
-        hint = f"No, it is {'lower' if lower else 'higher'} than {guess}."
+        hint = f"{'Lower' if lower else 'Higher'} than {guess}."
         return hint, self.allowed if fits else 0.0, False, False, self._info(False)
 
     def _info(self, found: bool) -> dict:

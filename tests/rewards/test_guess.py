@@ -21,13 +21,13 @@ def game(secret, **rules):
 def test_hints_and_what_a_guess_earns():
     one = game(6)
     assert one.step("4") == (
-        "No, it is higher than 4.",
+        "Higher than 4.",
         0.1,
         False,
         False,
         {"success": False, "anchor": "5-8"},
     )
-    assert one.step("I guess 3!")[:2] == ("No, it is higher than 3.", 0.0)  # the hints exclude it
+    assert one.step("I guess 3!")[:2] == ("Higher than 3.", 0.0)  # the hints exclude it
     assert one.step("8.")[1] == 0.1
     assert one.step("dunno") == ("Say a number from 1 to 8.", 0.0, False, False, {"success": False, "anchor": "5-7"})
     assert one.step("6 or 7") == ("Yes!", 1.0, True, False, {"success": True, "anchor": "5-7"})
@@ -41,7 +41,7 @@ def test_what_is_no_number_tells_nothing(reply):
 
 def test_a_number_out_of_range_is_no_guess_that_the_hints_allow():
     one = game(4)
-    assert one.step("9")[:2] == ("No, it is lower than 9.", 0.0) and (one.first, one.last) == (1, 8)
+    assert one.step("9")[:2] == ("Lower than 9.", 0.0) and (one.first, one.last) == (1, 8)
 
 
 def test_the_episodes_seed_decides_and_all_numbers_are_asked_for():
