@@ -24,6 +24,8 @@ from align.system.failure import Failure
 
 SEED = 0  # of the episodes that are tried
 
+MOST = 2  # episodes that break off before no more are tried: each may take as long as its limit
+
 LONG_TOKEN = 8  # characters; no turn is longer than so many for each of its tokens
 
 
@@ -37,6 +39,7 @@ class _Tried:
     rows: Sequence[Prompt]  # that choose it
     problems: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)  # why episodes broke off
     rewards: list[float] = field(default_factory=list)
     episode: Episode | None = None  # the first one, for rewards
 
@@ -49,9 +52,12 @@ class _Tried:
         """Note a problem at a key of the environment."""
         self.problems.append(self.found.experiment.file.problem(self.key(*(names or ("name",))), what))
 
-    def doubtful(self, what: str) -> None:
-        """Note what breaks off single episodes."""
-        self.doubts.append(self.found.experiment.file.problem(self.key("name"), f"environment {self.name!r}: {what}"))
+    def judge(self) -> None:
+        """Make the first failure a problem where no episode came to its end; else a doubt, for in training such
+        episodes are masked."""
+        for what in self.broken[:1]:
+            text = self.found.experiment.file.problem(self.key("name"), f"environment {self.name!r}: {what}")
+            (self.doubts if self.episode else self.problems).append(text)
 
 
 def try_environments(found: Survey, rows: Sequence[Prompt]) -> tuple[dict[str, Trial], dict[str, Episode]]:
@@ -110,8 +116,9 @@ def _try(tried: _Tried, made: Nursery, offers: Description) -> None:
     for number, row in enumerate(tried.rows[:ROWS]):
         for reply in replies if number == 0 else replies[:1]:
             _episode(tried, made, offers, row, reply)
-            if tried.problems or tried.doubts:
-                return
+            if tried.problems or len(tried.broken) == MOST:
+                break
+    tried.judge()
 
 
 def _template(tried: _Tried, tokenizer: PreTrainedTokenizerBase, offers: Description) -> None:
@@ -148,32 +155,26 @@ def _arguments(properties: Mapping[str, Any]) -> dict[str, Any]:
 def _episode(tried: _Tried, made: Nursery, offers: Description, row: Prompt, reply: Reply) -> None:
     """Begin twice, reply once, end; note what fails."""
     several = len(tried.found.experiment.recipe.environments()) > 1
-    start, one = Start(row_of(row, several), SEED), made.instance(0)
+    start, one, prompt = Start(row_of(row, several), SEED), made.instance(0), None
     [opening], [again] = ask([(one, start)]), ask([(one, start)])
-    where = f"on the row {row.text[-80:]!r}"
-    for found in (opening, again):
-        if isinstance(found, Failure):
-            tried.wrong(f"environment {tried.name!r}: reset failed {where}: {found.why}")
-            return
-    if opening.text != again.text:
+    broken = next((("reset", found) for found in (opening, again) if isinstance(found, Failure)), None)
+    if not broken and opening.text != again.text:
         what = "reset says something else at the same seed, so the episodes of a group would not begin alike"
         tried.wrong(f"environment {tried.name!r}: {what}; take random numbers from `random` or `numpy.random`")
         return
-    prompt = _open(tried, offers, row, opening)
-    [answer] = ask([(one, reply)])
-    if isinstance(answer, Failure):
-        what = f"step failed {where}, on the reply {reply.text[:80]!r}: {answer.why}"
-        if reply.text == PLACEHOLDER or reply.calls:
-            tried.wrong(f"environment {tried.name!r}: {what}")
-        else:
-            tried.doubtful(what)
+    if not broken:
+        prompt = _open(tried, offers, row, opening)
+        [answer] = ask([(one, reply)])
+        broken = (f"step, on the reply {reply.text[:80]!r},", answer) if isinstance(answer, Failure) else None
+    if not broken:
+        [outcome] = ask([(one, Finish())])
+        broken = ("get_reward", outcome) if isinstance(outcome, Failure) else None
+    if broken:
+        call, failure = broken
+        tried.broken.append(f"{call} failed on the row {row.text[-80:]!r}: {failure.why}")
         return
     if prompt:
         _budget(tried, prompt, answer)
-    [outcome] = ask([(one, Finish())])
-    if isinstance(outcome, Failure):
-        tried.wrong(f"environment {tried.name!r}: get_reward failed {where}: {outcome.why}")
-        return
     earned = answer.reward if offers.contract == "text" else outcome.reward
     tried.rewards += [] if earned is None else [earned]
     tried.episode = tried.episode or _as_episode(tried.name, reply, answer, outcome)

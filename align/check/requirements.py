@@ -94,7 +94,8 @@ def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | 
     context = most[name] + recipe.sampling.max_response_tokens
     if limit is not None and context > limit:
         longest = max((*sources[name].train, *sources[name].held_out), key=lambda prompt: len(prompt.ids))
-        which = "data.max_prompt_tokens, which an environment may fill," if recipe.environment else "the longest prompt"
+        filled = most[name] > len(longest.ids)
+        which = "data.max_prompt_tokens, which the environment may fill up to," if filled else "the longest prompt"
         raise DataError(
             f"data: {which} ({most[name]} tokens) and sampling.max_response_tokens"
             f" ({recipe.sampling.max_response_tokens}) need {context} tokens, and the model's context has {limit};"

@@ -35,7 +35,7 @@ def test_a_healthy_one_is_no_problem_and_its_reward_is_told(play, bench):
         ({**GUESS, "args": {"hihg": 3}}, r"environment.name: .*unexpected keyword argument 'hihg'"),
         ({**GUESS, "args": {"build": "os._exit"}}, r"environment.name: .*cannot be used"),
         ({"name": "support.environments:NoReset"}, r"has no method reset"),
-        ({"name": "support.environments:Returns"}, r"step failed on the row .*The answer is 42"),
+        ({"name": "support.environments:Returns"}, r"step, on the reply .The answer is 42.., failed on the row"),
         ({"name": "support.environments:Random"}, r"reset says something else at the same seed.*`random`"),
         (
             {"name": "support.environments:Breaks"},
@@ -58,7 +58,7 @@ def test_what_would_fail_is_found_with_its_place(play, environment, problem):
 
 def test_hostile_text_that_breaks_a_step_is_a_doubt_of_single_rows(play):
     (problem,) = play({"name": "support.environments:Fragile"})
-    assert "step failed" in problem and "IndexError" in problem
+    assert "step, on the reply" in problem and "IndexError" in problem
 
 
 def test_a_budget_without_room_for_a_turn(play):

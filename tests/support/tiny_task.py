@@ -1,5 +1,9 @@
 """A task that a random character model can learn in a few steps: answer in digits."""
 
+import os
+import random
+import time
+
 
 def prompts(count=12):
     return [{"prompt": [{"role": "user", "content": f"Write {i} digits."}]} for i in range(count)]
@@ -22,6 +26,40 @@ def digits(prompts, completions, completion_ids, **columns):
     """Share of the characters that are digits."""
     texts = [completion[0]["content"] for completion in completions]
     return [sum(c.isdigit() for c in text) / max(len(text), 1) for text in texts]
+
+
+class Digits:
+    """An environment, in the contract of text: answer in digits, two or three times."""
+
+    def reset(self, seed=0, **row):
+        self.left, self.said = 2 + seed % 2, random.choice("abc")
+        return f"Digits {self.said}.", {"anchor": "start"}
+
+    def step(self, action):
+        self.left -= 1
+        share = sum(c.isdigit() for c in action) / max(len(action), 1)
+        return "More.", share, self.left == 0, False, {"success": share > 0.5, "anchor": f"{share:.1f}"}
+
+
+class Faulty(Digits):
+    """Fails in another way for each seed."""
+
+    def reset(self, seed=0, **row):
+        self.seed = seed % 8
+        if self.seed == 6:
+            raise ValueError("no start")
+        return super().reset(**row)
+
+    def step(self, action):
+        faults = {
+            1: lambda: 1 / 0,
+            2: lambda: time.sleep(1000),
+            3: lambda: os._exit(3),
+            4: lambda: ("y" * 2**21, 0.0, False, False, {}),
+            5: lambda: ("", "much", False, False, {}),
+            7: lambda: os.kill(os.getpid(), 9),
+        }
+        return faults.get(self.seed, lambda: super(Faulty, self).step(action))()
 
 
 RECIPE = """
