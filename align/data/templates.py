@@ -48,8 +48,8 @@ def heard(
     A made-up conversation is written twice, without `messages` and with them. The policy's turn in it calls the tool
     `said_call`, or none. `ends` are the texts of end tokens, `variables` those of the template.
 
-    Raises `ValueError`, with the reason in words, where the template rewrites the turn once something follows, writes no
-    end token behind it, leaves out the call, or refuses the messages.
+    Raises `ValueError`, with the reason in words, where the template rewrites the turn once something follows, writes
+    no end token behind it, leaves out the call, or refuses the messages.
     """
     spoken = [USER, _call(said_call) if said_call else {"role": POLICY, "content": SAID}]
     until = _until(_render(tokenizer, spoken, False, variables), spoken, said_call or SAID, ends)

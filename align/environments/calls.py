@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -60,11 +61,12 @@ def response_schema_problem(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Names of the templates that TRL ships with which this tokenizer's model can call tools in several turns.
+    """Names of the templates that TRL ships with which this tokenizer's model can call tools in several turns, the one
+    that writes least first.
 
     Their special tokens are single ones of its vocabulary, a turn ends with its end token, and TRL reads their calls.
     """
-    out, vocabulary = [], tokenizer.get_vocab()
+    out, vocabulary = {}, tokenizer.get_vocab()
     for name in trl_templates():
         other = copy(tokenizer)
         other.chat_template = read(f"{TRL}{name}")
@@ -73,8 +75,8 @@ def fitting(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         text = other.apply_chat_template(TALK, tools=[ADD], tokenize=False, add_generation_prompt=True)
         known = all(token in vocabulary for token in SPECIAL.findall(text))
         if known and append_only(other, [ADD], ends=[tokenizer.eos_token], variables={}) is None:
-            out.append(name)
-    return out
+            out[name] = len(text)
+    return sorted(out, key=out.get)
 
 
 def parse_reply(
@@ -91,10 +93,11 @@ def parse_reply(
         return "", ()
     try:
         found = parse_response(tokenizer, [*ids], prefix=[*prompt_ids], tools=[*tools])
-    except (LookupError, RecursionError):  # a call lacks a key; JSON is nested deeper than Python reads
+        calls = tuple(_call(call) for call in found.get("tool_calls") or ())
+        pickle.dumps(calls)  # as they travel to the environment
+    except (KeyError, RecursionError):  # a call lacks a key of the schema; JSON is nested deeper than Python reads
         return tokenizer.decode([*ids], skip_special_tokens=True), ()
-    calls = found.get("tool_calls") or ()
-    return found["content"], tuple(_call(call) for call in calls)
+    return found["content"], calls
 
 
 def _call(found: Mapping[str, Any]) -> Call:
