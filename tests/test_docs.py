@@ -23,6 +23,7 @@ from align.config.problems import paths_in
 from align.config.recipe import Recipe, RewardFunction
 from align.config.recipe_file import RecipeFile
 from align.config.rules import REPLAY
+from align.data.prompts import Episode
 from align.data.read import read_rows
 from align.data.tokenise import make_pair, make_prompt
 from align.learner.passes import PROVIDED_BY
@@ -300,6 +301,8 @@ def names_of_rollouts() -> set[str]:
     """What two responses with two rewards measure, with and without a failed one."""
     some = [replace(rollout(0, i, i + 1.0), rewards={"r": i + 1.0, "s": 0.5}) for i in range(2)]
     found = [some, [*some, replace(failing(0, 2), rewards={"r": None, "s": 0.5})]]
+    played = Episode("r", "terminated", success=True, calls=2)
+    found.append([replace(one, response=replace(one.response, episode=played)) for one in some])
     rewards = [RewardFunction(name, None, 1.0) for name in ("r", "s")]
     return {name for sampled in found for name in rollout_metrics([Collected(None, sampled, rewards=rewards)])}
 

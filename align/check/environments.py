@@ -15,7 +15,7 @@ from align.config.environment_keys import Environment as EnvironmentKeys
 from align.config.problems import nearest
 from align.config.recipe_file import KeyPath
 from align.data.prompts import DataError, Episode, Prompt
-from align.data.templates import append_only, heard, response_schema_problem
+from align.data.templates import append_only, end_texts, heard, response_schema_problem
 from align.data.tokenise import opened
 from align.environments.contract import Call, Description, Finish, Observation, Opening, Outcome, Reply, Start
 from align.environments.nursery import EnvironmentFailed, Nursery, ask
@@ -130,7 +130,8 @@ def _template(tried: _Tried, tokenizer: PreTrainedTokenizerBase, offers: Descrip
     if not talking:
         return
     why = response_schema_problem(tokenizer) if offers.contract == "tools" else None
-    if why := why or append_only(tokenizer, offers.tools, tried.rows[0].variables):
+    ends, variables = end_texts(tokenizer, tried.found.ends), tried.rows[0].variables
+    if why := why or append_only(tokenizer, offers.tools, ends=ends, variables=variables):
         tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), why))
 
 
@@ -205,7 +206,8 @@ def _budget(tried: _Tried, prompt: Prompt, answer: Observation) -> None:
     text = "".join(message["content"] for message in said)
     if prompt.conversational:
         try:
-            text = heard(tokenizer, said, ends=tried.found.ends, variables=prompt.variables)
+            ends = end_texts(tokenizer, tried.found.ends)
+            text = heard(tokenizer, said, said_call=said[0].get("name"), ends=ends, variables=prompt.variables)
         except ValueError as error:
             tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), str(error)))
             return

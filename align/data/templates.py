@@ -57,6 +57,13 @@ def heard(
     return behind(until, whole, REWRITES)
 
 
+def end_behind(tokenizer: PreTrainedTokenizerBase, *, ends: Collection[str], variables: Mapping[str, Any]) -> str:
+    """The text of the token with which the template ends a turn of the policy, one of `ends`. Raises `ValueError`."""
+    spoken = [USER, {"role": POLICY, "content": SAID}]
+    until = _until(_render(tokenizer, spoken, False, variables), spoken, SAID, ends)
+    return next(text for text in ends if until.endswith(text))
+
+
 def append_only(
     tokenizer: PreTrainedTokenizerBase,
     tools: Sequence[Mapping[str, Any]],

@@ -116,6 +116,7 @@ class RecordedRollout(Recorded):
     response_ids: list[int]
     turns: list[RecordedTurn] | None = None  # from the first token to the last; absent: the policy chose all in one
     turn: list[Annotated[int, Field(ge=-1)]] | None = None  # in place of `turns`: each token's turn, -1 of none
+    episode: dict[str, Any] | None = None  # how it went in its environment
     token_text: list[str] | None = None
     special: list[bool] | None = None
     reward: FiniteFloat | None = None

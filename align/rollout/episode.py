@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from align.data.prompts import POLICY, Ended, Episode, Prompt, Response, Turn
-from align.data.templates import heard, parse_reply
+from align.data.templates import end_behind, end_texts, heard
 from align.data.turns import hash_of
 from align.environments.contract import Observation, Outcome, Reply
 from align.environments.nursery import Instance
@@ -80,30 +80,34 @@ class Live:
         elif len(self.ids) == budget:
             self.ended = "budget"
         else:
-            self._append(said, environments.tokenizer, environments.ends, budget)
+            self._append(said, environments)
 
-    def _append(
-        self, said: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], budget: int
-    ) -> None:
-        """Append the tokens of what the environment said; where no token of a turn would fit behind them, end instead.
-
-        A turn that was cut has its end token put in, which the policy did not choose.
-        """
-        text = "".join(message["content"] for message in said)
-        if self.prompt.conversational:
-            try:
-                text = heard(tokenizer, said, ends=ends, variables=self.prompt.variables)
-            except ValueError as error:
-                self.fail("step", f"the chat template does not take what it said: {error}")
-                return
-            text = text if self.ids[-1] in ends else tokenizer.eos_token + text
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(self.ids) + len(ids) >= budget:
+    def _append(self, said: Sequence[dict[str, Any]], environments: Environments) -> None:
+        """Append the tokens of what the environment said; where no token of a turn would fit behind them, end instead."""
+        try:
+            text = self._text_of(said, environments)
+        except ValueError as error:
+            self.fail("step", f"the chat template does not take what it said: {error}")
+            return
+        ids = environments.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(self.ids) + len(ids) >= environments.sampling.max_response_tokens:
             self.ended = "budget"
             return
         self.turns.append(Turn(said[-1]["role"], len(self.ids), len(self.ids) + len(ids), text))
         self.ids += ids
         self.logprobs += [0.0] * len(ids)
+
+    def _text_of(self, said: Sequence[dict[str, Any]], environments: Environments) -> str:
+        """What stands behind the policy's turn. One that was cut has its end token put in, which it did not choose.
+
+        Raises `ValueError` where the chat template does not take it.
+        """
+        if not self.prompt.conversational:
+            return "".join(message["content"] for message in said)
+        tokenizer, ids = environments.tokenizer, environments.ends
+        how = {"ends": end_texts(tokenizer, ids), "variables": self.prompt.variables}
+        text = heard(tokenizer, said, said_call=said[0].get("name"), **how)
+        return text if self.ids[-1] in ids else end_behind(tokenizer, **how) + text
 
     def response(self) -> Response:
         """The episode as a response."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from align.batch import Batch
 from align.credit import Credited
-from align.data.prompts import Answer, Pair, Turn, turn_numbers
+from align.data.prompts import Answer, Episode, Pair, Turn, turn_numbers
 from align.learner.learner import Outputs
 from align.result.samples import AT_UPDATE, BEFORE, LEARNED, VERSION
 from align.rollout.rollouts import Rollout
@@ -107,6 +107,7 @@ def _sampled(rollout: Rollout) -> dict[str, Any]:
         "correct": rollout.correct,
         "truncated": rollout.response.truncated,
         **_turns(rollout.response.turns),
+        **_episode(rollout.response.episode),
     }
     if rollout.reward is None:  # in no batch: what is known of its tokens is the sampler's
         response = rollout.response
@@ -135,6 +136,12 @@ def _turns(turns: Sequence[Turn]) -> dict[str, Any]:
     """The turns of a response; nothing where it is one."""
     said = [{name: value for name, value in vars(turn).items() if value is not None} for turn in turns]
     return {"turns": said} if said else {}
+
+
+def _episode(episode: Episode | None) -> dict[str, Any]:
+    """How a response went in its environment; nothing where it has none."""
+    names = ("environment", "ended", "success", "calls", "failed_calls")
+    return {"episode": {name: getattr(episode, name) for name in names}} if episode else {}
 
 
 def _of_batch(
