@@ -13,6 +13,8 @@ from support.paths import ROOT
 from align.config.data_keys import Data
 from align.data.prompts import turn_numbers
 from align.data.read import load_prompts
+from align.data.templates import heard
+from align.data.tokenise import opened
 from align.environments import tools
 from align.environments.contract import Call, Reply, Start
 from rewards.calculator import Calculator, correct, episodes, questions
@@ -116,26 +118,24 @@ def scripted(tokenizer, source="rewards.calculator:episodes", **args):
 
 def test_a_script_is_an_episode_token_for_token(tokenizer):
     """What fine-tuning reads is what is sampled and appended when the episode is played."""
-    (pair,) = scripted(tokenizer, size=1)
-    row = episodes(size=1)[0]
+    (pair,), (row,) = scripted(tokenizer, size=1), episodes(size=1)
 
     def encode(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    one, schemas = begun(row["a"], row["b"]), tools.schemas(Calculator())
-    asked = tokenizer.apply_chat_template(row["prompt"], tools=schemas, tokenize=False, add_generation_prompt=True)
-    assert pair.ids == encode(asked) and '"description": "The first number."' in asked
-    call = json.dumps({"name": "add", "arguments": {"a": row["a"], "b": row["b"]}})
-    said = encode(f"<tool_call>\n{call}\n</tool_call><|im_end|>")
-    (message,) = tools.step(one, Reply("", [Call("add", {"a": row["a"], "b": row["b"]})]), None).messages
-    dummy = [{"role": "user", "content": "dummy"}, {"role": "assistant", "content": "dummy"}]
-    before = tokenizer.apply_chat_template(dummy, tokenize=False)
-    result = [*dummy, {"role": "tool", "name": message.name, "content": message.content}]
-    after = tokenizer.apply_chat_template(result, tokenize=False, add_generation_prompt=True)
-    heard = encode(after[before.rindex("<|im_end|>") + len("<|im_end|>") :])
-    assert pair.chosen.ids == [*said, *heard, *encode(f"{row['answer']}<|im_end|>")]
-    numbers = turn_numbers(len(pair.chosen.ids), pair.chosen.turns)
-    assert numbers == [0] * len(said) + [-1] * len(heard) + [1] * len(encode(f"{row['answer']}<|im_end|>"))
+    (question,) = load_prompts(Data(prompts="rewards.calculator:questions", args={"size": 1}), tokenizer, 0).train
+    prompt = opened(question, "", tools.schemas(Calculator()), tokenizer)
+    assert pair.ids == prompt.ids and '"description": "The first number."' in prompt.text
+    arguments = {"a": row["a"], "b": row["b"]}
+    call = json.dumps({"name": "add", "arguments": arguments})
+    first, last = encode(f"<tool_call>\n{call}\n</tool_call><|im_end|>"), encode(f"{row['answer']}<|im_end|>")
+    answer = tools.step(begun(**arguments), Reply("", [Call("add", arguments)]), None)
+    said = [{"role": m.role, "name": m.name, "content": m.content} for m in answer.messages]
+    tool = encode(heard(tokenizer, said, said_call="add", ends=["<|im_end|>"], variables=question.variables))
+    assert pair.chosen.ids == [*first, *tool, *last]
+    assert turn_numbers(len(pair.chosen.ids), pair.chosen.turns) == [0] * len(first) + [-1] * len(tool) + [1] * len(
+        last
+    )
 
 
 def test_a_script_is_played_with_success():
