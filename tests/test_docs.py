@@ -4,8 +4,10 @@ import ast
 import json
 import re
 import sys
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -26,6 +28,8 @@ from align.config.rules import REPLAY
 from align.data.prompts import Episode
 from align.data.read import read_rows
 from align.data.tokenise import make_pair, make_prompt
+from align.environments import contract
+from align.environments.nursery import Nursery, ask
 from align.learner.passes import PROVIDED_BY
 from align.loop import PHASES
 from align.metrics import evaluation
@@ -183,6 +187,37 @@ def test_every_recipe_is_valid(recipe):
     names = [objective.name for objective in experiment.objectives]
     assert experiment.recipe.run.out == f"runs/{recipe.stem}"
     assert recipe.stem.startswith(names[0]) or len(experiment.objectives[0].chain) > 2
+
+
+def test_environments_of_your_own(with_modules):
+    """The examples of rewards/environments.md, as their YAML names them, each in its process."""
+    page = "rewards/environments.md"
+    with_modules(page)
+    sections = [yaml.safe_load(text)["environment"] for text in blocks(page, "yaml")]
+    shop, game = (contract.Environment("own", keys["name"], keys.get("args", {})) for keys in sections[:2])
+    call = contract.Call("price", {"item": "tea"})
+    with closing(Nursery(shop, contract.Limits(seconds=60.0))) as nursery:
+        one, (tool,) = nursery.instance(0), nursery.wait().tools
+        requests = contract.Start({"item": "tea"}, 0), contract.Reply("", (call,)), contract.Finish()
+        opening, answer, outcome = [ask([(one, request)])[0] for request in requests]
+    assert tool["function"]["name"] == "price" and opening.text == "What does tea cost?"
+    assert answer.messages == [contract.Message("tool", "3", "price")] and outcome.reward == 1.0
+    (few_calls,) = [text for name, text in modules(page).items() if name == "my_rewards.py"]
+    exec(few_calls, found := {})
+    assert found["few_calls"](["?"], [SimpleNamespace(**outcome.attributes)]) == [-0.1]
+    with closing(Nursery(game, contract.Limits(seconds=60.0))) as nursery:
+        opening, *answers = [
+            ask([(nursery.instance(0), request)])[0]
+            for request in (
+                contract.Start({"seed": 3}, 3),
+                *(contract.Reply(str(n)) for n in ("x", 0, 17, *range(1, 17))),
+            )
+        ]
+    assert (opening.text, opening.anchor) == ("Guess a number from 1 to 16.", "1..16")
+    hints = [answer.messages[0].content for answer in answers[:4]]
+    assert hints == ["Higher.", "Higher.", "Lower.", "Higher."] and answers[3].anchor == "2..16"
+    (right,) = [answer for answer in answers if answer.ended]
+    assert (right.messages[0].content, right.reward, right.success) == ("Right!", 1.0, True)
 
 
 # Links and names

@@ -15,8 +15,9 @@ from align.config.environment_keys import Environment as EnvironmentKeys
 from align.config.problems import nearest
 from align.config.recipe_file import KeyPath
 from align.data.prompts import DataError, Episode, Prompt
-from align.data.templates import append_only, end_texts, heard, response_schema_problem
+from align.data.templates import append_only, end_texts, heard
 from align.data.tokenise import opened
+from align.environments.calls import response_schema_problem
 from align.environments.contract import Call, Description, Finish, Observation, Opening, Outcome, Reply, Start
 from align.environments.nursery import EnvironmentFailed, Nursery, ask
 from align.rollout.environments import nursery, row_of

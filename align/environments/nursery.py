@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from align.environments.contract import (
@@ -23,7 +24,7 @@ from align.environments.contract import (
     Limits,
     Request,
 )
-from align.environments.process import DISMISSED, HIRED, REAP_S, SECONDS, Dismiss, Hire
+from align.environments.process import DISMISSED, HIRED, SECONDS, Dismiss, Hire
 from align.system.failure import Failure, too_slow
 from align.system.line import Line, Lost
 from align.system.pipe import TRANSFER_S
@@ -88,7 +89,7 @@ class Nursery:
         """End processes of instances, and note the code with which each had ended by itself."""
         mine = [one for one in instances if one.process is not None and one.copied is self._server.process]
         if mine:  # else they ended with the process that they are copies of
-            request, late = Dismiss([one.process for one in mine], wait_s), (wait_s + REAP_S) * len(mine) + TRANSFER_S
+            request, late = Dismiss([one.process for one in mine], wait_s), wait_s * len(mine) + TRANSFER_S
             found = self._server.send(pickle.dumps(request), TRANSFER_S) or self._server.receive(
                 DISMISSED, time.monotonic() + late, 100 * (1 + len(mine)), "ending instances took too long"
             )
@@ -137,7 +138,7 @@ class Instance:
         try:
             self._line.send(pickle.dumps(request), TRANSFER_S)
         except Lost as lost:
-            return self._lost(str(lost))
+            return self._failed(Failure(str(lost)))
         ours = isinstance(request, Build | Describe)  # the latter imports transformers
         return time.monotonic() + (self.nursery.build_s if ours else self.nursery.limits.seconds)
 
@@ -145,13 +146,13 @@ class Instance:
         """The answer to the newest request, if it begins by then."""
         late = too_slow(self.nursery.limits.seconds, SECONDS).why
         if isinstance(self._asked, Build):
-            late = f"making it took longer than {self.nursery.build_s:g} s"
+            late = f"it took longer than {self.nursery.build_s:g} s"
         try:
             found = self._line.receive(ANSWERS[type(self._asked)], until, LONGEST_ANSWER, late)
         except Lost as lost:
-            return self._lost(str(lost))
+            return self._failed(Failure(str(lost)))
         if isinstance(found, Failure):  # what it is in now, nobody knows
-            self.close()
+            return self._failed(found)
         if isinstance(found, Built):
             self.nursery.build_s = min(START_S, max(RESTART_S, 3 * found.seconds))
         return found
@@ -171,9 +172,10 @@ class Instance:
             self._line.pipe.close()
         self.process = self._line = None
 
-    def _lost(self, why: str) -> Failure:
+    def _failed(self, failure: Failure) -> Failure:
+        """The failure of the newest request, which ends the instance; that of making it says so."""
         self.close()
-        return Failure(why)
+        return replace(failure, why=f"in __init__: {failure.why}") if isinstance(self._asked, Build) else failure
 
     def _ended(self) -> str:
         """Why its process reads and sends no more."""

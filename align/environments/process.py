@@ -50,8 +50,6 @@ from align.system.pipe import receive, send
 
 MEMORY, SECONDS = "environment.memory_gib", "environment.seconds"  # what limits a call
 
-REAP_S = 30.0  # for the system to end a process that was killed
-
 
 @dataclass(frozen=True)
 class Hire:
@@ -92,6 +90,7 @@ def serve(pipe: int, parent: int) -> None:
         gc.collect()
         gc.freeze()  # else the collector of each copy would touch all that they share
         hired: set[int] = set()
+        killed: set[int] = set()  # the system takes its time to end them where the machine is busy
         while True:
             number, message = receive(connection)
             request = pickle.loads(message)
@@ -103,8 +102,9 @@ def serve(pipe: int, parent: int) -> None:
                 send(connection, number, HIRED.dump_json(process))
             else:
                 ended = [_dismiss(one, request.wait_s) if one in hired else None for one in request.processes]
-                hired -= set(request.processes)
+                hired, killed = hired - set(request.processes), killed | (hired & set(request.processes))
                 send(connection, number, DISMISSED.dump_json(ended))
+            killed = {one for one in killed if not _reaped(one)}
     except EOFError:
         return
 
@@ -137,7 +137,13 @@ def live(connection: socket.socket, environment: Environment, factory: Callable)
                 found = attempt(partial(answer, environment, *made, request, runner.run), MEMORY)
             if os.getpid() != me:
                 os._exit(0)  # a copy that user code made of this process, and that came back here
-            send(connection, number, ANSWERS[type(request)].dump_json(found))
+            send(connection, number, written(ANSWERS[type(request)], found))
+
+
+def written(kind: TypeAdapter, found: Answer | Failure) -> bytes:
+    """An answer in JSON; in its place the `Failure` of one that JSON cannot hold, or for which memory is too short."""
+    body = attempt(partial(kind.dump_json, found), MEMORY)
+    return kind.dump_json(body) if isinstance(body, Failure) else body
 
 
 def build(environment: Environment, factory: Callable, made: list) -> Built:
@@ -212,25 +218,29 @@ def _hire(file: int, environment: Environment, factory: Callable) -> int | Failu
 
 
 def _dismiss(process: int, wait_s: float) -> int | None:
-    """End a process and those of its group; the code with which it had ended by itself, None where it had not.
+    """Kill a process and those of its group; the code with which it had ended by itself, None where it had not.
 
-    It stays a zombie until then, so that its id is no other's.
+    It stays a zombie until it is reaped, so that its id is no other's.
     """
     ended = _wait(process, wait_s)
     for kill in (os.killpg, os.kill):  # it may not have made its group yet
         with suppress(ProcessLookupError):
             kill(process, signal.SIGKILL)
-    if _wait(process, REAP_S):
-        _, status = os.waitpid(process, 0)
-        return os.waitstatus_to_exitcode(status) if ended else None
-    return None
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def _wait(process: int, seconds: float) -> bool:
-    """Whether a process ends within so many seconds. It is looked at once at least, and its id stays taken."""
+def _wait(process: int, seconds: float) -> os.waitid_result | None:
+    """How a process ended within so many seconds, if it did. It is looked at once at least, and its id stays taken."""
     late = time.monotonic() + seconds
-    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+    while (ended := os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
         if time.monotonic() >= late:
-            return False
+            return None
         time.sleep(0.002)
-    return True
+    return ended
+
+
+def _reaped(process: int) -> bool:
+    """Whether a process has ended, which frees its id."""
+    return os.waitpid(process, os.WNOHANG) != (0, 0)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data.prompts import POLICY, Ended, Episode, Prompt, Response, Turn
 from align.data.templates import end_behind, end_texts, heard
 from align.data.turns import hash_of
+from align.environments.calls import parse_reply
 from align.environments.contract import Observation, Outcome, Reply
 from align.environments.nursery import Instance
 from align.rollout.environments import Environment, Environments
@@ -83,7 +84,7 @@ class Live:
             self._append(said, environments)
 
     def _append(self, said: Sequence[dict[str, Any]], environments: Environments) -> None:
-        """Append the tokens of what the environment said; where no token of a turn would fit behind them, end instead."""
+        """Append the tokens of what the environment said; where no token would fit behind them, end instead."""
         try:
             text = self._text_of(said, environments)
         except ValueError as error:

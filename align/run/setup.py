@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import add_response_schema
 
 from align.check.requirements import REFERENCE, CheckedRun, head_specs, needs
 from align.checkpoint import checkpoint, identity, resume
@@ -134,9 +136,12 @@ def start_workers(experiment: Experiment, rank: int) -> list[Worker]:
 
 def environments_of(checked: CheckedRun, nurseries: Mapping[str, Nursery]) -> Environments:
     """The environments of the recipe once they are loaded. Raises `EnvironmentFailed`."""
-    recipe = checked.experiment.recipe
-    sections, tokenizer = recipe.environments(), checked.tokenizer
+    recipe, tokenizer = checked.experiment.recipe, checked.tokenizer
+    sections = recipe.environments()
     by_name = {name: Environment(name, sections[name], one, one.wait()) for name, one in nurseries.items()}
+    if any(one.offers.contract == "tools" for one in by_name.values()):
+        tokenizer = copy(tokenizer)
+        add_response_schema(tokenizer)  # by which calls are read; the result's tokenizer stays as it is
     return Environments(by_name, recipe.sampling, checked.context, tokenizer, checked.ends)
 
 

@@ -31,9 +31,10 @@ class Worker:
 
     def __init__(self, reward: RewardFunction, limits: RewardLimits, log: Path | None = None):
         self.reward, self.limits, self.log = reward, limits, log
-        self._server = Server("align.scoring.process", lambda: pickle.dumps((self.reward, self.limits)), READY, log)
+        self._server = Server("align.scoring.process", self._first, READY, log)
         self._asked: Failure | tuple[int, float] | None = None  # why it was not sent, or (rows, when it is too late)
-        self._start()
+        self._streak, self._worked = 0, False  # failed calls in a row; whether this process has answered any
+        self._server.start()
 
     @property
     def ready(self) -> Ready | None:
@@ -42,7 +43,7 @@ class Worker:
 
     def wait(self) -> None:
         """Wait until the function is loaded. Raises `RewardError` where it cannot be."""
-        failure = self._load()
+        failure = self._server.load()
         if failure:
             raise RewardError(f"reward {self.reward.name!r} cannot be loaded: {failure.why}")
 
@@ -50,7 +51,7 @@ class Worker:
         """Start a call; `message` is the pickled (arguments, rows). `answer` gives the result."""
         if self._asked:  # its answer was never read, and would come before the next one
             self.close()
-        self._asked = self._load() or self._server.send(message, TRANSFER_S)
+        self._asked = self._server.load() or self._server.send(message, TRANSFER_S)
         if self._asked is None:
             seconds = self.limits.seconds
             if self.ready.is_async:
@@ -68,7 +69,7 @@ class Worker:
         if any(one.out_of_memory for one in failures) or (self._worked and self._streak >= STREAK):
             self.close()
         if self._server.process is None:
-            self._start()  # it loads meanwhile
+            self._server.start()  # it loads meanwhile
         return found
 
     def close(self) -> None:
@@ -76,16 +77,10 @@ class Worker:
         self._server.close()
         self._asked = None
 
-    def _start(self) -> None:
-        """Start the process, which begins to load the function."""
-        self._streak, self._worked = 0, False  # failed calls in a row; whether this process has answered any
-        self._server.start()
-
-    def _load(self) -> Failure | None:
-        """Wait until the function is loaded, in a process that is started where there is none; why it is not."""
-        if self._server.process is None:
-            self._start()
-        return self._server.load()
+    def _first(self) -> bytes:
+        """The first message to a new process, of which nothing is known yet."""
+        self._streak, self._worked = 0, False
+        return pickle.dumps((self.reward, self.limits))
 
     def _values(self, rows: int, until: float) -> list[Value] | Failure:
         """The values of the call that was sent."""

@@ -80,8 +80,16 @@ def test_a_reset_of_another_form(two):
         text.reset(Returns(), Start({"what": two}, 0), asyncio.run)
 
 
+@pytest.mark.parametrize(
+    "two, why", [("'text'", "reset returned 'text'"), (f"('x' * {MOST_TEXT + 1}, {{}})", "text of")]
+)
+def test_in_its_process_a_reset_of_another_form_is_a_failure(lasting, talk, two, why):
+    found, again = talk(lasting("Returns").instance(0), Start({"what": two}, 0), Start({}, 0))
+    assert isinstance(found, Failure) and why in found.why and again == Opening("")
+
+
 @pytest.mark.parametrize("five, why", [*WRONG, ("'', float('nan'), False, False, {}", "returned nan; return a finite")])
-def test_in_its_process_all_that_is_a_failure(nursery, talk, five, why):
-    one = nursery("Returns").instance(0)
+def test_in_its_process_all_that_is_a_failure(lasting, talk, five, why):
+    one = lasting("Returns").instance(0)
     opening, found, again = talk(one, Start({}, 0), Reply(five), Start({}, 0))
     assert isinstance(found, Failure) and why in found.why and opening == again == Opening("")

@@ -4,39 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 from support.paths import ROOT
 from support.replays import assert_record_is_the_run_s
+from support.tiny_task import episodes
 from support.zygote import forked
 
 pytestmark = pytest.mark.engine
-
-RECIPE = {
-    "model": {"adapter": {"rank": 4, "alpha": 8}},
-    "data": {"episodes": 12, "holdout": 4, "prompts_per_step": 4, "max_prompt_tokens": 90},
-    "environment": {"name": "support.tiny_task:Digits", "max_turns": 3, "seconds": 60},
-    "sampling": {
-        "group_size": 4,
-        "max_response_tokens": 150,
-        "max_turn_tokens": 6,
-        "cache_gib": 0.25,
-        "compile": False,
-    },
-    "objective": {"chain": [{"turn_returns": {}}, {"anchor_advantage": {}}], "loss": {"clipped_surrogate": {}}},
-    "optim": {"lr": 0.01, "micro_batch_tokens": 800},
-    "eval": {"samples": 2},
-    "run": {"steps": 3},
-}
-
-
-def recipe(folder: Path, tmp_path: Path, **sections) -> Path:
-    """The recipe with these sections changed."""
-    whole = {**RECIPE, **{name: RECIPE.get(name, {}) | section for name, section in sections.items()}}
-    whole["model"] = {"policy": str(folder), **whole["model"]}
-    whole["run"] = {"out": str(tmp_path / "run"), **whole["run"]}
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(whole))
-    return path
 
 
 def lines(path: Path) -> list[dict]:
@@ -53,7 +26,7 @@ def lines(path: Path) -> list[dict]:
     ids=["vllm", "transformers", "two ranks, ZeRO-3"],
 )
 def test_one_pass_of_the_trainer_is_what_the_sampler_said_turn_by_turn(machine, sampling, folder, tmp_path):
-    path = recipe(folder, tmp_path, sampling=sampling)
+    path = episodes(folder, tmp_path, sampling=sampling)
     forked(machine, ROOT / "recipes/train.py", path)
     steps = [row for row in lines(tmp_path / "run/metrics.jsonl") if "loss" in row]
     evaluations = [row for row in lines(tmp_path / "run/metrics.jsonl") if "eval/turns" in row]
@@ -79,7 +52,7 @@ def test_one_pass_of_the_trainer_is_what_the_sampler_said_turn_by_turn(machine, 
 def test_faults_of_environments_cost_their_rows_and_are_counted(folder, tmp_path):
     environment = {"name": "support.tiny_task:Faulty", "max_turns": 3, "seconds": 3}
     data = {"episodes": 8, "holdout": 0, "prompts_per_step": 8, "max_prompt_tokens": 90}
-    path = recipe(folder, tmp_path, environment=environment, data=data, reward_limits={"max_failed": 1.0})
+    path = episodes(folder, tmp_path, environment=environment, data=data, reward_limits={"max_failed": 1.0})
     forked(
         "cpu", ROOT / "recipes/train.py", path, "run.steps=2", "sampling.group_size=2", "sampling.engine=transformers"
     )

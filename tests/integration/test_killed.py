@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from support.launch import launch, start
 from support.paths import PROGRAMS, ROOT
+from support.tiny_task import episodes
 
 pytestmark = pytest.mark.engine
 DRIVER = PROGRAMS / "killed.py"
@@ -89,6 +90,24 @@ def test_a_run_killed_at_every_point_ends_as_one_left_alone(folder, tmp_path):
         assert set(once.values()) == {1} and set(again) == set(once)
         # nothing that was on the disk was made again; twice a run was killed between scoring and writing
         assert again.total() - once.total() == (2 if kind == "scored" else 0)
+
+
+def test_episodes_killed_in_a_round_in_an_environment_and_between(folder, tmp_path):
+    recipe = episodes(folder, tmp_path, sampling={"engine": "transformers", "cache_gib": None, "compile": True})
+    schedule = ["run.steps=4", "run.save_every=2", "run.eval_every=2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    kills = [
+        *(["before the first round", 1], ["in a round", 1], ["in an environment", 2], ["sampled", 2]),
+        *(["scored, not on disk", 3], ["half an entry", 3], ["updating", 4]),
+    ]
+    words = [str(recipe), *schedule, "sampling.engine=transformers"]
+    launch("cpu", DRIVER, "[]", tmp_path / "whole.seen", *words, f"run.out={whole}")
+    launch("cpu", DRIVER, json.dumps(kills), tmp_path / "killed.seen", *words, f"run.out={killed}")
+    assert_same(killed, whole, steps=4)
+    rows = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert all(len(row["turns"]) in (3, 5) for row in rows)
+    once, again = (counts(tmp_path / f"{name}.seen", "sampled") for name in ("whole", "killed"))
+    assert set(once) == set(again)  # only rounds of a call that was not over are sampled again
 
 
 def test_killed_where_vllm_samples_and_syncs(folder, tmp_path):

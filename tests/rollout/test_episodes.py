@@ -1,12 +1,14 @@
 """Episodes: real processes of environments, and a sampler that follows a script."""
 
 import itertools
+import json
 
 import pytest
-from support.episodes import END, TOKENIZER, environments, played, prompt
+from support.episodes import END, TOKENIZER, environments, played, prompt, tools_tokenizer
 
 from align.data.prompts import turn_numbers
 from align.data.turns import hash_of
+from align.rollout import episodes
 from align.rollout.rollouts import Process
 from align.rollout.seeds import Draw
 
@@ -26,6 +28,9 @@ def guess_until_found(_, context):
         low, high = (number + 1, high) if hint.startswith("higher") else (low, number - 1)
         assert after is not None
     return str((low + high) // 2)
+
+
+COUNTER = {"type": "function", "function": {"name": "add", "parameters": {}}}
 
 
 def told(rows):
@@ -214,8 +219,94 @@ def test_an_opening_that_has_no_room_is_a_failure():
 def test_several_environments_are_chosen_by_the_column():
     rows = [prompt("a ", environment="one"), prompt("b ", environment="two")]
     sections = {"one": {"name": "Guess", "max_turns": 1}, "two": {"name": "Counter", "max_turns": 1, "weight": 0.5}}
-    with environments(**sections) as found:
+    with environments(9000, tools_tokenizer(), **sections) as found:
         out, _ = played(rows, numbers("1"), found)
     assert [response.episode.environment for *_, response in out] == ["one", "two"]
     assert out[1][3].episode.ended == "terminated" and out[1][3].episode.reward == 0.0  # no call
     assert out[1][3].episode.attributes["seen"] == ["prompt"]  # the column that chose it is not passed on
+
+
+def call(name, **arguments):
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+def of_tools(say, row=None, turns=4, **sampling):
+    """An episode of the environment `Counter`, with a template that has tools."""
+    tokenizer = tools_tokenizer()
+    sampling = {"max_response_tokens": 1500, **sampling}
+    with environments(Counter={"max_turns": turns}, tokenizer=tokenizer, sampling=sampling, context=9000) as found:
+        (row,), script = played([prompt("Count.", **(row or {}))], say, found)
+    return *row, script
+
+
+def test_tools_are_shown_called_and_answered_as_the_template_has_it():
+    said = ["Let me. " + call("add", number=3), call("add", number=4) + "\n" + call("no_such", x=1), "It is 7."]
+    _, _, given, response, script = of_tools(lambda call, _: said[call], {"start": 1})
+    assert "# Tools" in given.text and '"name": "add"' in given.text and "Count. It stands at 1." in given.text
+    episode = response.episode
+    assert episode.ended == "terminated" and episode.reward == 8.0 and (episode.calls, episode.failed_calls) == (3, 1)
+    assert [m["role"] for m in episode.messages] == ["assistant", "tool", "assistant", "tool", "tool", "assistant"]
+    assert [m["content"] for m in episode.messages if m["role"] == "tool"] == [
+        "4",
+        "8",
+        "{'error': 'Tool no_such not found.'}",
+    ]
+    assert episode.messages[0]["tool_calls"] == [
+        {"type": "function", "function": {"name": "add", "arguments": {"number": 3}}}
+    ]
+    tokenizer = tools_tokenizer()
+    whole = tokenizer.apply_chat_template([*given.prompt, *episode.messages], tools=[COUNTER], tokenize=False)
+    mine = given.text + TOKENIZER.decode(response.ids)
+    assert mine.split("<|im_start|>assistant", 1)[1].count("<|im_start|>") == 4
+    for part in ("<tool_response>\n4\n</tool_response>", "<tool_response>\n8\n</tool_response>", "It is 7.<|im_end|>"):
+        assert part in mine and part in whole  # what is said in between is as the template writes it
+    assert episode.attributes["total"] == 8
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<tool_call>\n{broken",
+        '<tool_call>\n{"name": "add"}\n</tool_call>',
+        '<tool_call>\n{"name": "add", "arguments": [1]}\n</tool_call>',
+        call("add", number="x"),
+        call("terrible"),
+        call("get_reward"),
+        call("_hidden"),
+    ],
+)
+def test_a_malformed_call_is_told_or_is_text_and_ends_nothing_else(said):
+    *_, response, _ = of_tools(lambda call, _: [said, "done"][call])
+    episode = response.episode
+    assert episode.why is None and episode.ended == "terminated"
+    if episode.calls:
+        assert episode.failed_calls == 1 and episode.messages[1]["content"].startswith("{'error': ")
+    else:
+        assert len(episode.messages) == 1  # all text, as in TRL
+
+
+def test_a_reward_that_raises_masks_the_episode():
+    *_, response, _ = of_tools(lambda call, _: [call_13, "done"][call])
+    assert response.episode.why.startswith("get_reward: ValueError") and response.episode.reward is None
+
+
+call_13 = call("add", number=13)
+
+
+def test_processes_that_share_an_engine_make_the_same_calls(monkeypatch):
+    """Rank 0 of two that share one: its own episodes are those that it would play alone."""
+    rows = [prompt(f"{i} ") for i in range(4)]
+    other = [((3, 0), [5, 6], 7), ((1, 0), [5], 9)]
+    asked = []
+
+    def gather(mine):
+        asked.append(mine)
+        return [*mine, (1, [episodes._Asked(*one) for one in other] if len(asked) == 1 else [])]
+
+    monkeypatch.setattr(episodes, "gather_object", gather)
+    process = Process(0, 2, tensor_parallel=2)
+    with environments(Guess={"max_turns": 2}) as found:
+        shared, script = played(rows, lambda *_: "1", found, process=process)
+        alone, _ = played(rows, lambda *_: "1", found, process=Process(0, 2))
+    assert [len(contexts) for contexts, *_ in script.calls][0] == 4 and told(shared) == told(alone)
+    assert [script.calls[0][0][1], script.calls[0][0][3]] == [[5], [5, 6]]  # in the order of the prompts

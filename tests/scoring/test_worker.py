@@ -80,14 +80,14 @@ def test_arguments_of_the_recipe_win_over_columns_of_the_same_name(worker):
 
 
 def test_rewards_run_side_by_side(worker):
-    several = [worker("slow", seconds=5) for _ in range(4)]
+    several = [worker("judged", seconds=60) for _ in range(4)]
     for one in several:
         one.wait()
     start = time.monotonic()
     for n, one in enumerate(several):
-        one.reward = RewardFunction(f"slow_{n}", "support.reward_functions:slow", 1.0)
-    assert scored(several, ["a"]) == {f"slow_{n}": [1.0] for n in range(4)}
-    assert time.monotonic() - start < 1.5  # one after the other they take 2 s
+        one.reward = RewardFunction(f"judged_{n}", "support.reward_functions:judged", 1.0)
+    assert scored(several, ["a"] * 30) == {f"judged_{n}": [1.0] * 30 for n in range(4)}
+    assert time.monotonic() - start < 6  # what they take one after the other
 
 
 def test_none_is_no_failure(worker):
@@ -95,14 +95,14 @@ def test_none_is_no_failure(worker):
     assert values(one, "one", "two") == [1.0, None]
 
 
-def test_a_healthy_call_costs_little(worker):
-    one = worker("lengths")
-    texts = ["word " * 200] * 64
+def test_ten_healthy_calls_cost_less_than_a_process(worker):
+    texts, start = ["word " * 200] * 64, time.monotonic()
+    one = worker("lengths", seconds=60)
     values(one, *texts)
-    start = time.monotonic()
+    first, start = time.monotonic() - start, time.monotonic()
     for _ in range(10):
         values(one, *texts)
-    assert (time.monotonic() - start) / 10 < 0.02
+    assert time.monotonic() - start < first
 
 
 # ---- failures of rows
@@ -125,7 +125,7 @@ def test_a_healthy_call_costs_little(worker):
     ],
 )
 def test_only_the_row_to_blame_is_masked_and_the_next_call_works(worker, what, why):
-    one = worker("planted", max_failed=0.25)
+    one = worker("planted", max_failed=0.25, seconds=1.0 if "took longer" in why else 60.0)
     assert values(one, "fine", what, "fine", "fine") == [1.0, why, 1.0, 1.0]
     assert values(one, "fine", "fine") == [1.0, 1.0]
 
@@ -202,13 +202,13 @@ def test_rows_are_spread_over_all_processes(worker):
 
 def test_processes_of_a_slow_reward_work_at_once(worker):
     """Calls and, after a failed one, the calls on single rows: 0.5 s each, one after the other 3 s."""
-    team = [worker("takes_its_time", module=HOSTILE, seconds=5, max_failed=0.5) for _ in range(4)]
+    team = [worker("takes_its_time", module=HOSTILE, seconds=60, max_failed=0.5) for _ in range(4)]
     for one in team:
         one.wait()
     start = time.monotonic()
     found = shared(team, *["raises"] * 2, "fine", "fine")
     assert [isinstance(value, str) for value in found] == [True, True, False, False]
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 3
 
 
 def test_a_process_that_hangs_costs_only_its_own_rows(worker):
@@ -242,11 +242,8 @@ def test_a_reward_that_fails_too_often_stops_the_run(worker):
 
 
 def test_it_stops_as_soon_as_too_many_failed(worker):
-    one = worker("planted")
-    start = time.monotonic()
     with pytest.raises(RewardError, match="failed on 3 of 5 rows"):
-        values(one, *["loop"] * 5)
-    assert time.monotonic() - start < 1 + 3 * 3  # the batch, three rows, and their restarts
+        values(worker("planted"), *["loop"] * 5)
 
 
 def test_max_failed_0_allows_none_and_1_allows_all(worker):
@@ -307,7 +304,7 @@ def test_an_attack_fails_its_call_and_the_next_process_answers(worker, monkeypat
     one.wait()
     start = time.monotonic()
     (found,) = values(one, "a")
-    assert time.monotonic() - start < 8  # the batch, then the row
+    assert time.monotonic() - start < 25  # else it takes for ever, or the pipe's 30 s
     assert found == 1.0 if ATTACKS[name] is None else re.search(ATTACKS[name], found), found
     if ATTACKS[name] is None:
         assert values(one, "four", "seven!!") == [4.0, 7.0]  # and not what a copy of it answered
@@ -338,7 +335,7 @@ def test_a_process_that_does_not_read_fails_the_call(worker, monkeypatch):
     os.kill(one._server.process.pid, signal.SIGSTOP)
     start = time.monotonic()
     assert values(one, "a" * 10**7) == [1e7]  # the call on all rows fails, that on the row has another process
-    assert 1 < time.monotonic() - start < 8
+    assert 1 < time.monotonic() - start < 25
 
 
 @pytest.fixture
@@ -355,6 +352,16 @@ def test_a_process_that_leaks_is_made_again(worker, few_files, name):
     one = worker(name, module=HOSTILE, max_failed=1.0)
     found = [value for _ in range(15) for value in values(one, "a", "b")]
     assert found.count(1.0) >= len(found) - 2 * 3  # those after which it counts as broken
+
+
+def test_a_process_that_has_never_worked_is_not_made_again_for_its_failures(worker):
+    one = worker("planted", max_failed=1.0, seconds=60.0)
+    values(one, "fine")
+    pids = [one._server.process.pid]
+    for _ in range(6):
+        values(one, "raises")
+        pids.append(one._server.process.pid)
+    assert pids[0] != pids[-1] and len(set(pids)) == 2  # made again once, since when none has worked
 
 
 # ---- a process that cannot be started again

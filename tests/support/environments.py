@@ -37,6 +37,11 @@ def floods():
         print("y" * 10**6)
 
 
+def prints_on():
+    while True:
+        print("y" * 10**6)
+
+
 def fork_and_return():
     os.fork()
 
@@ -72,6 +77,8 @@ TERRIBLE = {
     "segfault": lambda: ctypes.string_at(0),
     "memory": fill_memory,
     "flood": floods,
+    "prints on": prints_on,
+    "gigabyte": lambda: "x" * 2**30,
     "closes": lambda: (os.closerange(3, 256), time.sleep(1000)),
     "kills its parent": lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(0.2)),
     "forks": fork_and_return,
@@ -181,7 +188,7 @@ class Counter:
         return asyncio.run(asyncio.sleep(0, "ran"))
 
     def get_reward(self):
-        do("raise" if self.total == 13 else "loop" if self.total == 14 else "")
+        do({13: "raise", 14: "loop", 99: "os._exit"}.get(self.total, ""))
         return "much" if self.total == 15 else None if self.total == 16 else float(self.total)
 
     def _hidden(self):

@@ -2,10 +2,13 @@
 
 from contextlib import contextmanager
 
+from trl.chat_template_utils import add_response_schema
+
 from align.config import environment_keys
 from align.config.sampling_keys import Sampling
 from align.data.prompts import Prompt
 from align.data.tokenise import opened
+from align.model import chat_template
 from align.rollout.environments import Environment, Environments, nursery
 from align.rollout.episodes import play
 from align.rollout.rollouts import Process, Response
@@ -16,6 +19,14 @@ from support import tiny_model
 TOKENIZER = tiny_model.tokenizer()
 END = TOKENIZER.eos_token_id
 ALONE = Process(0, 1)
+
+
+def tools_tokenizer():
+    """The tokenizer with a template of tools, and TRL's schema by which calls are read."""
+    tokenizer = tiny_model.tokenizer()
+    tokenizer.chat_template = chat_template.read("trl:qwen2_5")
+    add_response_schema(tokenizer)
+    return tokenizer
 
 
 def prompt(text="Play.", **columns):

@@ -3,6 +3,9 @@
 import os
 import random
 import time
+from pathlib import Path
+
+import yaml
 
 
 def prompts(count=12):
@@ -72,3 +75,30 @@ optim: {{lr: 0.01, micro_batch_tokens: 200}}
 eval: {{samples: 2}}
 run: {{steps: 4, out: "{out}"}}
 """
+
+EPISODES = {
+    "model": {"adapter": {"rank": 4, "alpha": 8}},
+    "data": {"episodes": 12, "holdout": 4, "prompts_per_step": 4, "max_prompt_tokens": 90},
+    "environment": {"name": "support.tiny_task:Digits", "max_turns": 3, "seconds": 60},
+    "sampling": {
+        "group_size": 4,
+        "max_response_tokens": 150,
+        "max_turn_tokens": 6,
+        "cache_gib": 0.25,
+        "compile": False,
+    },
+    "objective": {"chain": [{"turn_returns": {}}, {"anchor_advantage": {}}], "loss": {"clipped_surrogate": {}}},
+    "optim": {"lr": 0.01, "micro_batch_tokens": 800},
+    "eval": {"samples": 2},
+    "run": {"steps": 3},
+}
+
+
+def episodes(folder: Path, out: Path, **sections: dict) -> Path:
+    """A recipe of episodes in the folder `out`, which its run is written to, with keys of some sections changed."""
+    whole = {**EPISODES, **{name: EPISODES.get(name, {}) | section for name, section in sections.items()}}
+    whole["model"] = {"policy": str(folder), **whole["model"]}
+    whole["run"] = {"out": str(out / "run"), **whole["run"]}
+    path = out / "recipe.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    return path

@@ -25,7 +25,7 @@ from align.learner.engine_writer import KeepsFailures
 from align.learner.learner import Learner
 from align.loop import Loop
 from align.result import report
-from align.rollout import rollouts
+from align.rollout import episodes, rollouts
 from align.rollout.journal import Journal
 from align.rollout.rollouts import Scorer
 from align.rollout.transformers_engine import Transformers
@@ -119,7 +119,23 @@ def of_sums(original, path):
     original(path)
 
 
+def at_call(count):
+    """Kills before a call of the step, counted from 1."""
+    calls = []
+
+    def deadly(original, *arguments, **named):
+        calls.append(1)
+        if len(calls) == count:
+            kill()
+        return original(*arguments, **named)
+
+    return deadly
+
+
 POINTS = {
+    "before the first round": (episodes, "ask", at_call(2)),
+    "in a round": (Transformers, "generate", at_call(2)),
+    "in an environment": (episodes, "ask", at_call(3)),
     "loading": (train, "load", before),
     "described": (RunLog, "describe", after),
     "generating": (Transformers, "generate", before),
