@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational, maybe_apply_chat_template, maybe_extract_prompt
 
 from align.config.data_keys import Data
-from align.config.problems import nearest
+from align.config.problems import nearest, shortened
 from align.data.prompts import POLICY, Answer, DataError, Pair, Prompt
 from align.data.templates import end_texts
 from align.data.turns import cut, tokenise_turns
@@ -152,16 +153,38 @@ def with_prompt(row: Any) -> Any:
 
 
 def variables(row: dict, data: Data) -> dict[str, Any]:
-    """Variables of the chat template: the recipe's, and those of a column `chat_template_kwargs`, as in TRL.
+    """Variables of the chat template: the recipe's, those of a column `chat_template_kwargs`, and the tools of a column
+    `tools`, both as in TRL.
 
-    Raises `TypeError` where the column holds anything else.
+    Raises `TypeError` where a column holds anything else, and `ValueError` for tools as text that is no JSON.
     """
     own = row.get("chat_template_kwargs") or {}
     if not isinstance(own, dict):
         raise TypeError(f"'chat_template_kwargs' must be {{name: value}}, but it is {own!r}")
     if taken := sorted(OWN & own.keys()):
         raise TypeError(f"'chat_template_kwargs' holds {taken[0]!r}, which is no variable of a template; leave it out")
-    return data.chat_template_kwargs | {name: value for name, value in own.items() if value is not None}
+    own = {name: value for name, value in own.items() if value is not None}
+    return data.chat_template_kwargs | own | _tools(row.get("tools"))
+
+
+def _tools(column: Any) -> dict[str, list[dict]]:
+    """{"tools": schemas} of a column `tools`, a list or JSON text; nothing where there are none.
+
+    A table has one form for all schemas: what another one has besides is None in it, which no template may write.
+    """
+    schemas = json.loads(column) if isinstance(column, str) else column
+    if not schemas:
+        return {}
+    if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
+        raise TypeError(f"'tools' must be a list of JSON schemas, but it is {shortened(column)}")
+    return {"tools": _without_none(schemas)}
+
+
+def _without_none(value: Any) -> Any:
+    """A value of JSON without the None in its dictionaries."""
+    if isinstance(value, dict):
+        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def check_variables(data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -190,6 +213,9 @@ def _templated(
     messages: dict[str, list], tokenizer: PreTrainedTokenizerBase, where: str, variables: dict[str, Any]
 ) -> dict[str, str]:
     """Apply the chat template with its variables. Raises `DataError`."""
+    if variables.get("tools") and "tools" not in str(tokenizer.chat_template):
+        what = "the tokenizer's chat template writes no tools, so the policy would not know them"
+        raise DataError(f"{where}: {what}; take a template that does, such as model.chat_template: trl:qwen2_5")
     try:
         return maybe_apply_chat_template(messages, tokenizer, **variables)
     except TemplateError as error:  # templates refuse what they do not foresee, such as a system message

@@ -1,5 +1,7 @@
 """From rows to tokens: plain text and conversations, the answers of pairs."""
 
+import json
+
 import pytest
 from support import tiny_model
 from support.rows import TOKENIZER, chat, read
@@ -66,6 +68,45 @@ def test_variables_of_the_chat_template_reach_prompts_and_answers(file, given, e
         (prompt,) = load_prompts(data, tokens, 0).train
         assert prompt.text.endswith(ends)
     assert load_prompts(Data(prompts=own, chat_template_kwargs=given), tokens, 0).train[0].text.endswith("assistant\n")
+
+
+SCHEMA = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "required": ["a"]}}}
+
+SHOWS = "{{ tools | tojson if tools else 'none' }}:{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "column, shown",
+    [
+        ([SCHEMA], json.dumps([SCHEMA])),
+        (json.dumps([SCHEMA]), json.dumps([SCHEMA])),
+        ([{**SCHEMA, "strict": None}], json.dumps([SCHEMA])),
+        ([], "none"),
+        (None, "none"),
+    ],
+)
+def test_tools_of_a_row_reach_the_template(file, column, shown):
+    tokens = tiny_model.tokenizer()
+    tokens.chat_template = SHOWS
+    prompts = file([{"prompt": [chat("hi")], "tools": column}])
+    pairs = file([{"prompt": [chat("hi")], "chosen": [chat("yes", "assistant")], "tools": column}], "pairs.jsonl")
+    assert load_prompts(Data(prompts=prompts), tokens, 0).train[0].text == f"{shown}:hi<|im_end|>"
+    (pair,) = load_prompts(Data(pairs=pairs), tokens, 0).train
+    assert pair.text == f"{shown}:hi<|im_end|>" and pair.chosen.text == "yes"
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        ("[", "row 1: cannot be tokenised: Expecting value"),
+        ("3", "row 1: .*'tools' must be a list of JSON schemas, but it is '3'"),
+        (["add"], r"row 1: .*'tools' must be a list of JSON schemas, but it is \['add'\]"),
+        ([SCHEMA], "row 1: the tokenizer's chat template writes no tools.*trl:qwen2_5"),
+    ],
+)
+def test_tools_that_no_policy_would_know(file, column, message):
+    with pytest.raises(DataError, match=message):
+        read(file([{"prompt": [chat("hi")], "tools": column}]))
 
 
 def test_variables_of_a_row_are_named_values(file):
