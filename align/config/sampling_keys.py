@@ -44,7 +44,7 @@ class Sampling(Section):
         [], description="texts that end a response, which keeps them and does not count as truncated"
     )
     max_response_tokens: Count = Field(
-        256, description="of an episode: all that is said in it, by policy and environment"
+        256, description="a longer response is cut and counts as truncated; of an episode: all that both sides say"
     )
     max_turn_tokens: Count | None = Field(None, description="of one turn of an episode; default: all that is left")
     engine: Literal["vllm", "transformers"] = "vllm"

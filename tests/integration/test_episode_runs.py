@@ -26,11 +26,11 @@ def lines(path: Path) -> list[dict]:
     ids=["vllm", "transformers", "two ranks, ZeRO-3"],
 )
 def test_one_pass_of_the_trainer_is_what_the_sampler_said_turn_by_turn(machine, sampling, folder, tmp_path):
-    path = episodes(folder, tmp_path, sampling=sampling)
+    path = episodes(folder, tmp_path, sampling=sampling, data={"holdout": 2}, eval={"samples": 1}, run={"steps": 2})
     forked(machine, ROOT / "recipes/train.py", path)
     steps = [row for row in lines(tmp_path / "run/metrics.jsonl") if "loss" in row]
     evaluations = [row for row in lines(tmp_path / "run/metrics.jsonl") if "eval/turns" in row]
-    assert len(steps) == 3 and len(evaluations) == 2
+    assert len(steps) == 2 == len(evaluations)
     assert all(
         {"episode/turns", "episode/success", "rewards/Digits", "seconds/environment"} <= row.keys() for row in steps
     )
@@ -45,7 +45,7 @@ def test_one_pass_of_the_trainer_is_what_the_sampler_said_turn_by_turn(machine, 
                 compared += 1
                 assert t in own and abs(said - now) < 1e-4
         assert all(value is None for t, value in enumerate(row["advantage"][0]) if t not in own)
-    assert compared > 100 and len(rows) >= 3 * 16
+    assert compared > 100 and len(rows) >= 2 * 16
     assert_record_is_the_run_s(tmp_path / "run")
 
 
