@@ -94,7 +94,7 @@ def test_a_run_killed_at_every_point_ends_as_one_left_alone(folder, tmp_path):
 
 def test_episodes_killed_in_a_round_in_an_environment_and_between(folder, tmp_path):
     engine = {"engine": "transformers", "cache_gib": None, "compile": True}
-    recipe = episodes(folder, tmp_path, sampling=engine, data={"holdout": 0})
+    recipe = episodes(folder, tmp_path, sampling=engine, data={"holdout": 2}, eval={"samples": 1})
     schedule = ["run.steps=3", "run.save_every=2"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     kills = [
