@@ -61,6 +61,7 @@ class Expected(NamedTuple):
 
 WAYS = {
     "any number": lambda low, high, first, last: range(low, high + 1),
+    "the lowest that the hints leave": lambda low, high, first, last: [first],
     "any number that the hints leave": lambda low, high, first, last: range(first, last + 1),
     "the middle of what the hints leave": lambda low, high, first, last: [(first + last) // 2],
 }

@@ -80,8 +80,9 @@ def test_the_ways_by_hand():
     any_number = 1 - Fraction(7, 8) ** 4
     assert found["any number"].success == any_number
     assert found["the middle of what the hints leave"] == (1, Fraction(21, 8), Fraction(93, 80))
-    assert [round(float(one.success), 3) for one in found.values()] == [0.414, 0.844, 1.0]
-    assert [round(float(one.turns), 2) for one in found.values()] == [3.31, 2.91, 2.62]
+    assert found["the lowest that the hints leave"] == (Fraction(1, 2), Fraction(26, 8), Fraction(31, 40))
+    assert [round(float(one.success), 3) for one in found.values()] == [0.414, 0.5, 0.844, 1.0]
+    assert [round(float(one.turns), 2) for one in found.values()] == [3.31, 3.25, 2.91, 2.62]
 
 
 @pytest.mark.parametrize("way", WAYS)
