@@ -1,8 +1,11 @@
 """What an evaluation measures: pass@k, its summary, responses whose reward failed."""
 
+from dataclasses import replace
+
 import pytest
 from support.rollouts import failing, rollout
 
+from align.data.prompts import Episode, Turn
 from align.metrics.evaluation import EPISODES, comparison, drift, names, pass_at, summarise
 from align.rollout import rollouts
 
@@ -48,3 +51,16 @@ def test_summary_is_over_prompts_and_its_interval_holds_the_mean():
         0.6,
         [found["eval/reward_low"], found["eval/reward_high"]],
     )
+
+
+def test_episodes_of_an_evaluation():
+    def episode(rollout, turns, success):
+        spans = [Turn("assistant", 0, 1), Turn("user", 1, 3)] * (turns - 1)
+        spans = (*spans, Turn("assistant", 0, 1))
+        response = replace(rollout.response, turns=spans, episode=Episode("e", "terminated", success=success))
+        return replace(rollout, response=response)
+
+    sampled = [episode(rollout(0, i, 1.0), 1 + i, i == 0) for i in range(2)]
+    found = summarise(sampled, [episode(rollout(0, 0, 1.0), 3, True)], [1])
+    assert found["eval/success"] == 0.5 and found["eval/turns"] == 1.5 and found["eval/greedy_turns"] == 3
+    assert {*found} <= {*names(["r"], [1])}

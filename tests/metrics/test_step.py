@@ -1,5 +1,7 @@
 """What a step measures: signal, failed rewards, entropy, shares of the reward's variance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.counting_learner import CountingLearner, annotate
@@ -7,7 +9,7 @@ from support.rollouts import WORDS, failing, rollout
 
 from align.config.recipe import RewardFunction
 from align.credit import assign
-from align.data.prompts import Prompt, Response
+from align.data.prompts import Episode, Prompt, Response, Turn
 from align.metrics.step import rollout_metrics, signal_metrics, variance_shares
 from align.objectives import gfpo, grpo
 from align.rollout import rollouts
@@ -90,3 +92,35 @@ def test_a_sum_that_is_constant_up_to_rounding_has_no_shares():
     rows = [sampled([-1.0], {"a": a, "b": b}, a + b) for a, b in ((0.1, 0.2), (0.3, 0.0), (0.2, 0.1))]
     assert len({row.reward for row in rows}) > 1
     assert variance_shares(rows, rewards) == {}
+
+
+def played(group, index, turns, others, **episode):
+    """An episode in which the policy chose 2 tokens a turn, and others put in so many between."""
+    spans = [("assistant", 2), *[("user", others), ("assistant", 2)] * (turns - 1)]
+    ends = [sum(length for _, length in spans[: i + 1]) for i in range(len(spans))]
+    made = [Turn(role, end - length, end) for (role, length), end in zip(spans, ends, strict=True)]
+    told = Episode("e", **{"ended": "terminated", **episode})
+    response = Response([5] * ends[-1], [-1.0] * ends[-1], False, tuple(made), told)
+    return replace(rollout(group, index, 1.0), response=response)
+
+
+def test_episodes_are_measured_apart_from_those_that_broke_off():
+    some = [
+        played(0, 0, 1, 0, success=True),
+        played(0, 1, 3, 4, success=False, ended="max_turns", calls=3, failed_calls=1),
+        replace(played(0, 2, 2, 50, ended="failed", why="reset: x"), failed={"e": "reset: x"}, reward=None),
+    ]
+    found = rollout_metrics([Collected(None, some)])
+    assert {name: value for name, value in found.items() if name.startswith("episode/")} == {
+        "episode/turns": 2.0,
+        "episode/environment_tokens": 4.0,
+        "episode/ended/terminated": 0.5,
+        "episode/ended/truncated": 0.0,
+        "episode/ended/max_turns": 0.5,
+        "episode/ended/budget": 0.0,
+        "episode/success": 0.5,
+        "episode/calls": 1.5,
+        "episode/valid_calls": pytest.approx(2 / 3),
+    }
+    assert found["response/length"] == pytest.approx((2 + 6 + 4) / 3) and found["response/failed"] == 1
+    assert not any(name.startswith("episode/") for name in rollout_metrics([Collected(None, [rollout(0, 0, 1.0)])]))

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 from support.hostile_text import ESCAPES, acting
-from support.rollouts import failing, rollout
+from support.rollouts import WORDS, failing, rollout
 
 from align.config.recipe import RewardFunction, RewardLimits
-from align.data.prompts import Prompt, Response
+from align.data.prompts import Episode, Prompt, Response
 from align.rollout import rollouts
 from align.rollout.rollouts import Process, Rollout, Scorer
 from align.rollout.seeds import Draw
@@ -93,3 +93,40 @@ def test_a_reason_is_told_on_one_line_and_acts_on_nothing(monkeypatch, capsys):
     Scorer([worker], experiment, None, say).gather([row])
     told = capsys.readouterr().out
     assert told.count("\n") == 1 and told.startswith("reward 'r' failed on 1 of 1") and not acting(told)
+
+
+class Asked:
+    """Instead of processes: notes what a reward function is asked about."""
+
+    def __init__(self, monkeypatch):
+        self.rows = []
+        monkeypatch.setattr(rollouts, "score_rows", self)
+
+    def __call__(self, workers, prompts, responses, texts, total_rows):
+        self.rows += [response.ids for response in responses]
+        return {"f": [0.5] * len(responses)}
+
+
+def test_an_episode_earns_what_its_environment_gave_and_one_that_broke_off_nothing(monkeypatch):
+    asked = Asked(monkeypatch)
+    rewards = [RewardFunction("e", "m:e", 2.0, given_by="environment"), RewardFunction("f", "m:f", 1.0)]
+    recipe = SimpleNamespace(reward_limits=RewardLimits())
+    file = SimpleNamespace(data={})
+    experiment = SimpleNamespace(
+        rewards=rewards, correct=SimpleNamespace(reward="e", at_least=1.0), recipe=recipe, file=file
+    )
+    episodes = [
+        Episode("e", "terminated", reward=1.0),
+        Episode("e", "terminated", reward=1.0, success=False),
+        Episode("e", "max_turns", reward=0.5, success=True),
+        Episode("e", "terminated"),
+        Episode("other", "terminated", reward=7.0),
+        Episode("e", "failed", why="step: took too long", success=True),
+    ]
+    prompt = Prompt([1], "p", "p", {})
+    sampled = [(0, i, prompt, Response([i], [-1.0], False, (), one)) for i, one in enumerate(episodes)]
+    scored = Scorer([], experiment, WORDS).score(sampled, len(sampled))
+    assert [one.reward for one in scored] == [2.5, 2.5, 1.5, 0.5, 0.5, None]
+    assert [one.correct for one in scored] == [True, False, True, False, False, False]
+    assert scored[5].failed == {"e": "step: took too long"} and scored[5].rewards == {"e": None, "f": None}
+    assert asked.rows == [[i] for i in range(5)]  # no function is asked about the one that broke off
