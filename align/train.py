@@ -24,6 +24,7 @@ from align.config.experiment import Experiment, examine
 from align.config.recipe_file import ConfigError
 from align.config.redact import scrub, scrub_tracebacks
 from align.data.prompts import DataError
+from align.environments.nursery import EnvironmentFailed
 from align.losses.pairs import PairError
 from align.model.locate import ModelError
 from align.result.push import NotPushed
@@ -47,11 +48,12 @@ from align.system.parent import end_with_launcher, say_last
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
     *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError, HeldError, NothingLearned),
-    *(UserExit, CallbackError),
+    *(UserExit, CallbackError, EnvironmentFailed),
 )
 
 OWN_ERRORS = (
     RewardError,
+    EnvironmentFailed,
     DeadlineError,
     DiskError,
     UserExit,

@@ -6,7 +6,7 @@ found, so that a broken model hides no broken data file and no broken reward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -42,8 +42,9 @@ from align.config.recipe import RewardLimits
 from align.config.recipe_file import ConfigError, KeyPath
 from align.config.redact import scrub
 from align.config.rules import check_measure
-from align.data.prompts import DataError, Pair
-from align.data.read import is_missing, read_rows, row_of, split_rows, text_of
+from align.data.prompts import DataError, Pair, Prompt
+from align.data.read import by_row, by_text, is_missing, read_rows, split_rows
+from align.data.tokenise import is_open
 from align.metrics import evaluation
 from align.model.load import context_length
 from align.model.locate import locate
@@ -88,6 +89,8 @@ def try_rewards(found: Survey) -> dict[str, Trial]:
     tokenizer = found.tokenizer or bytewise()
     limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong
     played, episodes = try_environments(found, rows)
+    if found.experiment.recipe.environment and not episodes:
+        rows = []  # nothing was played that could be scored
     with started(found.experiment.reward_functions, limits) as workers:
         trials = [try_reward(worker, rows, tokenizer, found.experiment.file, episodes) for worker in workers]
     return played | {worker.reward.name: trial for worker, trial in zip(workers, trials, strict=True)}
@@ -157,13 +160,22 @@ def _source(found: Survey, name: str, source: Data) -> None:
     rows = read_rows(readable, tokenizer, found.ends)
     found.problems += [_placed(found, name, text) for text in rows.problems]
     found.rows[name] = [*rows.own, *rows.evaluation]
+    if not found.experiment.file.data.get("environment"):  # not even one that is wrong
+        found.problems += [found.placed(text) for text in _empty(rows.own + rows.evaluation)]
     seed = found.experiment.recipe.run.seed if found.experiment.recipe.run else 0
     if not rows.problems:
         try:
-            known_by = row_of if found.experiment.recipe.environment else text_of
+            known_by = by_row if found.experiment.recipe.environment else by_text
             found.sources[name] = split_rows(readable, rows, seed, known_by)
         except DataError as error:
             found.problems += [_placed(found, name, text) for text in error.problems]
+
+
+def _empty(rows: Sequence[Prompt]) -> list[str]:
+    """Name prompts that say nothing, which only an environment would fill."""
+    empty = [row for row in rows if row.conversational and is_open(row.prompt)]
+    what = "the last message of 'prompt' is empty, and there is no environment that would fill it; write text"
+    return [f"data: {len(empty)} of {len(rows)} rows: {what}"] if empty else []
 
 
 def _source_key(found: Survey, name: str) -> KeyPath:

@@ -21,6 +21,7 @@ from align.environments.calls import response_schema_problem
 from align.environments.contract import Call, Description, Finish, Observation, Opening, Outcome, Reply, Start
 from align.environments.nursery import EnvironmentFailed, Nursery, ask
 from align.rollout.environments import nursery, row_of
+from align.rollout.episode import heard_as, said
 from align.system.failure import Failure
 
 SEED = 0  # of the episodes that are tried
@@ -102,10 +103,9 @@ def _column_problems(found: Survey, rows: Sequence[Prompt]) -> list[str]:
 
 def _try(tried: _Tried, made: Nursery, offers: Description) -> None:
     """Try an environment that is loaded."""
-    tokenizer, correct = tried.found.tokenizer, tried.found.experiment.correct
-    if offers.contract == "tools" and not offers.scores and correct and correct.reward == tried.name:
-        what = f"{offers.name} has no get_reward, so nothing is ever correct; write correct: {{reward: ...}}"
-        tried.wrong(what)
+    tokenizer, experiment = tried.found.tokenizer, tried.found.experiment
+    if offers.contract == "tools" and not offers.scores and not experiment.reward_functions:
+        tried.wrong(f"{offers.name} has no get_reward, and the recipe has no rewards; add one of them")
     if not tried.rows or tokenizer is None or tried.found.experiment.recipe.sampling is None:
         return
     _template(tried, tokenizer, offers)
@@ -203,12 +203,12 @@ def _budget(tried: _Tried, prompt: Prompt, answer: Observation) -> None:
     sampling, tokenizer = tried.found.experiment.recipe.sampling, tried.found.tokenizer
     if answer.ended or tried.keys.max_turns == 1:
         return
-    said = [{"role": m.role, **({"name": m.name} if m.name else {}), "content": m.content} for m in answer.messages]
-    text = "".join(message["content"] for message in said)
+    told = [heard_as(message) for message in answer.messages]
+    text = "".join(message["content"] for message in told)
     if prompt.conversational:
         try:
             ends = end_texts(tokenizer, tried.found.ends)
-            text = heard(tokenizer, said, said_call=said[0].get("name"), ends=ends, variables=prompt.variables)
+            text = heard(tokenizer, told, said_call=told[0].get("name"), ends=ends, variables=prompt.variables)
         except ValueError as error:
             tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), str(error)))
             return
@@ -227,6 +227,5 @@ def _budget(tried: _Tried, prompt: Prompt, answer: Observation) -> None:
 
 def _as_episode(name: str, reply: Reply, answer: Observation, outcome: Outcome) -> Episode:
     """The episode that was tried, as rewards get it."""
-    messages = [{"role": "assistant", "content": reply.text}]
-    messages += [{"role": message.role, "content": message.content} for message in answer.messages]
+    messages = [said(reply), *map(heard_as, answer.messages)]
     return Episode(name, answer.ended or "max_turns", messages, outcome.reward, attributes=outcome.attributes)

@@ -108,7 +108,8 @@ def prompt_tokens(recipe: Recipe, name: str, prompts: Iterable[Prompt]) -> int:
     """Most tokens of a source's prompts; an environment may add to them, up to what the source allows."""
     longest = max(len(prompt.ids) for prompt in prompts)
     source = recipe.sources()[name]
-    return max(longest, source.max_prompt_tokens) if recipe.environment and source.sampled else longest
+    plays = recipe.environment and (source.sampled or source.eval_prompts)
+    return max(longest, source.max_prompt_tokens) if plays else longest
 
 
 def head_specs(objectives: Iterable[Objective]) -> list[Head]:

@@ -40,6 +40,8 @@ class Data(Section):
     def _one_source(self):
         if sum(value is not None for value in (self.prompts, self.pairs, self.episodes)) != 1:
             raise ValueError("write one of prompts, pairs and episodes")
+        if self.episodes and (self.args or self.holdout_by):
+            raise ValueError("episodes have neither args nor holdout_by; leave them out")
         if self.bank and not self.pairs:
             raise ValueError("a bank goes with pairs")
         return self

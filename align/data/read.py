@@ -62,9 +62,11 @@ def read_rows(data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends | None 
         return Rows([], [], error.problems)
     found, problems, dropped = {"own": [], "eval_prompts": []}, [], 0
     if data.episodes:
-        found["own"], problems, _ = _prompts(
+        found["own"], problems, dropped = _prompts(
             _episodes(data), "data.episodes", data, tokenizer, partial(make, ends=ends)
         )
+    if dropped:
+        problems.append(f"data.episodes: the prompt alone has more than {data.max_prompt_tokens} tokens")
     for name, source, args, make in wanted:
         try:
             rows = _rows(f"data.{name}", source, args)
@@ -80,17 +82,17 @@ def read_rows(data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends | None 
     return Rows(*found.values(), problems, dropped)
 
 
-def text_of(prompt: Prompt) -> str:
+def by_text(prompt: Prompt) -> str:
     """What a prompt is known by: rows of the same text do not stand on both sides of the holdout."""
     return prompt.text
 
 
-def row_of(prompt: Prompt) -> str:
+def by_row(prompt: Prompt) -> str:
     """What a prompt is known by where an environment makes something else of each row: its text and its columns."""
     return f"{prompt.text}{prompt.columns!r}"
 
 
-def split_rows(data: Data, rows: Rows, seed: int, known_by: Callable[[Prompt], str] = text_of) -> Prompts:
+def split_rows(data: Data, rows: Rows, seed: int, known_by: Callable[[Prompt], str] = by_text) -> Prompts:
     """Split rows into training and held-out prompts.
 
     Raises `DataError` with all problems of the rows, and where none is left to train on.

@@ -36,7 +36,7 @@ def make_prompt(row: dict, i: int, source: str, data: Data, tokenizer: PreTraine
     if is_conversational({"prompt": prompt}):
         if tokenizer.chat_template is None:
             raise DataError(f"{source}: row {i}: the prompt is a conversation, but the tokenizer has no chat template")
-        _check_messages(prompt, f"{source}: row {i}: 'prompt'")
+        _check_messages(prompt[:-1] if is_open(prompt) else prompt, f"{source}: row {i}: 'prompt'")
         prompt, given = _with_system(prompt, data), variables(row, data)
         text = _templated({"prompt": prompt}, tokenizer, f"{source}: row {i}", given)["prompt"]
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -223,16 +223,17 @@ def _templated(
         raise DataError(f"{where}: {what}") from error
 
 
-def _is_open(message: dict) -> bool:
-    """Whether a message is left empty for an environment to fill."""
-    return message["role"] == "user" and message.get("content") == ""
+def is_open(messages: list) -> bool:
+    """Whether the last message is left empty for an environment to fill."""
+    last = messages[-1]
+    return isinstance(last, dict) and last.get("role") == "user" and last.get("content") == ""
 
 
 def _check_messages(messages: list, where: str) -> None:
     """Raise `DataError` unless each message has a role and a content of text."""
     for message in messages:
         fine = isinstance(message, dict) and isinstance(message.get("role"), str)
-        said = fine and (message.get("content") or bool(message.get("tool_calls")) or _is_open(message))
+        said = fine and (message.get("content") or bool(message.get("tool_calls")))
         if not said or not isinstance(message.get("content") or "", str):
             what = "a message is {role: ..., content: text}, without text only where it has tool_calls"
             raise DataError(f"{where}: {what}, but one is {message!r}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import add_response_schema, parse_response, supports_tool_calling
 
@@ -95,7 +96,8 @@ def parse_reply(
         found = parse_response(tokenizer, [*ids], prefix=[*prompt_ids], tools=[*tools])
         calls = tuple(_call(call) for call in found.get("tool_calls") or ())
         pickle.dumps(calls)  # as they travel to the environment
-    except (KeyError, RecursionError):  # a call lacks a key of the schema; JSON is nested deeper than Python reads
+        to_jsonable_python(calls)  # and as they are kept
+    except (KeyError, RecursionError, ValueError):  # a call lacks a key of the schema; JSON is nested too deep
         return tokenizer.decode([*ids], skip_special_tokens=True), ()
     return found["content"], calls
 

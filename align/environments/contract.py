@@ -189,8 +189,8 @@ def plain(values: Mapping[Any, Any]) -> dict[str, JsonValue]:
             read = from_json(f"[[[{text}]]]")[0][0][0]  # as deep as the trainer will read it
         except (TypeError, ValueError, RecursionError):
             continue
-        left -= len(text)
-        if isinstance(name, str) and left >= 0:
+        if isinstance(name, str) and len(text) <= left:
+            left -= len(text)
             out[said(name)] = read
     return out
 

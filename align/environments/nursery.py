@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import resource
 import selectors
 import socket
 import subprocess
 import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +50,8 @@ class Nursery:
         self.environment, self.limits = environment, limits
         self.build_s = START_S  # within which an instance has to be made
         self._instances: list[Instance] = []
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # there may be thousands, each with a socket
         first = pickle.dumps((environment, limits))
         self._server = Server("align.environments.process", lambda: first, LOADED, log, SAME)
         self._server.start()
@@ -191,7 +195,10 @@ def ask(requests: Sequence[tuple[Instance, Request]]) -> list[Answer | Failure]:
     As many of an environment work at once as its limits say, so that the seconds of one are not waiting for others.
     """
     found: dict[int, Answer | Failure] = {}
-    waiting, until = list(range(len(requests))), {}  # rows; {row: when it is too late for its answer}
+    waiting: dict[Nursery, deque[int]] = {}  # rows that are not asked yet
+    for row, (instance, _) in enumerate(requests):
+        waiting.setdefault(instance.nursery, deque()).append(row)
+    until: dict[int, float] = {}  # {row: when it is too late for its answer}
     with selectors.DefaultSelector() as selector:
 
         def send(row: int) -> None:
@@ -203,7 +210,7 @@ def ask(requests: Sequence[tuple[Instance, Request]]) -> list[Answer | Failure]:
                 until[row] = sent
                 selector.register(instance, selectors.EVENT_READ, row)
 
-        while waiting or until:
+        while any(waiting.values()) or until:
             for row in _free(requests, waiting, until):
                 send(row)
             for row in _due(selector, until):
@@ -218,14 +225,13 @@ def ask(requests: Sequence[tuple[Instance, Request]]) -> list[Answer | Failure]:
 
 
 def _free(
-    requests: Sequence[tuple[Instance, Request]], waiting: list[int], until: Mapping[int, float]
+    requests: Sequence[tuple[Instance, Request]], waiting: Mapping[Nursery, deque[int]], until: Mapping[int, float]
 ) -> Iterator[int]:
     """Take the waiting rows that may work beside those that do."""
-    for row in list(waiting):
-        nursery = requests[row][0].nursery
-        if sum(requests[other][0].nursery is nursery for other in until) < nursery.limits.at_once:
-            waiting.remove(row)
-            yield row
+    working = Counter(requests[row][0].nursery for row in until)
+    for nursery, rows in waiting.items():
+        for _ in range(min(len(rows), nursery.limits.at_once - working[nursery])):
+            yield rows.popleft()
 
 
 def _due(selector: selectors.BaseSelector, until: Mapping[int, float]) -> list[int]:

@@ -12,6 +12,7 @@ import inspect
 import os
 import pickle
 import random
+import re
 import signal
 import socket
 import sys
@@ -47,6 +48,8 @@ from align.system.child import connect, limit_memory
 from align.system.failure import Failure, attempt, short
 from align.system.parent import die_with_parent
 from align.system.pipe import receive, send
+
+LACKS = re.compile(r"MemoryError|[Cc]annot allocate|failed to map segment")  # memory, of an import within its limit
 
 MEMORY, SECONDS = "environment.memory_gib", "environment.seconds"  # what limits a call
 
@@ -114,7 +117,8 @@ def load(path: str) -> Callable | Failure:
     try:
         factory = load_object(path)
     except ValueError as error:
-        return Failure(short(str(error)))
+        hint = f"; raise {MEMORY} if it needs more" if LACKS.search(str(error)) else ""
+        return Failure(short(str(error)) + hint)
     if not callable(factory):
         return Failure(f"{path} is neither a class nor a function that makes an environment")
     running = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]

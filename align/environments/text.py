@@ -16,7 +16,8 @@ def reset(instance: Any, start: Start, run: Run) -> Opening:
     """Begin an episode. Raises whatever `reset` raises, and `ValueError` where it does not return (text, info)."""
     found = settled(instance.reset(**start.row), run)
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], str) and _is_info(found[1])):
-        raise ValueError(f"reset returned {shown(found)}; return (text, info)")
+        fix = "return (text, info); where step is a tool of TRL's contract, write environment.contract: tools"
+        raise ValueError(f"reset returned {shown(found)}; {fix}")
     text, info = found
     return Opening(said(text), plain(info), _anchor(info))
 

@@ -15,9 +15,20 @@ from align.data.prompts import POLICY, Ended, Episode, Prompt, Response, Turn
 from align.data.templates import end_behind, end_texts, heard
 from align.data.turns import hash_of
 from align.environments.calls import parse_reply
-from align.environments.contract import Observation, Outcome, Reply
+from align.environments.contract import Message, Observation, Outcome, Reply
 from align.environments.nursery import Instance
 from align.rollout.environments import Environment, Environments
+
+
+def said(reply: Reply) -> dict[str, Any]:
+    """A turn of the policy as a message, with its calls as TRL has them."""
+    calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in reply.calls]
+    return {"role": POLICY, "content": reply.text, **({"tool_calls": calls} if calls else {})}
+
+
+def heard_as(message: Message) -> dict[str, Any]:
+    """What an environment said as a message."""
+    return {"role": message.role, **({"name": message.name} if message.name else {}), "content": message.content}
 
 
 @dataclass
@@ -39,6 +50,7 @@ class Live:
     success: bool | None = None
     calls: int = 0
     failed_calls: int = 0
+    cut: bool = False  # the newest turn, by a limit on tokens
     ended: Ended | None = None
     why: str | None = None
 
@@ -55,11 +67,11 @@ class Live:
             reply = Reply(*parse_reply(tokenizer, response.ids, [*self.prompt.ids, *self.ids], offers.tools))
         else:
             reply = Reply(tokenizer.decode(response.ids, skip_special_tokens=True))
+        self.cut = response.truncated
         self.ids += response.ids
         self.logprobs += response.logprobs
         self.turns.append(Turn(POLICY, start, len(self.ids), text, state=state))
-        called = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in reply.calls]
-        self.messages.append({"role": POLICY, "content": reply.text, **({"tool_calls": called} if called else {})})
+        self.messages.append(said(reply))
         return reply
 
     def hear(self, answer: Observation, environments: Environments) -> None:
@@ -68,25 +80,30 @@ class Live:
         if answer.reward is not None:
             self.rewards.append(answer.reward)
             self.turns[-1] = replace(self.turns[-1], reward=keys.weight * answer.reward)
-        said = [{"role": m.role, **({"name": m.name} if m.name else {}), "content": m.content} for m in answer.messages]
-        self.messages += said
+        told = [heard_as(message) for message in answer.messages]
+        self.messages += told
         self.calls += answer.calls
         self.failed_calls += answer.failed_calls
         self.anchor = answer.anchor
         self.success = self.success if answer.success is None else answer.success
-        if answer.ended:
-            self.ended = answer.ended
+        if answer.ended:  # of tools by a turn without a call, which one that was cut did not come to
+            self.ended = "budget" if self._unfinished else answer.ended
         elif sum(turn.role == POLICY for turn in self.turns) == keys.max_turns:
             self.ended = "max_turns"
         elif len(self.ids) == budget:
             self.ended = "budget"
         else:
-            self._append(said, environments)
+            self._append(told, environments)
 
-    def _append(self, said: Sequence[dict[str, Any]], environments: Environments) -> None:
+    @property
+    def _unfinished(self) -> bool:
+        """Whether the newest turn was cut and is not what the policy meant to say: an environment of text hears any."""
+        return self.cut and self.environment.offers.contract == "tools"
+
+    def _append(self, told: Sequence[dict[str, Any]], environments: Environments) -> None:
         """Append the tokens of what the environment said; where no token would fit behind them, end instead."""
         try:
-            text = self._text_of(said, environments)
+            text = self._text_of(told, environments)
         except ValueError as error:
             self.fail("step", f"the chat template does not take what it said: {error}")
             return
@@ -94,20 +111,20 @@ class Live:
         if len(self.ids) + len(ids) >= environments.sampling.max_response_tokens:
             self.ended = "budget"
             return
-        self.turns.append(Turn(said[-1]["role"], len(self.ids), len(self.ids) + len(ids), text))
+        self.turns.append(Turn(told[-1]["role"], len(self.ids), len(self.ids) + len(ids), text))
         self.ids += ids
         self.logprobs += [0.0] * len(ids)
 
-    def _text_of(self, said: Sequence[dict[str, Any]], environments: Environments) -> str:
+    def _text_of(self, told: Sequence[dict[str, Any]], environments: Environments) -> str:
         """What stands behind the policy's turn. One that was cut has its end token put in, which it did not choose.
 
         Raises `ValueError` where the chat template does not take it.
         """
         if not self.prompt.conversational:
-            return "".join(message["content"] for message in said)
+            return "".join(message["content"] for message in told)
         tokenizer, ids = environments.tokenizer, environments.ends
         how = {"ends": end_texts(tokenizer, ids), "variables": self.prompt.variables}
-        text = heard(tokenizer, said, said_call=said[0].get("name"), **how)
+        text = heard(tokenizer, told, said_call=told[0].get("name"), **how)
         return text if self.ids[-1] in ids else end_behind(tokenizer, **how) + text
 
     def response(self) -> Response:
@@ -125,5 +142,5 @@ class Live:
             attributes=self.outcome.attributes if self.outcome else {},
             why=self.why,
         )
-        cut = self.ended in ("budget", "truncated")
+        cut = self.ended in ("budget", "truncated") or (self._unfinished and self.why is None)
         return Response(self.ids, self.logprobs, cut, tuple(self.turns), episode)

@@ -103,16 +103,23 @@ class Scorer:
         """Whether a response is correct: its environment says so, or the reward that decides."""
         if response.episode and response.episode.success is not None:
             return response.episode.success and response.episode.why is None
-        solved = self.experiment.correct
-        decides = values[solved.reward]
-        return decides is not None and decides >= solved.at_least
+        decides = next((values[name] for name in self._deciding(response) if values[name] is not None), None)
+        return decides is not None and decides >= self.experiment.correct.at_least
+
+    def _deciding(self, response: Response) -> list[str]:
+        """Names of rewards, of which the first that applies decides: where the recipe leaves it open, an episode's own
+        environment does, or the first function."""
+        if response.episode is None or self.experiment.recipe.correct:
+            return [self.experiment.correct.reward]
+        functions = self.experiment.reward_functions
+        return [response.episode.environment, *(reward.name for reward in functions[:1])]
 
     def gather(self, scored: Sequence[Rollout]) -> list[Rollout]:
         """Gather the rollouts of all ranks, in the same order on each. Collective.
 
         Tells of each reward once that it fails. Raises `RewardError` where it failed on too many.
         """
-        everything = gather(scored)
+        everything = gather([without_attributes(rollout) for rollout in scored])
         check_failed(everything, self.experiment.recipe.reward_limits)
         logs = {worker.reward.name: worker.log for worker in self.workers}
         for reward in self.rewards:
@@ -121,6 +128,14 @@ class Scorer:
                 self.told.add(reward.name)
                 self.tell(failing(reward, failed, len(everything), logs.get(reward.name)))
         return everything
+
+
+def without_attributes(rollout: Rollout) -> Rollout:
+    """The rollout without its environment's attributes: only rewards read them, on the rank that asked it."""
+    response = rollout.response
+    if response.episode is None or not response.episode.attributes:
+        return rollout
+    return replace(rollout, response=replace(response, episode=replace(response.episode, attributes={})))
 
 
 def of_environment(name: str, response: Response) -> Value:

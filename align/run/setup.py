@@ -92,7 +92,7 @@ class Run:
 def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     """Load the policy with its heads, reference and guide if something needs them, the engine and the sampler.
 
-    Collective. Raises `ConfigError`, `ModelError` and `RewardError`.
+    Collective. Raises `ConfigError`, `ModelError`, `RewardError` and `EnvironmentFailed`.
     """
     experiment, tokenizer = checked.experiment, checked.tokenizer
     recipe, sampled = experiment.recipe, checked.context is not None

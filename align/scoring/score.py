@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from align.config.recipe import RewardFunction, RewardLimits
-from align.data.prompts import Prompt, Response
+from align.data.prompts import POLICY, Prompt, Response
 from align.scoring.process import LARGEST, Arguments, Failure, Value, row_of, rows_of
 from align.scoring.worker import RewardError, Worker
 
@@ -19,9 +19,11 @@ def text_of(prompt: Prompt, text: str) -> Any:
 
 
 def completion_of(prompt: Prompt, response: Response, text: str) -> Any:
-    """A response as reward functions get it; an episode of a conversation is the list of its messages."""
-    whole = response.episode and prompt.conversational
-    return response.episode.messages if whole else text_of(prompt, text)
+    """A response as reward functions get it; an episode as the list of its messages, or what the policy said in it."""
+    if response.episode is None:
+        return text_of(prompt, text)
+    messages = response.episode.messages
+    return messages if prompt.conversational else "".join(m["content"] for m in messages if m["role"] == POLICY)
 
 
 def score_rows(

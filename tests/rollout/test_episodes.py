@@ -285,6 +285,13 @@ def test_a_malformed_call_is_told_or_is_text_and_ends_nothing_else(said):
         assert len(episode.messages) == 1  # all text, as in TRL
 
 
+@pytest.mark.parametrize(("said", "ended"), [("It is 7, I think", "budget"), (call("add", number=1), "max_turns")])
+def test_an_answer_of_tools_that_was_cut_is_truncated(said, ended):
+    turns = 1 if ended == "max_turns" else 3
+    *_, response, _ = of_tools(lambda *_: said + " " * 20, turns=turns, max_turn_tokens=len(said) + 3)
+    assert response.episode.ended == ended and response.truncated and response.episode.why is None
+
+
 def test_a_reward_that_raises_masks_the_episode():
     *_, response, _ = of_tools(lambda call, _: [call_13, "done"][call])
     assert response.episode.why.startswith("get_reward: ValueError") and response.episode.reward is None

@@ -109,11 +109,13 @@ class Asked:
 
 def test_an_episode_earns_what_its_environment_gave_and_one_that_broke_off_nothing(monkeypatch):
     asked = Asked(monkeypatch)
-    rewards = [RewardFunction("e", "m:e", 2.0, given_by="environment"), RewardFunction("f", "m:f", 1.0)]
-    recipe = SimpleNamespace(reward_limits=RewardLimits())
+    given = [RewardFunction(name, "m:e", 2.0, given_by="environment") for name in ("e", "other")]
+    rewards = [*given, RewardFunction("f", "m:f", 1.0)]
+    recipe = SimpleNamespace(reward_limits=RewardLimits(), correct=None)
     file = SimpleNamespace(data={})
+    correct = SimpleNamespace(reward="e", at_least=1.0)
     experiment = SimpleNamespace(
-        rewards=rewards, correct=SimpleNamespace(reward="e", at_least=1.0), recipe=recipe, file=file
+        rewards=rewards, reward_functions=rewards[2:], correct=correct, recipe=recipe, file=file
     )
     episodes = [
         Episode("e", "terminated", reward=1.0),
@@ -126,7 +128,9 @@ def test_an_episode_earns_what_its_environment_gave_and_one_that_broke_off_nothi
     prompt = Prompt([1], "p", "p", {})
     sampled = [(0, i, prompt, Response([i], [-1.0], False, (), one)) for i, one in enumerate(episodes)]
     scored = Scorer([], experiment, WORDS).score(sampled, len(sampled))
-    assert [one.reward for one in scored] == [2.5, 2.5, 1.5, 0.5, 0.5, None]
-    assert [one.correct for one in scored] == [True, False, True, False, False, False]
-    assert scored[5].failed == {"e": "step: took too long"} and scored[5].rewards == {"e": None, "f": None}
-    assert asked.rows == [[i] for i in range(5)]  # no function is asked about the one that broke off
+    assert [one.reward for one in scored] == [2.5, 2.5, 1.5, 0.5, 14.5, None]
+    assert [one.correct for one in scored] == [True, False, True, False, True, False]  # each by its own environment
+    assert scored[5].failed == {"e": "step: took too long"} and set(scored[5].rewards.values()) == {None}
+    experiment.correct, recipe.correct = SimpleNamespace(reward="f", at_least=0.5), object()
+    assert [one.correct for one in Scorer([], experiment, WORDS).score(sampled, 6)][3:] == [True, True, False]
+    assert asked.rows[:5] == [[i] for i in range(5)]  # no function is asked about the one that broke off

@@ -114,7 +114,7 @@ CROSS = [
         "best_and_worst",
     ),
     ("no guide", put("objective", {"name": "rto"}), AT + r"model\.guide: missing", "an adapter, a model"),
-    ("two sources of one kind", put("data.pairs", "pairs.jsonl"), AT + "data", "one of prompts and pairs"),
+    ("two sources of one kind", put("data.pairs", "pairs.jsonl"), AT + "data", "one of prompts, pairs and episodes"),
     ("bank of prompts", put("data.bank", "bank"), AT + "data", "a bank goes with pairs"),
     ("no rewards", put("rewards", []), AT + "rewards: is empty", "name at least one reward function"),
     (
