@@ -251,6 +251,8 @@ def _check_row(row: Any, where: str) -> None:
         what = f"'prompt' must be text or a list of messages; there are: {there}; it is {shortened(row.get('prompt'))}"
         if "prompt" not in row and {"chosen", "rejected"} <= row.keys():
             what += "; without it, chosen and rejected must be conversations that begin with the same messages"
+        elif "prompt" not in row:
+            what += "; for an environment that asks by itself write [{role: user, content: ''}]"
         raise DataError(f"{where}: {what}")
 
 

@@ -68,7 +68,7 @@ def _info(line: RecordedRollout) -> dict[str, Any]:
     """What a trace has no field for."""
     names = [decision.name for decision in line.objectives or ()]
     told = {"step": line.step, "source": line.source, "correct": line.correct, "truncated": line.truncated}
-    told |= {"objectives": names or None, "kept": line.kept}
+    told |= {"objectives": names or None, "kept": line.kept, "episode": line.episode}
     return {name: value for name, value in told.items() if value is not None}
 
 

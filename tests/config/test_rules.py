@@ -187,7 +187,11 @@ def test_a_cut_out_of_range(said, sampling):
             "objective: importance_weight chooses or weighs tokens",
         ),
         (PAIRS, dict(data={"pair": "x"}, objective={"name": "dpo"}), "data.pair: unknown key; did you mean 'pairs'?"),
-        (PAIRS, dict(data={"prompts": "x", "pairs": "y"}, objective={"name": "dpo"}), "one of prompts, pairs and episodes"),
+        (
+            PAIRS,
+            dict(data={"prompts": "x", "pairs": "y"}, objective={"name": "dpo"}),
+            "one of prompts, pairs and episodes",
+        ),
         (
             BOTH,
             dict(
