@@ -15,13 +15,13 @@ from align.config.environment_keys import Environment as EnvironmentKeys
 from align.config.problems import nearest
 from align.config.recipe_file import KeyPath
 from align.data.prompts import DataError, Episode, Prompt
-from align.data.templates import append_only, end_texts, heard
+from align.data.templates import append_only, end_texts
 from align.data.tokenise import opened
 from align.environments.calls import response_schema_problem
 from align.environments.contract import Call, Description, Finish, Observation, Opening, Outcome, Reply, Start
 from align.environments.nursery import EnvironmentFailed, Nursery, ask
 from align.rollout.environments import nursery, row_of
-from align.rollout.episode import heard_as, said
+from align.rollout.episode import heard_as, said, text_behind
 from align.system.failure import Failure
 
 SEED = 0  # of the episodes that are tried
@@ -45,21 +45,21 @@ class _Tried:
     rewards: list[float] = field(default_factory=list)
     episode: Episode | None = None  # the first one, for rewards
 
-    def key(self, *names: str) -> KeyPath:
-        """Where the recipe has a key of the environment."""
+    def placed(self, what: str) -> str:
+        """Put where the recipe names the environment before a problem."""
         several = isinstance(self.found.experiment.recipe.environment, dict)
-        return ("environment", *([self.name] if several else []), *names)
+        key: KeyPath = ("environment", *([self.name] if several else []), "name")
+        return self.found.experiment.file.problem(key, what)
 
-    def wrong(self, what: str, *names: str) -> None:
-        """Note a problem at a key of the environment."""
-        self.problems.append(self.found.experiment.file.problem(self.key(*(names or ("name",))), what))
+    def wrong(self, what: str) -> None:
+        """Note a problem of the environment."""
+        self.problems.append(self.placed(what))
 
     def judge(self) -> None:
         """Make the first failure a problem where no episode came to its end; else a doubt, for in training such
         episodes are masked."""
         for what in self.broken[:1]:
-            text = self.found.experiment.file.problem(self.key("name"), f"environment {self.name!r}: {what}")
-            (self.doubts if self.episode else self.problems).append(text)
+            (self.doubts if self.episode else self.problems).append(self.placed(f"environment {self.name!r}: {what}"))
 
 
 def try_environments(found: Survey, rows: Sequence[Prompt]) -> tuple[dict[str, Trial], dict[str, Episode]]:
@@ -114,11 +114,11 @@ def _try(tried: _Tried, made: Nursery, offers: Description) -> None:
     sampling = tried.found.experiment.recipe.sampling
     most = LONG_TOKEN * (sampling.max_turn_tokens or sampling.max_response_tokens)
     replies = [_reply(offers), *([Reply(text[:most]) for text in HOSTILE] if offers.contract == "text" else [])]
-    for number, row in enumerate(tried.rows[:ROWS]):
-        for reply in replies if number == 0 else replies[:1]:
-            _episode(tried, made, offers, row, reply)
-            if tried.problems or len(tried.broken) == MOST:
-                break
+    first, *others = tried.rows[:ROWS]
+    for row, reply in [*((first, reply) for reply in replies), *((row, replies[0]) for row in others)]:
+        _episode(tried, made, offers, row, reply)
+        if tried.problems or len(tried.broken) == MOST:
+            break
     tried.judge()
 
 
@@ -203,23 +203,15 @@ def _budget(tried: _Tried, prompt: Prompt, answer: Observation) -> None:
     sampling, tokenizer = tried.found.experiment.recipe.sampling, tried.found.tokenizer
     if answer.ended or tried.keys.max_turns == 1:
         return
-    told = [heard_as(message) for message in answer.messages]
-    text = "".join(message["content"] for message in told)
-    if prompt.conversational:
-        try:
-            ends = end_texts(tokenizer, tried.found.ends)
-            text = heard(tokenizer, told, said_call=told[0].get("name"), ends=ends, variables=prompt.variables)
-        except ValueError as error:
-            tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), str(error)))
-            return
-    tokens, turn = (
-        len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
-        sampling.max_turn_tokens or 1,
-    )
-    if turn <= sampling.max_response_tokens <= turn + tokens:
-        what = (
-            f"{sampling.max_response_tokens} tokens hold one turn ({turn}) and what the environment answered ({tokens})"
-        )
+    try:
+        text = text_behind([heard_as(message) for message in answer.messages], prompt, tokenizer, tried.found.ends)
+    except ValueError as error:
+        tried.problems.append(tried.found.experiment.file.problem(("model", "chat_template"), str(error)))
+        return
+    tokens = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    turn, most = sampling.max_turn_tokens or 1, sampling.max_response_tokens
+    if turn <= most <= turn + tokens:
+        what = f"{most} tokens hold one turn ({turn}) and what the environment answered ({tokens})"
         fix = "raise it, or lower sampling.max_turn_tokens"
         key = ("sampling", "max_response_tokens")
         tried.problems.append(tried.found.experiment.file.problem(key, f"{what}, and no second turn; {fix}"))

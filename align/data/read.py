@@ -53,33 +53,29 @@ def read_rows(data: Data, tokenizer: PreTrainedTokenizerBase, ends: Ends | None 
     """Read and tokenise; `ends` as in `load_prompts`."""
     ends = [tokenizer.eos_token_id] if ends is None else ends
     name, make = ("pairs", make_pair) if data.pairs else ("prompts", make_prompt)
-    wanted = [] if data.episodes else [(name, getattr(data, name), data.args, make)]
+    name, source = ("episodes", "seeds") if data.episodes else (name, getattr(data, name))
+    load = partial(_episodes, data) if data.episodes else partial(_rows, f"data.{name}", source, data.args)
+    wanted = [(name, source, load, make)]
     if data.eval_prompts:
-        wanted.append(("eval_prompts", data.eval_prompts, data.eval_args, make_prompt))
+        load = partial(_rows, "data.eval_prompts", data.eval_prompts, data.eval_args)
+        wanted.append(("eval_prompts", data.eval_prompts, load, make_prompt))
     try:
         check_variables(data, tokenizer)
     except DataError as error:
         return Rows([], [], error.problems)
-    found, problems, dropped = {"own": [], "eval_prompts": []}, [], 0
-    if data.episodes:
-        found["own"], problems, dropped = _prompts(
-            _episodes(data), "data.episodes", data, tokenizer, partial(make, ends=ends)
-        )
-    if dropped:
-        problems.append(f"data.episodes: the prompt alone has more than {data.max_prompt_tokens} tokens")
-    for name, source, args, make in wanted:
+    found, problems, dropped = [[], []], [], 0
+    for i, (name, source, load, make) in enumerate(wanted):
         try:
-            rows = _rows(f"data.{name}", source, args)
+            rows = load()
         except DataError as error:
             problems += error.problems
             continue
-        place = name if name in found else "own"
-        found[place], wrong, long = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
+        found[i], wrong, long = _prompts(rows, source, data, tokenizer, partial(make, ends=ends))
         problems += wrong
         dropped += long
         if long == len(rows):
             problems.append(f"data.{name}: {source}: every prompt has more than {data.max_prompt_tokens} tokens")
-    return Rows(*found.values(), problems, dropped)
+    return Rows(*found, problems, dropped)
 
 
 def by_text(prompt: Prompt) -> str:

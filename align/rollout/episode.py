@@ -31,6 +31,19 @@ def heard_as(message: Message) -> dict[str, Any]:
     return {"role": message.role, **({"name": message.name} if message.name else {}), "content": message.content}
 
 
+def text_behind(
+    told: Sequence[dict[str, Any]], prompt: Prompt, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> str:
+    """What stands behind a turn of the policy where an environment said these messages, of a prompt of text as it is.
+
+    Raises `ValueError` where the chat template does not take them.
+    """
+    if not prompt.conversational:
+        return "".join(message["content"] for message in told)
+    texts = end_texts(tokenizer, ends)
+    return heard(tokenizer, told, said_call=told[0].get("name"), ends=texts, variables=prompt.variables)
+
+
 @dataclass
 class Live:
     """One episode."""
@@ -102,30 +115,21 @@ class Live:
 
     def _append(self, told: Sequence[dict[str, Any]], environments: Environments) -> None:
         """Append the tokens of what the environment said; where no token would fit behind them, end instead."""
+        tokenizer, ends, prompt = environments.tokenizer, environments.ends, self.prompt
         try:
-            text = self._text_of(told, environments)
+            text = text_behind(told, prompt, tokenizer, ends)
+            if prompt.conversational and self.ids[-1] not in ends:  # cut, so the policy did not choose its end
+                text = end_behind(tokenizer, ends=end_texts(tokenizer, ends), variables=prompt.variables) + text
         except ValueError as error:
             self.fail("step", f"the chat template does not take what it said: {error}")
             return
-        ids = environments.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(self.ids) + len(ids) >= environments.sampling.max_response_tokens:
             self.ended = "budget"
             return
         self.turns.append(Turn(told[-1]["role"], len(self.ids), len(self.ids) + len(ids), text))
         self.ids += ids
         self.logprobs += [0.0] * len(ids)
-
-    def _text_of(self, told: Sequence[dict[str, Any]], environments: Environments) -> str:
-        """What stands behind the policy's turn. One that was cut has its end token put in, which it did not choose.
-
-        Raises `ValueError` where the chat template does not take it.
-        """
-        if not self.prompt.conversational:
-            return "".join(message["content"] for message in told)
-        tokenizer, ids = environments.tokenizer, environments.ends
-        how = {"ends": end_texts(tokenizer, ids), "variables": self.prompt.variables}
-        text = heard(tokenizer, told, said_call=told[0].get("name"), **how)
-        return text if self.ids[-1] in ids else end_behind(tokenizer, **how) + text
 
     def response(self) -> Response:
         """The episode as a response."""

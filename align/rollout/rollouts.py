@@ -114,6 +114,12 @@ class Scorer:
         functions = self.experiment.reward_functions
         return [response.episode.environment, *(reward.name for reward in functions[:1])]
 
+    def _log(self, reward: RewardFunction) -> Path | None:
+        """The file, or of environments the folder, with what it prints."""
+        if reward.given_by == "environment":
+            return Path(self.experiment.recipe.run.out) / "environments"
+        return next((worker.log for worker in self.workers if worker.reward.name == reward.name), None)
+
     def gather(self, scored: Sequence[Rollout]) -> list[Rollout]:
         """Gather the rollouts of all ranks, in the same order on each. Collective.
 
@@ -121,12 +127,11 @@ class Scorer:
         """
         everything = gather([without_attributes(rollout) for rollout in scored])
         check_failed(everything, self.experiment.recipe.reward_limits)
-        logs = {worker.reward.name: worker.log for worker in self.workers}
         for reward in self.rewards:
             failed = [rollout for rollout in everything if reward.name in rollout.failed]
             if failed and reward.name not in self.told:
                 self.told.add(reward.name)
-                self.tell(failing(reward, failed, len(everything), logs.get(reward.name)))
+                self.tell(failing(reward, failed, len(everything), self._log(reward)))
         return everything
 
 

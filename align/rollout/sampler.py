@@ -10,7 +10,8 @@ from align.config.sampling_keys import Sampling
 from align.data.prompts import Prompt
 from align.learner.learner import Learner
 from align.rollout import rollouts
-from align.rollout.episodes import Environments, play
+from align.rollout.environments import Environments
+from align.rollout.episodes import play
 from align.rollout.generator import Generator, asked
 from align.rollout.rollouts import Process, Sampled
 from align.rollout.seeds import Draw

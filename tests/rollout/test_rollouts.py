@@ -134,3 +134,14 @@ def test_an_episode_earns_what_its_environment_gave_and_one_that_broke_off_nothi
     experiment.correct, recipe.correct = SimpleNamespace(reward="f", at_least=0.5), object()
     assert [one.correct for one in Scorer([], experiment, WORDS).score(sampled, 6)][3:] == [True, True, False]
     assert asked.rows[:5] == [[i] for i in range(5)]  # no function is asked about the one that broke off
+
+
+def test_an_environment_that_fails_is_told_with_where_it_prints(monkeypatch):
+    monkeypatch.setattr(rollouts, "gather_object", lambda found: found)
+    reward, told = RewardFunction("e", "m:E", 1.0, given_by="environment"), []
+    recipe = SimpleNamespace(reward_limits=RewardLimits(max_failed=1.0), run=SimpleNamespace(out="runs/x"))
+    row = replace(rollout(0, 0, 1.0), reward=None, failed={"e": "step: took too long"})
+    Scorer([], SimpleNamespace(recipe=recipe, rewards=[reward]), None, told.append).gather([row])
+    (line,) = told
+    assert line.startswith("environment 'e' failed on 1 of 1 responses, first: step: took too long")
+    assert line.endswith("what it prints is in runs/x/environments")
