@@ -9,6 +9,7 @@ from align.credit import assign
 from align.learner.learner import Learner, Outputs
 from align.learner.passes import ForwardPasses
 from align.metrics.step import peak_memory, rollout_metrics, signal_metrics
+from align.rollout.ahead import Ahead
 from align.rollout.sampler import Sampler
 from align.rollout.sources import Source, SourceBatch
 from align.system.clock import Clock
@@ -35,6 +36,7 @@ class Loop:
     sampler: Sampler | None  # None where no source samples
     updates_per_step: int
     old_logprob: str  # `sampler` or `trainer`: whose log-probabilities the ratio has
+    ahead: Ahead | None = None  # samples the step to come while this one is updated; None with sampling.staleness: 0
 
     def step(self, step: int) -> StepRecord:
         """Sample, score, credit, update, sync: one optimiser step, counted from 0. Every rank runs it with the same
@@ -48,6 +50,8 @@ class Loop:
         collected = [source.collect(step, clock) for source in self.sources]
         if self.sampler:
             self.sampler.sleep()  # until the sync its memory is the trainer's
+        if self.ahead:
+            self.ahead.begin(step + 1)  # from the policy of now, for this step's is not there yet
 
         # 2. Credit. Each objective filters rows, assigns advantages and weighs tokens.
         batches = []
@@ -67,11 +71,15 @@ class Loop:
 
         # 4. Sync. The sampler must have had the old policy; it gets the new one, and must score the same tokens alike.
         synced = {}
+        if self.ahead:
+            synced = self.ahead.wait(clock)
+        elif self.sampler:
+            synced = self.sampler.agree(updates[0])
         if self.sampler:
-            synced = {**self.sampler.agree(updates[0]), **self.sampler.sync(self.learner, clock)}
+            synced = {**synced, **self.sampler.sync(self.learner, clock)}
 
         metrics = {
-            **rollout_metrics([batch.collected for batch in batches]),
+            **rollout_metrics([batch.collected for batch in batches], step),
             **signal_metrics(batches, update),
             **update,
             **synced,

@@ -130,6 +130,8 @@ def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
     if origin.in_place and run.accelerator.is_main_process:
         checkpoint.set_later_aside(run.out / "checkpoints", origin.step)
         run.tidy(origin.step)  # it may have been killed just before
+    elif origin.checkpoint and run.accelerator.is_main_process:
+        run.journal.adopt(origin.folder / "rollouts", origin.step + 1)  # what it had sampled ahead
     if run.sampler:
         with stage("sampler check"):
             # from the base, which is what the sampler loaded

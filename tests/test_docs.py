@@ -339,7 +339,7 @@ def names_of_rollouts() -> set[str]:
     played = Episode("r", "terminated", success=True, calls=2)
     found.append([replace(one, response=replace(one.response, episode=played)) for one in some])
     rewards = [RewardFunction(name, None, 1.0) for name in ("r", "s")]
-    return {name for sampled in found for name in rollout_metrics([Collected(None, sampled, rewards=rewards)])}
+    return {name for sampled in found for name in rollout_metrics([Collected(None, sampled, rewards=rewards)], 0)}
 
 
 COMPUTED = {

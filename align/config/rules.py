@@ -181,6 +181,38 @@ def support_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: Recip
     return problems
 
 
+def staleness_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find steps sampled ahead by an engine that cannot, or for an objective that takes the responses for those of the
+    policy of now."""
+    sampling, sources, problems = recipe.sampling, recipe.sources() if recipe.data else {}, []
+    if not (sampling and sampling.staleness):
+        return []
+    key = ("sampling", "staleness")
+    if sampling.engine != "server":
+        what = f"{sampling.engine} runs in the trainer's process, where it cannot sample beside the update"
+        problems.append(file.problem(key, f"{what}; write 0, or engine: server"))
+    for objective in objectives:
+        data = sources.get(objective.data) or next(iter(sources.values()), None)
+        if data and data.sampled and not (objective.preference or _weighs_importance(objective, sampling)):
+            what = f"{objective.name} has no importance weight for responses of the policy one step behind"
+            problems.append(file.problem(key, f"{what}; {_importance_of(objective)}, or write 0"))
+    return problems
+
+
+def _weighs_importance(objective: Objective, sampling: Sampling) -> bool:
+    """Whether an objective corrects for the policy that sampled: by a weight, or by a ratio to the sampler's."""
+    weighs = any({"old_logprob", "sampler_logprob"} <= set(transform.needs) for transform in objective.chain)
+    has_ratio = any("old_logprob" in loss.needs for loss in objective.losses)
+    return weighs or (has_ratio and sampling.old_logprob == "sampler")
+
+
+def _importance_of(objective: Objective) -> str:
+    """How the objective would get an importance weight."""
+    weight = "add: [{importance_weight: {}}] to it with sampling.old_logprob: trainer"
+    has_ratio = any("old_logprob" in loss.needs for loss in objective.losses)
+    return f"write sampling.old_logprob: sampler, or {weight}" if has_ratio else weight
+
+
 def environment_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
     """Find episodes without an environment, an environment without episodes, and turns longer than an episode."""
     problems, sampling, sources = [], recipe.sampling, recipe.sources() if recipe.data else {}
@@ -207,7 +239,7 @@ def environment_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: R
 
 TRAINING: tuple[Rule, ...] = (
     *(cross_rules, tracker_rules, quantize_rules, length_rules, source_rules),
-    *(group_rules, head_rules, support_rules, environment_rules),
+    *(group_rules, head_rules, support_rules, environment_rules, staleness_rules),
 )
 
 REPLAY: tuple[Rule, ...] = (cross_rules,)  # recorded rollouts bring along what sources and models would give

@@ -50,6 +50,11 @@ class Sampling(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
     dynamic_sampling: DynamicSampling | None = None
+    staleness: Literal[0, 1] = Field(
+        0,
+        description="1: a step is sampled while the one before it is updated, by a policy one step behind; only with "
+        "engine: server, and an importance weight",
+    )
     old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
     tensor_parallel: Count = Field(
         1, description="processes that share one engine, each with its part of every layer; a power of 2"

@@ -102,6 +102,7 @@ class Response:
     truncated: bool  # stopped by the token limit, or cut short by its environment
     turns: tuple[Turn, ...] = ()  # in order, from the first token to the last; none where the policy chose all in one
     episode: Episode | None = None
+    policy_step: int | None = None  # steps that the policy which sampled it had taken; None in an evaluation
 
     @property
     def length(self) -> int:

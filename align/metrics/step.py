@@ -23,11 +23,18 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def rollout_metrics(collected: Sequence[Collected]) -> dict[str, float]:
-    """{metric: value} of all that was sampled in a step: reward and its components, length, truncation, failures."""
+def rollout_metrics(collected: Sequence[Collected], step: int) -> dict[str, float]:
+    """{metric: value} of all that was sampled in a step: reward and its components, length, truncation, failures.
+
+    `step` counts from 0.
+    """
     sampled = [rollout for source in collected for rollout in source.sampled]
     rewards = next((source.rewards for source in collected if source.rewards), ())
-    return {**_described(sampled), **episode_metrics(sampled), **variance_shares(sampled, rewards)} if sampled else {}
+    if not sampled:
+        return {}
+    lags = [step - at for r in sampled if (at := r.response.policy_step) is not None]
+    lag = {"response/lag": fmean(lags)} if lags else {}
+    return {**_described(sampled), **lag, **episode_metrics(sampled), **variance_shares(sampled, rewards)}
 
 
 def episode_metrics(sampled: Sequence[Rollout]) -> dict[str, float]:

@@ -124,6 +124,7 @@ class RecordedRollout(Recorded):
     failed: dict[str, str] | None = None
     correct: bool | None = None
     truncated: bool | None = None
+    policy_step: int | None = None  # steps that the policy which sampled it had taken
     chosen: bool | None = None
     sampler_logprob: Stream | None = None
     old_logprob: Stream | None = None

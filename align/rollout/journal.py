@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -92,11 +92,18 @@ class Journal:
         heads = [_head(path) for folder in later for path in folder.glob("*.sampled")]
         return sum(head["rows"] for head in heads if head and head["lineage"] == self._lineage)
 
-    def forget(self, step: int) -> None:
-        """Remove the entries of the first `step` steps, which a checkpoint has now."""
+    def forget(self, step: int, ahead_of: Collection[int] = ()) -> None:
+        """Remove the entries of the first `step` steps, which a checkpoint has now; not of the steps right behind those
+        of `ahead_of`, which were sampled before these checkpoints were written."""
         for number, folder in files.numbered(self.folder).items():
-            if number <= step:
+            if number <= step and number - 1 not in ahead_of:
                 shutil.rmtree(folder)
+
+    def adopt(self, folder: Path, step: int) -> None:
+        """Take over the entries of a step, counted from 1, from another run's journal; they count where the lineage is
+        the same."""
+        if (there := folder / f"step_{step}").is_dir():
+            shutil.copytree(there, self.folder / there.name, dirs_exist_ok=True)
 
     def _path(self, call: Call, kind: str) -> Path:
         return self.folder / f"{call.name}.{kind}"
@@ -141,8 +148,8 @@ def _head(path: Path) -> dict[str, Any] | None:
 
 
 def _told(response: Response) -> dict[str, Any]:
-    """The fields of a response; of one turn as they were before there were others, for the entries of then."""
-    return {name: value for name, value in vars(response).items() if name not in ("turns", "episode") or value}
+    """The fields of a response; those that came later only where they say something, for the entries of before."""
+    return {name: value for name, value in vars(response).items() if value not in ((), None)}
 
 
 def _opened(prompt: Prompt, row: Prompt) -> dict[str, Any]:

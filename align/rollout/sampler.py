@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +32,7 @@ class Sampler:
     process: Process
     sampling: Sampling
     environments: Environments | None = None  # None where every response is one turn
+    limit: Callable[[str, float], AbstractContextManager] = deadline  # of a generation
 
     def sample(self, prompts: Sequence[Prompt], *, n: int, temperature: float, draw: Draw, clock: Clock) -> Sampled:
         """Sample n responses to each prompt of this rank's part, or play as many episodes; temperature 0 is greedy.
@@ -46,7 +48,7 @@ class Sampler:
 
     def _generate(self, ids: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, clock: Clock, **rest):
         """Generate in time, as the recipe says. Raises `SyncError`."""
-        with clock("generate"), deadline("generation", self.sampling.deadline_s):
+        with clock("generate"), self.limit("generation", self.sampling.deadline_s):
             found = self.generator.generate(ids, temperature=temperature, max_tokens=max_tokens, **rest)
         wanted = asked(self.sampling, temperature, max_tokens)
         if found and (wrong := other_settings(self.generator.settings, wanted)):

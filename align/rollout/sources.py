@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -112,24 +113,30 @@ class RolloutSource:
         """The rollouts of all ranks of one round; its groups are numbered behind those of the rounds before."""
         size = self.data.prompts_per_step
         call = Call(step, self.number, number, self.sampler.process.index)
-        sampled = self._sample(call, step * rounds + number, clock)
+        sampled = self._sample(call, step * rounds + number, self.sampler, step, clock)
         with clock("score"):
             score = partial(self.scorer.score, sampled, size * self.recipe.sampling.group_size)
             scored = self.scorer.gather(self.journal.scored(call, sampled, score))
         return [replace(rollout, group=rollout.group + number * size) for rollout in scored]
 
-    def _sample(self, call: Call, position: int, clock: Clock) -> Sampled:
-        """This rank's responses to the prompts at a position of the data."""
+    def sample_ahead(self, step: int) -> None:
+        """Sample the first round of a step into the journal, as `SamplesAhead.sample_ahead` says. What takes too long
+        is for whoever waits to end: limits are the main thread's."""
+        rounds = self.recipe.sampling.dynamic_sampling.rounds if self.recipe.sampling.dynamic_sampling else 1
+        sampler = replace(self.sampler, limit=lambda what, seconds: nullcontext())
+        call = Call(step, self.number, 0, sampler.process.index)
+        self._sample(call, step * rounds, sampler, step - 1, Clock())
+
+    def _sample(self, call: Call, position: int, sampler: Sampler, policy_step: int, clock: Clock) -> Sampled:
+        """This rank's responses to the prompts at a position of the data, by a policy that took so many steps."""
         sampling, seed = self.recipe.sampling, self.recipe.run.seed
         prompts = self.prompts.step(position, self.data.prompts_per_step, seed)
-        sample = partial(
-            self.sampler.sample,
-            prompts,
-            n=sampling.group_size,
-            temperature=sampling.temperature,
-            draw=Draw(seed, position, TRAINING, self.number),
-            clock=clock,
-        )
+        draw, n, temperature = Draw(seed, position, TRAINING, self.number), sampling.group_size, sampling.temperature
+
+        def sample() -> Sampled:
+            found = sampler.sample(prompts, n=n, temperature=temperature, draw=draw, clock=clock)
+            return [(*place, replace(response, policy_step=policy_step)) for *place, response in found]
+
         return self.journal.sampled(call, prompts, sample)
 
 

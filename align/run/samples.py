@@ -106,6 +106,7 @@ def _sampled(rollout: Rollout) -> dict[str, Any]:
         "rewards": rollout.rewards,
         "correct": rollout.correct,
         "truncated": rollout.response.truncated,
+        "policy_step": rollout.response.policy_step,
         **_turns(rollout.response.turns),
         **_episode(rollout.response.episode),
     }

@@ -95,14 +95,13 @@ class Watch:
         accelerator.wait_for_everyone()  # all have found it
         if accelerator.is_main_process:
             checkpoint.set_later_aside(good.parent, checkpoint.read(good).step)
+            self.run.journal.forget(step + 1)  # also what was sampled ahead by the policy that is given up
         accelerator.wait_for_everyone()
         checkpoint.load(good, self.run.learner, self.run.experiment.objectives)
         if self.run.sampler:
             self.run.sampler.sync(self.run.learner, Clock())
         self.log.to_disk()
         self.run.save(step)
-        if accelerator.is_main_process:
-            self.run.journal.forget(step)
         self.rollbacks += 1
         self.steps = []
 

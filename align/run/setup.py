@@ -20,6 +20,7 @@ from align.checkpoint import checkpoint, identity, resume
 from align.checkpoint.provenance import decided, resolved, versions
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment
+from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
 from align.data.bank import Bank
 from align.data.prompts import Prompts, pairs_in
@@ -36,6 +37,7 @@ from align.model.load import load_model
 from align.model.locate import loading_name
 from align.model.policy import Policy
 from align.rollout import environments
+from align.rollout.ahead import Ahead
 from align.rollout.environments import Environment, Environments
 from align.rollout.generator import Generator
 from align.rollout.journal import Journal
@@ -47,7 +49,7 @@ from align.run.engine import make_generator
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
 from align.run.terminal import say, stage
 from align.scoring.worker import Worker, close
-from align.system import baton
+from align.system import baton, files
 from align.system.hardware import gpus
 
 
@@ -80,7 +82,8 @@ class Run:
     def tidy(self, done: int) -> None:
         """Remove the checkpoints beyond `run.keep`, and the rollouts that the newest one has made of no use."""
         checkpoint.tidy(self.out / "checkpoints", self.experiment.recipe.run.keep)
-        self.journal.forget(done)
+        ahead = files.numbered(self.out / "checkpoints") if self.loop.ahead else ()
+        self.journal.forget(done, ahead)
 
     def close(self) -> None:
         """End the engine and the processes of the rewards; before the trainer ends its own process group."""
@@ -120,7 +123,8 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     journal = Journal(Path(recipe.run.out) / "rollouts", lineage, agreed)
     sources = make_sources(replace(checked, experiment=experiment), sampler, scorer, journal)
     training_sampler = sampler if has_rollouts(experiment) else None
-    loop = Loop(sources, learner, training_sampler, recipe.optim.updates_per_step, recipe.sampling.old_logprob)
+    ahead = ahead_of(recipe, sources)
+    loop = Loop(sources, learner, training_sampler, recipe.optim.updates_per_step, recipe.sampling.old_logprob, ahead)
     evaluation = make_evaluation(experiment, checked.sources, sources, learner, sampler, scorer)
     prompts = checked.sources
     return Run(experiment, accelerator, tokenizer, prompts, learner, sampler, workers, journal, loop, evaluation)
@@ -177,6 +181,14 @@ def make_sources(checked: CheckedRun, sampler: Sampler | None, scorer: Scorer, j
             bank = checked.banks.get(name, Bank({}, ()))
             out.append(PairSource(name, prompts, mine, recipe, tokenizer, bank))
     return out
+
+
+def ahead_of(recipe: Recipe, sources: Sequence[Source]) -> Ahead | None:
+    """What samples the step to come while one is updated; None where each step samples its own."""
+    if not recipe.sampling.staleness:
+        return None
+    sampled = [source for source in sources if isinstance(source, RolloutSource)]
+    return Ahead(sampled, recipe.run.steps, recipe.sampling.deadline_s)
 
 
 def make_evaluation(

@@ -33,14 +33,14 @@ def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
         "signal/taken/group_advantage": 0,
         "signal/taken/clipped": 1,
     }
-    assert rollout_metrics([Collected(None, scored)])["response/unrated"] == 1 and rollout_metrics(
-        [Collected(None, scored)]
+    assert rollout_metrics([Collected(None, scored)], 0)["response/unrated"] == 1 and rollout_metrics(
+        [Collected(None, scored)], 0
     )["reward/mean"] == pytest.approx(2 / 3)
 
 
 def test_responses_whose_reward_failed_are_counted_apart_and_take_no_part():
     scored = [rollout(0, 0, 1.0, 2, correct=True), rollout(0, 1, None, 3), failing(0, 2, 4), rollout(0, 3, 0.0, 5)]
-    found = rollout_metrics([Collected(None, scored)])
+    found = rollout_metrics([Collected(None, scored)], 0)
     assert (found["response/unrated"], found["response/failed"], found["rewards/r/failed"]) == (1, 1, 1)
     assert found["reward/mean"] == 0.5 and found["rewards/r"] == 0.5 and found["correct"] == pytest.approx(1 / 3)
     batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
@@ -59,14 +59,14 @@ def sampled(logprobs, rewards, reward):
 
 def test_entropy_is_the_mean_over_tokens():
     rows = [sampled([-1.0, -2.0, -3.0], {"a": 1.0}, 1.0), sampled([-6.0], {"a": 1.0}, 1.0)]
-    assert rollout_metrics([Collected(None, rows)])["response/entropy"] == 3.0
+    assert rollout_metrics([Collected(None, rows)], 0)["response/entropy"] == 3.0
 
 
 def test_entropy_of_what_a_distribution_sampled_is_its_entropy():
     p = torch.tensor([0.7, 0.2, 0.1])
     drawn = torch.multinomial(p, 20000, replacement=True, generator=torch.Generator().manual_seed(0))
     rows = [sampled(p.log()[drawn].tolist(), {"a": 1.0}, 1.0)]
-    assert rollout_metrics([Collected(None, rows)])["response/entropy"] == pytest.approx(
+    assert rollout_metrics([Collected(None, rows)], 0)["response/entropy"] == pytest.approx(
         float(-(p * p.log()).sum()), abs=0.02
     )
 
@@ -110,7 +110,7 @@ def test_episodes_are_measured_apart_from_those_that_broke_off():
         played(0, 1, 3, 4, success=False, ended="max_turns", calls=3, failed_calls=1),
         replace(played(0, 2, 2, 50, ended="failed", why="reset: x"), failed={"e": "reset: x"}, reward=None),
     ]
-    found = rollout_metrics([Collected(None, some)])
+    found = rollout_metrics([Collected(None, some)], 0)
     assert {name: value for name, value in found.items() if name.startswith("episode/")} == {
         "episode/turns": 2.0,
         "episode/environment_tokens": 4.0,
@@ -123,4 +123,4 @@ def test_episodes_are_measured_apart_from_those_that_broke_off():
         "episode/valid_calls": pytest.approx(2 / 3),
     }
     assert found["response/length"] == pytest.approx((2 + 6 + 4) / 3) and found["response/failed"] == 1
-    assert not any(name.startswith("episode/") for name in rollout_metrics([Collected(None, [rollout(0, 0, 1.0)])]))
+    assert not any(name.startswith("episode/") for name in rollout_metrics([Collected(None, [rollout(0, 0, 1.0)])], 0))

@@ -1,79 +1,20 @@
 """Sources of rollouts: dynamic sampling, steps without a reward."""
 
 import inspect
-import tempfile
-from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
-from support.rollouts import WORDS
 
-from align.config.recipe import RewardFunction, RewardLimits
-from align.config.sampling_keys import DynamicSampling, Sampling
 from align.credit import assign
-from align.data.prompts import Prompt, Prompts, Response
 from align.metrics.step import rollout_metrics, signal_metrics
 from align.registry import OBJECTIVES
-from align.rollout import rollouts
-from align.rollout.journal import Journal
-from align.rollout.rollouts import Process, Scorer
-from align.rollout.sampler import Sampler
-from align.rollout.sources import RolloutSource, SourceBatch
-from align.scoring.worker import Worker
+from align.rollout.sources import SourceBatch
 from align.system.clock import Clock
-
-
-class Engine:
-    """An engine whose responses to prompt [n] are right with the outcomes that `plan` gives to n."""
-
-    def __init__(self, plan):
-        self.plan, self.asked, self.settings = plan, [], {"temperature": 1.0, "max_tokens": 1}
-
-    def forget(self):
-        pass
-
-    def generate(self, prompts, *, n, temperature, max_tokens, seeds):
-        self.asked.append([prompt[0] for prompt in prompts])
-        return [[Response([int(right)], [-1.0], False) for right in self.plan[prompt[0]]] for prompt in prompts]
-
-
-@pytest.fixture
-def source(tmp_path):
-    """Makes a source of rollouts and its engine."""
-    right = RewardFunction("right", "support.reward_functions:first_id", 1.0)
-    with closing(Worker(right, RewardLimits())) as worker:
-        yield partial(_source, right, worker, tmp_path)
-
-
-def _source(right, worker, folder, plan, rounds):
-    dynamic = DynamicSampling(rounds=rounds) if rounds else None
-    sampling = Sampling(group_size=2, max_response_tokens=1, dynamic_sampling=dynamic)
-    recipe = SimpleNamespace(
-        sources=lambda: {"data": SimpleNamespace(prompts_per_step=2)},
-        run=SimpleNamespace(seed=0, steps=1),
-        optim=SimpleNamespace(schedule_steps=1),
-        reward_limits=RewardLimits(),
-        sampling=sampling,
-    )
-    experiment = SimpleNamespace(recipe=recipe, rewards=(right,), correct=SimpleNamespace(reward="right", at_least=1))
-    prompts = Prompts([Prompt([n], str(n), str(n), {}) for n in range(len(plan))], [])
-    engine = Engine(plan)
-    sampler, scorer = Sampler(engine, None, Process(0, 1), sampling), Scorer([worker], experiment, WORDS)
-    journal = Journal(Path(tempfile.mkdtemp(dir=folder)), [(0, "test")])
-    return RolloutSource("data", 0, prompts, (), recipe, WORDS, sampler, scorer, journal), engine
 
 
 def outcome(found):
     return sorted((rollout.prompt.ids[0], rollout.index, rollout.correct) for rollout in found)
-
-
-@pytest.fixture
-def one_process(monkeypatch):
-    monkeypatch.setattr(rollouts, "gather_object", lambda found: found)
 
 
 def test_dynamic_sampling_goes_on_until_the_batch_is_full_of_mixed_groups(one_process, source):
@@ -117,7 +58,7 @@ def test_a_step_without_any_reward_is_one_without_signal(one_process, source):
     scorer = SimpleNamespace(score=score, gather=lambda found: found, rewards=made.scorer.rewards)
     found = replace(made, scorer=scorer).collect(0, Clock())
     assert not found.batch.active.any() and not found.batch.kept.any() and len(found.sampled) == 4
-    metrics = rollout_metrics([found])
+    metrics = rollout_metrics([found], 0)
     assert metrics["response/unrated"] == 4 and "reward/mean" not in metrics
     for name, factory in OBJECTIVES.items():
         arguments = {key: value for key, value in ARGUMENTS.items() if key in inspect.signature(factory).parameters}
