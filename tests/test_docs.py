@@ -339,7 +339,9 @@ def names_of_rollouts() -> set[str]:
     played = Episode("r", "terminated", success=True, calls=2)
     found.append([replace(one, response=replace(one.response, episode=played)) for one in some])
     rewards = [RewardFunction(name, None, 1.0) for name in ("r", "s")]
-    return {name for sampled in found for name in rollout_metrics([Collected(None, sampled, rewards=rewards)], 0)}
+    found.append([replace(one, response=replace(one.response, policy_step=0)) for one in some])
+    names = {name for sampled in found for name in rollout_metrics([Collected(None, sampled, rewards=rewards)], 1)}
+    return {*names, "overlap/seconds", "overlap/hidden"}
 
 
 COMPUTED = {

@@ -119,6 +119,28 @@ def test_what_needs_the_whole_distribution_is_refused_where_it_is_cut(said, reci
     assert all(text in line for text, line in zip(expected, problems, strict=True)), problems
 
 
+AHEAD = {"engine": "server", "servers": ["http://127.0.0.1:8000"], "staleness": 1}
+
+WEIGHT = {"add": [{"importance_weight": {}}]}
+
+
+@pytest.mark.parametrize(
+    "recipe, objective, sampling, expected",
+    [
+        (ROLLOUTS, {"name": "grpo"}, AHEAD, None),
+        (ROLLOUTS, {"name": "grpo"}, {"staleness": 1}, "vllm runs in the trainer's process"),
+        (ROLLOUTS, {"name": "grpo"}, {**AHEAD, "staleness": 2}, "staleness"),
+        (ROLLOUTS, {"name": "grpo"}, {**AHEAD, "old_logprob": "trainer"}, "grpo has no importance weight"),
+        (ROLLOUTS, {"name": "grpo", **WEIGHT}, {**AHEAD, "old_logprob": "trainer"}, None),
+        (ROLLOUTS, {"name": "dpo", "add": [{"best_and_worst": {}}]}, AHEAD, None),
+        (ROLLOUTS, {"name": "sft"}, AHEAD, "sft has no importance weight for responses of the policy one step behind"),
+    ],
+)
+def test_a_step_sampled_ahead_needs_a_server_and_an_importance_weight(said, recipe, objective, sampling, expected):
+    problems = [line for line in said(recipe, objective=objective, sampling=sampling) if "sampling.staleness:" in line]
+    assert len(problems) == (expected is not None) and all(expected in line for line in problems), problems
+
+
 @pytest.mark.parametrize(
     "sampling", [dict(top_p=0), dict(top_p=1.1), dict(top_k=-1), dict(min_p=1), dict(stop="x"), dict(stop=[""])]
 )
