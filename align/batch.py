@@ -72,13 +72,15 @@ class Batch:
         `turns` has the number of each token's turn, -1 where the policy did not choose it; without it every response
         is one turn.
         """
-        present = pad([[True] * len(row) for row in response_ids], torch.bool)
-        turn = torch.zeros_like(present, dtype=torch.int64) if turns is None else pad(turns, torch.int64)
+        ids = pad(response_ids, torch.int64)
+        size = torch.tensor([len(row) for row in response_ids], dtype=torch.int64)
+        present = torch.arange(ids.shape[1]) < size[:, None]
+        turn = torch.zeros_like(ids) if turns is None else pad(turns, torch.int64)
         turn = torch.where(present, turn, -1)
         mask = turn >= 0
         return Batch(
             group=torch.tensor(group, dtype=torch.int64),
-            response_ids=pad(response_ids, torch.int64),
+            response_ids=ids,
             present=present,
             mask=mask,
             turn=turn,
@@ -124,6 +126,7 @@ class Batch:
 def pad(rows: Sequence[Sequence], dtype: torch.dtype) -> Tensor:
     """[B,T] tensor of ragged rows, filled with zeros on the right; T is the longest row, at least 1."""
     out = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=dtype)
+    lines = out.numpy()  # the same memory: it takes a list three times as fast
     for i, row in enumerate(rows):
-        out[i, : len(row)] = torch.as_tensor(row, dtype=dtype)
+        lines[i, : len(row)] = row
     return out

@@ -10,7 +10,7 @@ from support.rollouts import WORDS, rollout
 from align.data.prompts import Answer, Pair
 from align.loop import Loop
 from align.objectives import dpo, grpo, rloo
-from align.rollout import rollouts
+from align.rollout import tensors
 from align.rollout.sources import Collected
 
 
@@ -45,12 +45,12 @@ class Source:
 
 def sampled():
     found = [rollout(0, 0, 1.0, 2, correct=True), rollout(0, 1, 0.0, 3)]
-    return Collected(rollouts.to_batch(found, WORDS), found, found)
+    return Collected(tensors.to_batch(found, WORDS), found, found)
 
 
 def pairs():
     pair = Pair([1], "q", "q", {}, Answer([5, 6], "a", False), Answer([7], "b", False), 0)
-    return Collected(rollouts.pairs_to_batch([pair], WORDS))
+    return Collected(tensors.pairs_to_batch([pair], WORDS))
 
 
 @pytest.fixture

@@ -144,9 +144,9 @@ def _made_up(experiment: Experiment, objective: Objective) -> Batch:
         [row // size for row in range(rows)],
         ids,
         prompt_ids=[[1, 2, 3]] * rows,
-        token_text=[[f"t{token}" for token in row] for row in ids],
-        **turn_columns(ids, [[0] * len(row) for row in ids], [()] * rows),
     )
+    on_demand = {"token_text": [[f"t{token}" for token in row] for row in ids], **turn_columns(ids, None, [()] * rows)}
+    batch = replace(batch, **{name: value for name, value in on_demand.items() if name in objective.reads})
     every = 2 if pairs else 3
     reward = torch.tensor([float(row % every == 0 and (pairs or row >= size)) for row in range(rows)])
     truncated = torch.tensor([row % 4 == 2 for row in range(rows)])

@@ -27,7 +27,7 @@ from align.model.chat_template import policy_tokenizer
 from align.model.load import end_tokens, load_config, load_model
 from align.model.locate import locate
 from align.model.policy import Policy, read_tokens
-from align.rollout import rollouts
+from align.rollout import tensors
 from align.run.setup import set_threads
 from align.system.hardware import here
 
@@ -51,7 +51,7 @@ def annotate(experiment: Experiment) -> list[Path]:
     batches = {}
     for name, source in sources.items():
         pairs = load_prompts(source, tokenizer, recipe.run.seed, ends)
-        batches[name] = rollouts.pairs_to_batch(pairs_in([*pairs.train, *pairs.held_out]), tokenizer)
+        batches[name] = tensors.pairs_to_batch(pairs_in([*pairs.train, *pairs.held_out]), tokenizer)
     scored = {name: {} for name in sources}
     for quantity, policy in _models(experiment, path, tokenizer):
         if layout is not layouts.padded and not packs(policy):

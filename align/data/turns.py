@@ -62,18 +62,23 @@ def cut(ids: list[int], turns: Sequence[Turn], limit: int) -> tuple[list[int], l
 
 
 def turn_columns(
-    response_ids: Sequence[Sequence[int]], numbers: Sequence[Sequence[int]], turns: Sequence[Sequence[Turn]]
+    response_ids: Sequence[Sequence[int]],
+    numbers: Sequence[Sequence[int]] | None,
+    turns: Sequence[Sequence[Turn]],
 ) -> dict[str, Tensor]:
-    """{turn_reward, turn_state: [B,T]} of responses, the numbers of their tokens' turns and what is known of the turns.
+    """{turn_reward, turn_state: [B,T]} of responses, the numbers of their tokens' turns (None: each is one turn) and
+    what is known of the turns.
 
     A turn without a state has the tokens before it for one.
     """
     shape = len(response_ids), max([1, *map(len, response_ids)])
     reward, state = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
-    for row, (ids, of_tokens) in enumerate(zip(response_ids, numbers, strict=True)):
-        if not turns[row] and not any(of_tokens):  # one turn
-            state[row, : len(ids[:1])] = hash_of([])
+    some = torch.tensor([len(ids) > 0 for ids in response_ids], dtype=torch.bool)
+    state[some, 0] = hash_of([])  # of one turn, which has nothing before it
+    for row, (ids, of_tokens) in enumerate(zip(response_ids, numbers or (), strict=numbers is not None)):
+        if not turns[row] and not any(of_tokens):
             continue
+        state[row, 0] = 0
         last = {number: t for t, number in enumerate(of_tokens) if number >= 0}
         first = {number: t for t, number in reversed([*enumerate(of_tokens)]) if number >= 0}
         known = dict(enumerate(turn for turn in turns[row] if turn.role == POLICY))

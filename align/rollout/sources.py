@@ -17,7 +17,7 @@ from align.credit import Credited
 from align.data.bank import Bank
 from align.data.prompts import Pair, Prompts
 from align.objectives.objective import Objective
-from align.rollout import rollouts
+from align.rollout import rollouts, tensors
 from align.rollout.journal import Call, Journal
 from align.rollout.rollouts import Rollout, Sampled, Scorer
 from align.rollout.sampler import Sampler
@@ -83,7 +83,7 @@ class RolloutSource:
         """
         everything, used = self._rollouts(step, clock)
         rated = [rollout for rollout in used if rollout.reward is not None]
-        batch = rollouts.to_batch(rated, self.tokenizer, progress(self.recipe, step))
+        batch = tensors.to_batch(rated, self.tokenizer, progress(self.recipe, step), read_by(self.objectives))
         return Collected(batch, everything, used, self.scorer.rewards)
 
     def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
@@ -159,7 +159,12 @@ class PairSource:
 
     def batch(self, pairs: Sequence[Pair], progress: float) -> Batch:
         """Make a batch of pairs; `progress` in [0, 1] is the part of the schedules that is done."""
-        return self.bank.fill(rollouts.pairs_to_batch(pairs, self.tokenizer, progress))
+        return self.bank.fill(tensors.pairs_to_batch(pairs, self.tokenizer, progress, read_by(self.objectives)))
+
+
+def read_by(objectives: Sequence[Objective]) -> set[str]:
+    """Quantities of a batch that some of the objectives reads."""
+    return {name for objective in objectives for name in objective.reads}
 
 
 def progress(recipe: Recipe, step: int) -> float:

@@ -14,7 +14,7 @@ from align.data.prompts import Pair, Prompt, Prompts, pairs_in
 from align.learner.learner import Learner
 from align.learner.passes import ForwardPasses
 from align.metrics.evaluation import drift, pair_summary, summarise
-from align.rollout import rollouts
+from align.rollout import tensors
 from align.rollout.rollouts import Rollout, Scorer
 from align.rollout.sampler import Sampler
 from align.rollout.seeds import Draw
@@ -67,7 +67,7 @@ class ResponseEvaluation:
 
     def _kl(self, sampled: Sequence[Rollout]) -> list[float]:
         """log p(response) of the policy less that of the reference: their mean is KL(policy || reference)."""
-        batch = rollouts.to_batch([replace(rollout, reward=0.0) for rollout in sampled], self.tokenizer)
+        batch = tensors.to_batch([replace(rollout, reward=0.0) for rollout in sampled], self.tokenizer)
         ref = self.learner.score(batch, batch.kept, who="reference")["logprob"]
         return torch.where(batch.mask, batch.sampler_logprob - ref, 0.0).sum(1).tolist()
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from align.batch import Batch
 from align.credit import Credited
@@ -20,6 +21,7 @@ from align.learner.learner import Outputs
 from align.result.samples import AT_UPDATE, BEFORE, LEARNED, VERSION
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
+from align.rollout.token_text import token_texts
 
 Fields = dict[str, str]  # {name: JSON}
 AT_ONCE = 64  # rows of which the text is made together
@@ -33,6 +35,7 @@ class Record:
 
     samples: Literal["all", "none"] | int = "all"  # responses of a step and source; a number takes whole groups
     seed: int = 0
+    tokenizer: PreTrainedTokenizerBase | None = None  # for the text of each token; without one lines have none
     last: dict[str, int | None] = field(default_factory=dict)  # {source: its newest step; None: not all of it is there}
 
     def lines(self, step: int, batches: Sequence[SourceBatch], outputs: Sequence[Outputs]) -> Iterator[str]:
@@ -50,10 +53,20 @@ class Record:
             head = {"version": VERSION, "step": step, "source": name}
             rest = {"progress": source.collected.batch.progress, "batch_rows": len(responses)}
             recorded = [response for response in responses if response[0] in groups]
-            known = _of_batch(source, streams, [row for _, row, _ in recorded if row is not None], states)
+            rows = [row for _, row, _ in recorded if row is not None]
+            known = _of_batch(source, streams, rows, states, self._texts(source.collected.batch, rows))
             for group, row, fields in recorded:
                 line = _dumped(head | {"group": group_name.format(group)} | rest | fields)
                 yield _object(line if row is None else line | next(known))
+
+    def _texts(self, batch: Batch, rows: Sequence[int]) -> Sequence[Sequence[str]] | None:
+        """The text of each token of these rows; None where nobody can tell."""
+        if batch.token_text is not None:
+            return [batch.token_text[row] for row in rows]
+        if self.tokenizer is None:
+            return None
+        lengths = batch.size.tolist()
+        return token_texts([batch.response_ids[row, : lengths[row]].tolist() for row in rows], self.tokenizer)
 
     def _groups(self, groups: Sequence[int], seed: str) -> set[int]:
         """Those that are recorded: all, or as many as there is room for, one at least."""
@@ -146,7 +159,11 @@ def _episode(episode: Episode | None) -> dict[str, Any]:
 
 
 def _of_batch(
-    source: SourceBatch, streams: Mapping[str, Stream], rows: Sequence[int], states: Sequence[Mapping[int, str]]
+    source: SourceBatch,
+    streams: Mapping[str, Stream],
+    rows: Sequence[int],
+    states: Sequence[Mapping[int, str]],
+    texts: Sequence[Sequence[str]] | None,
 ) -> Iterator[Fields]:
     """Text, streams and decisions of these rows of the batch, in order; the first one has the memories too.
 
@@ -157,8 +174,8 @@ def _of_batch(
         index = torch.tensor(rows[start : start + AT_ONCE])
         lengths = batch.size[index].tolist()
         columns = {"special": _numbers(batch.special[index].int(), lengths)}
-        if batch.token_text is not None:
-            columns = {"token_text": [json.dumps(batch.token_text[row]) for row in index.tolist()], **columns}
+        if texts is not None:
+            columns = {"token_text": [json.dumps(of_row) for of_row in texts[start : start + AT_ONCE]], **columns}
         columns |= {name: _numbers(s[0][index], lengths, s[1][index]) for name, s in streams.items()}
         columns |= _decisions(source.credited, index, lengths, states if start == 0 else ())
         for i in range(len(lengths)):

@@ -137,12 +137,12 @@ def memory(kind: str, guide: str, out: str) -> None:
     from align.model.load import load_model, load_tokenizer
     from align.model.locate import locate
     from align.model.policy import Policy
-    from align.rollout import rollouts
+    from align.rollout import tensors
 
     path = locate(BASE)
     tokenizer = load_tokenizer(path)
     pairs = load_prompts(Data(pairs="rewards.reviews:pairs", args={"size": PAIRS}), tokenizer, 0).train
-    batch = rollouts.pairs_to_batch(pairs, tokenizer)
+    batch = tensors.pairs_to_batch(pairs, tokenizer)
     inputs = layouts.shared_prefix.inputs(batch, batch.mask)
     policy = Policy(add_adapter(load_model(path, "float32"), Adapter(), BASE), 1.0)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from align.config.data_keys import Data
 from align.data.prompts import DataError, Turn, fingerprint, turn_numbers
 from align.data.read import load_prompts
 from align.data.turns import cut, hash_of, turn_columns
-from align.rollout.rollouts import pairs_to_batch
+from align.rollout.tensors import pairs_to_batch
 
 END = TOKENIZER.eos_token_id
 ASKED = [chat("2+3, then double it")]

@@ -12,14 +12,14 @@ from align.credit import assign
 from align.data.prompts import Episode, Prompt, Response, Turn
 from align.metrics.step import rollout_metrics, signal_metrics, variance_shares
 from align.objectives import gfpo, grpo
-from align.rollout import rollouts
+from align.rollout import tensors
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import Collected, SourceBatch
 
 
 def test_signal_adds_up_and_counts_what_clipping_and_missing_rewards_took():
     scored = [rollout(0, i, r, length=i + 1) for i, r in enumerate([1.0, 0.0, 1.0, None])]
-    batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
+    batch = tensors.to_batch([r for r in scored if r.reward is not None], WORDS)
     credited = assign(gfpo(k=2), batch, annotate(CountingLearner(), "sampler"))
     taken = SourceBatch(Collected(batch, [*scored, rollout(1, 0, 1.0, length=5)], scored), [credited])
     found = signal_metrics([taken], {"clipped": 1 / 3})
@@ -43,7 +43,7 @@ def test_responses_whose_reward_failed_are_counted_apart_and_take_no_part():
     found = rollout_metrics([Collected(None, scored)], 0)
     assert (found["response/unrated"], found["response/failed"], found["rewards/r/failed"]) == (1, 1, 1)
     assert found["reward/mean"] == 0.5 and found["rewards/r"] == 0.5 and found["correct"] == pytest.approx(1 / 3)
-    batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
+    batch = tensors.to_batch([r for r in scored if r.reward is not None], WORDS)
     taken = SourceBatch(
         Collected(batch, scored, scored), [assign(grpo(), batch, annotate(CountingLearner(), "sampler"))]
     )

@@ -1,5 +1,6 @@
 """Rollouts of all ranks: who samples which, and when too many failed."""
 
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -145,3 +146,14 @@ def test_an_environment_that_fails_is_told_with_where_it_prints(monkeypatch):
     (line,) = told
     assert line.startswith("environment 'e' failed on 1 of 1 responses, first: step: took too long")
     assert line.endswith("what it prints is in runs/x/environments")
+
+
+def test_rollouts_travel_as_blocks_of_numbers():
+    """Eight bytes a token, and they come back as they were."""
+    found = [rollout(i // 4, i % 4, 1.0, length=500 + i) for i in range(8)]
+    found[3] = replace(found[3], response=Response([], [], False))
+    packed = rollouts._packed(found)
+    assert rollouts._unpacked(*packed) == found
+    bare, sizes, ids, logprobs = packed
+    assert len(pickle.dumps((sizes, ids, logprobs))) < 8.1 * sum(sizes)
+    assert not any(one.response.ids or one.response.logprobs for one in bare)

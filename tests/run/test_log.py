@@ -13,9 +13,10 @@ from support.rollouts import WORDS, failing, rollout
 
 from align.credit import assign
 from align.objectives import grpo
-from align.rollout import rollouts
+from align.rollout import tensors
 from align.rollout.sources import Collected, SourceBatch
 from align.run.log import CallbackError, RunLog
+from align.run.samples import Record
 
 
 def write(path, rows, tail=""):
@@ -69,10 +70,10 @@ def test_a_fresh_run_starts_an_empty_log(tmp_path, main_process):
 
 def test_only_responses_with_a_reward_have_credit_in_the_samples(tmp_path, main_process):
     scored = [rollout(0, 0, 1.0, 2), rollout(0, 1, None, 3), failing(0, 2, 4), rollout(0, 3, 0.0, 5)]
-    batch = rollouts.to_batch([r for r in scored if r.reward is not None], WORDS)
+    batch = tensors.to_batch([r for r in scored if r.reward is not None], WORDS)
     credited = assign(grpo(), batch, annotate(CountingLearner(), "sampler"))
     source = SourceBatch(Collected(batch, scored, scored), [credited])
-    RunLog(tmp_path, main_process, start=0).step(1, {"loss": 0.0}, [source, source])
+    RunLog(tmp_path, main_process, 0, record=Record(tokenizer=WORDS)).step(1, {"loss": 0.0}, [source, source])
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["group"] for row in rows] == ["1-0"] * 4 + ["1-1-0"] * 4  # those of a second source apart
     assert [row.get("failed") for row in rows[:4]] == [None, None, {"r": "took too long"}, None]

@@ -15,7 +15,7 @@ from align.commands.credit import credit
 from align.data.prompts import Turn
 from align.result import samples
 from align.result.samples import ReplayError
-from align.rollout import rollouts
+from align.rollout import tensors
 from align.rollout.sources import Collected
 from align.run.samples import Record, _numbers
 
@@ -58,10 +58,14 @@ def with_turns(found):
 
     if found.pairs:
         pairs = [replace(p, chosen=told(p.chosen), rejected=told(p.rejected)) for p in found.pairs]
-        return replace(found, pairs=pairs, batch=rollouts.pairs_to_batch(pairs, TOKENIZER, found.batch.progress))
+        return replace(
+            found,
+            pairs=pairs,
+            batch=tensors.pairs_to_batch(pairs, TOKENIZER, found.batch.progress, tensors.ON_DEMAND),
+        )
     every = [replace(rollout, response=told(rollout.response)) for rollout in found.rollouts]
     rated = [rollout for rollout in every if rollout.reward is not None]
-    return Collected(rollouts.to_batch(rated, TOKENIZER, found.batch.progress), every, every)
+    return Collected(tensors.to_batch(rated, TOKENIZER, found.batch.progress, tensors.ON_DEMAND), every, every)
 
 
 @pytest.mark.parametrize("name", ["gfpo_chain_sum", "composed_chain_sum", "tgdpo_reviews", "rto_reviews"])

@@ -11,7 +11,7 @@ from align.data.prompts import Answer, Pair, Prompt, Response
 from align.learner.learner import Outputs
 from align.learner.passes import ForwardPasses
 from align.losses.loss import Current
-from align.rollout import rollouts
+from align.rollout import tensors
 from align.rollout.rollouts import Rollout
 from align.rollout.sources import Collected, SourceBatch
 from align.system.clock import Clock
@@ -59,7 +59,7 @@ def collected(seed: int, progress: float, unrated=(), **size: int) -> Collected:
     """A source's rollouts of a step."""
     found = sampled(seed, unrated=unrated, **size)
     rated = [rollout for rollout in found if rollout.reward is not None]
-    return Collected(rollouts.to_batch(rated, TOKENIZER, progress), found, found)
+    return Collected(tensors.to_batch(rated, TOKENIZER, progress, tensors.ON_DEMAND), found, found)
 
 
 def collected_pairs(seed: int, progress: float, pairs=4, **size: int) -> Collected:
@@ -67,7 +67,7 @@ def collected_pairs(seed: int, progress: float, pairs=4, **size: int) -> Collect
     found = sampled(seed, groups=pairs, size=2, **size)
     answers = [Answer(r.response.ids, r.text, r.response.truncated) for r in found]
     made = [Pair([3, 4 + i], f"p{i}", f"p{i}", {}, *answers[2 * i : 2 * i + 2], i) for i in range(pairs)]
-    return Collected(rollouts.pairs_to_batch(made, TOKENIZER, progress), pairs=made)
+    return Collected(tensors.pairs_to_batch(made, TOKENIZER, progress, tensors.ON_DEMAND), pairs=made)
 
 
 def step(objectives, found: Collected, seed: int, old_logprob="sampler", given=("old_logprob",)) -> SourceBatch:

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from align.check.check import check_run
 from align.checkpoint.resume import Origin
 from align.config.experiment import load_experiment
-from align.rollout import rollouts
+from align.rollout import rollouts, tensors
 from align.rollout.rollouts import Scorer
 from align.rollout.seeds import Draw
 from align.run.setup import Run, load, make_accelerator, set_threads
@@ -51,7 +51,7 @@ def gap(run: Run) -> float:
         draw=Draw(0, 0, 0),
     )
     scorer = Scorer(run.workers, run.experiment, run.tokenizer)
-    batch = rollouts.to_batch(scorer.gather(scorer.score(sampled, len(sampled))), run.tokenizer)
+    batch = tensors.to_batch(scorer.gather(scorer.score(sampled, len(sampled))), run.tokenizer)
     responses.extend((run.tokenizer.decode(response.ids), response.truncated) for *_, response in sampled)
     trainer = run.learner.score(batch, torch.ones_like(batch.kept))["logprob"]
     return float((trainer - batch.sampler_logprob)[batch.mask].abs().max())
