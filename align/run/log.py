@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from align.rollout.sources import SourceBatch
 from align.run.samples import Record
 from align.run.terminal import say
 from align.system import files
+from align.system.beside import Beside
 from align.system.blame import no_exit, user_line
 from align.system.clock import Clock
 
@@ -39,6 +41,8 @@ class CallbackError(RuntimeError):
 class RunLog:
     """Writes on the main process; the other ranks may call it too. A resumed run keeps the lines up to its start.
 
+    A step's responses are written while the next one samples, and are whole once `to_disk` returns.
+
     An evaluation is there once its line in metrics.jsonl is, which is written after its responses.
     """
 
@@ -51,7 +55,7 @@ class RunLog:
         record: Record | None = None,
     ):
         self.out, self.accelerator, self.callbacks, self.record = out, accelerator, callbacks, record or Record()
-        self.writes = accelerator.is_main_process
+        self.writes, self._beside = accelerator.is_main_process, Beside()
         self._files = [out / name for name in LINES]
         self._metrics, self._samples, self._greedy = self._files
         if self.writes:
@@ -78,17 +82,17 @@ class RunLog:
         batches: Sequence[SourceBatch],
         outputs: Sequence[Outputs] = (),
     ) -> None:
-        """Write a step's responses with their credit, then its metrics, which tell the seconds that this took;
-        `step` counts from 1. Collective.
+        """Write a step's metrics, and beside what follows its responses with their credit; the metrics tell the seconds
+        that these held the run up. `step` counts from 1. Collective.
 
-        `outputs` are this rank's, of the step's first update.
+        `outputs` are this rank's, of the step's first update. Raises what writing the step before raised.
         """
         clock = Clock()
         with clock("record"):
             if self.record.samples != "none":
                 outputs = gather_object(list(outputs))
             if self.writes:
-                self._write(self._samples, self.record.lines(step, batches, outputs))
+                self._beside.do(partial(self._write, self._samples, self.record.lines(step, batches, outputs)))
         metrics = {**metrics, **clock.seconds()}
         self._append(self._metrics, [{"step": step, **metrics}])
         self._tell(step, metrics)
@@ -160,7 +164,9 @@ class RunLog:
             file.writelines(f"{line}\n" for line in lines)
 
     def to_disk(self) -> None:
-        """Wait until the lines are on the disk: before a checkpoint, which must not outlive them."""
+        """Wait until the lines are on the disk: before a checkpoint, which must not outlive them. Raises what writing
+        them raised."""
+        self._beside.wait()
         for path in self._files if self.writes else ():
             files.to_disk(path)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import ANY
@@ -17,6 +18,7 @@ from align.rollout import tensors
 from align.rollout.sources import Collected, SourceBatch
 from align.run.log import CallbackError, RunLog
 from align.run.samples import Record
+from align.system.files import DiskError
 
 
 def write(path, rows, tail=""):
@@ -73,7 +75,9 @@ def test_only_responses_with_a_reward_have_credit_in_the_samples(tmp_path, main_
     batch = tensors.to_batch([r for r in scored if r.reward is not None], WORDS)
     credited = assign(grpo(), batch, annotate(CountingLearner(), "sampler"))
     source = SourceBatch(Collected(batch, scored, scored), [credited])
-    RunLog(tmp_path, main_process, 0, record=Record(tokenizer=WORDS)).step(1, {"loss": 0.0}, [source, source])
+    log = RunLog(tmp_path, main_process, 0, record=Record(tokenizer=WORDS))
+    log.step(1, {"loss": 0.0}, [source, source])
+    log.to_disk()
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["group"] for row in rows] == ["1-0"] * 4 + ["1-1-0"] * 4  # those of a second source apart
     assert [row.get("failed") for row in rows[:4]] == [None, None, {"r": "took too long"}, None]
@@ -157,3 +161,24 @@ def test_trackers_that_show_pages_get_the_page(tmp_path, main_process, monkeypat
     RunLog(tmp_path, main_process, 0).page(tmp_path / "xray.html", 7)
     shown = {"xray": f"page {tmp_path / 'xray.html'}"}
     assert told == [("trackio", shown, 7), ("wandb", shown, 7)]
+
+
+def test_samples_are_written_beside_the_run(tmp_path, main_process):
+    """A step does not wait for its own; they are whole before a checkpoint, and what they raise ends the run then."""
+    go = threading.Event()
+
+    def lines(step, batches, outputs):
+        go.wait(10)
+        yield f'{{"step": {step}}}'
+        if step == 2:
+            raise OSError(28, "No space left on device")
+
+    log = RunLog(tmp_path, main_process, 0, record=SimpleNamespace(lines=lines, samples="all", last={}))
+    log.step(1, {"loss": 0.5}, [])
+    assert (tmp_path / "metrics.jsonl").read_text() and not (tmp_path / "samples.jsonl").exists()
+    go.set()
+    log.to_disk()
+    assert steps(tmp_path / "samples.jsonl") == [1]
+    log.step(2, {"loss": 0.5}, [])
+    with pytest.raises(DiskError, match="No space left"):
+        log.step(3, {"loss": 0.5}, [])
