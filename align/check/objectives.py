@@ -52,7 +52,7 @@ def try_objectives(experiment: Experiment) -> list[str]:
     for i, objective in enumerate(objectives):
         if not any(map(is_own, (*objective.chain, *objective.losses))):
             continue
-        key = ("objective",) if experiment.file.data.get("objectives") is None else ("objectives", i)
+        key = experiment.file.objective_key(i)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)

@@ -59,6 +59,10 @@ class RecipeFile:
         """(its place, text) of every name and every value that is text."""
         return _texts(self.data, ())
 
+    def objective_key(self, number: int) -> KeyPath:
+        """The place of an objective, counted from 0."""
+        return ("objective",) if self.data.get("objectives") is None else ("objectives", number)
+
     def problem(self, key: KeyPath, what: str) -> str:
         """Return `file:line: key: what`, with the line of the nearest enclosing key that has one."""
         known = next((key[:n] for n in range(len(key), 0, -1) if key[:n] in self.places), None)

@@ -14,7 +14,7 @@ from align.config.model_keys import FromRecipe
 from align.config.problems import nearest
 from align.config.recipe import Gate, Recipe
 from align.config.recipe_file import KeyPath, RecipeFile
-from align.config.sampling_keys import Sampling
+from align.config.sampling_rules import SAMPLING
 from align.objectives.objective import Objective
 from align.transforms.transform import Stage
 
@@ -95,7 +95,7 @@ def source_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: Recipe
         if (data.sampled or data.eval_prompts) and recipe.rewards in ({}, []) and not recipe.environment:
             problems.append(file.problem(("rewards",), "is empty; name at least one reward function"))
     for i, objective in enumerate(objectives):
-        key = _objective_key(i, file)
+        key = file.objective_key(i)
         problems += _data_problems(objective, sources, file, key)
         if "guide_logprob" in objective.needs and recipe.model and recipe.model.guide is None:
             what = f"missing; {objective.name} needs a guide: an adapter, a model, or {{from: RECIPE}}"
@@ -122,7 +122,7 @@ def group_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeF
                 piece.check(sampling.group_size)
             except ValueError as error:
                 what = f"{piece.name}: {error} (sampling.group_size)"
-                problems.append(file.problem(_objective_key(i, file), what))
+                problems.append(file.problem(file.objective_key(i), what))
     if sampling.group_size == 1 and sampling.dynamic_sampling:
         problems.append(file.problem(("sampling", "group_size"), "must be at least 2 with dynamic_sampling"))
     return problems
@@ -132,7 +132,7 @@ def head_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFi
     """Find quantities of a head that no loss of the recipe trains, and heads that two objectives train differently."""
     problems, heads = [], {}
     for i, objective in enumerate(objectives):
-        key = _objective_key(i, file)
+        key = file.objective_key(i)
         own = [head for loss in objective.losses for head in loss.heads]
         given = {name for head in own for name in head.gives}
         for piece in (*objective.chain, *objective.losses):
@@ -146,71 +146,6 @@ def head_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFi
                 what = f"another objective trains the head {head.name!r} with other settings; give both the same"
                 problems.append(file.problem(key, what))
     return problems
-
-
-# quantities that a policy with a cut support cannot have: `align.model.cut` says why
-BEYOND_SUPPORT = {
-    "entropy": "the entropy of the whole vocabulary",
-    "ref_kl": "the KL of the whole vocabulary",
-    "ref_logprob": "log-probabilities of the reference, whose own support is another one",
-    "guide_logprob": "log-probabilities of the guide, whose own support is another one",
-    "reward_mask": "the reference, whose own support is another one",
-    "kl_mask": "the reference, whose own support is another one",
-}
-
-
-def support_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
-    """Find what needs the whole distribution where top_p, top_k or min_p cut it."""
-    sampling, whole, problems = recipe.sampling, Sampling(), []
-    names = [n for n in ("top_p", "top_k", "min_p") if sampling and getattr(sampling, n) != getattr(whole, n)]
-    if not names:
-        return []
-    fix = f"leave out sampling.{' and sampling.'.join(names)}"
-    for i, objective in enumerate(objectives):
-        for piece in (*objective.chain, *objective.losses):
-            reads = [name for name in BEYOND_SUPPORT if name in (*piece.needs, *getattr(piece, "reads_current", ()))]
-            if reads:
-                what = f"{piece.name} needs {BEYOND_SUPPORT[reads[0]]}; {fix}"
-                problems.append(file.problem(_objective_key(i, file), what))
-    if any(data.pairs for data in (recipe.sources().values() if recipe.data else ())):
-        what = "answers of data.pairs may lie outside of the support, where their probability is 0; leave it out"
-        problems.append(file.problem(("sampling", names[0]), what))
-    if recipe.optim and recipe.optim.updates_per_step > 1:
-        what = f"after the first update the support is another one than was sampled from; write 1, or {fix}"
-        problems.append(file.problem(("optim", "updates_per_step"), what))
-    return problems
-
-
-def staleness_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
-    """Find steps sampled ahead by an engine that cannot, or for an objective that takes the responses for those of the
-    policy of now."""
-    sampling, sources, problems = recipe.sampling, recipe.sources() if recipe.data else {}, []
-    if not (sampling and sampling.staleness):
-        return []
-    key = ("sampling", "staleness")
-    if sampling.engine != "server":
-        what = f"{sampling.engine} runs in the trainer's process, where it cannot sample beside the update"
-        problems.append(file.problem(key, f"{what}; write 0, or engine: server"))
-    for objective in objectives:
-        data = sources.get(objective.data) or next(iter(sources.values()), None)
-        if data and data.sampled and not (objective.preference or _weighs_importance(objective, sampling)):
-            what = f"{objective.name} has no importance weight for responses of the policy one step behind"
-            problems.append(file.problem(key, f"{what}; {_importance_of(objective)}, or write 0"))
-    return problems
-
-
-def _weighs_importance(objective: Objective, sampling: Sampling) -> bool:
-    """Whether an objective corrects for the policy that sampled: by a weight, or by a ratio to the sampler's."""
-    weighs = any({"old_logprob", "sampler_logprob"} <= set(transform.needs) for transform in objective.chain)
-    has_ratio = any("old_logprob" in loss.needs for loss in objective.losses)
-    return weighs or (has_ratio and sampling.old_logprob == "sampler")
-
-
-def _importance_of(objective: Objective) -> str:
-    """How the objective would get an importance weight."""
-    weight = "add: [{importance_weight: {}}] to it with sampling.old_logprob: trainer"
-    has_ratio = any("old_logprob" in loss.needs for loss in objective.losses)
-    return f"write sampling.old_logprob: sampler, or {weight}" if has_ratio else weight
 
 
 def environment_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
@@ -239,7 +174,7 @@ def environment_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: R
 
 TRAINING: tuple[Rule, ...] = (
     *(cross_rules, tracker_rules, quantize_rules, length_rules, source_rules),
-    *(group_rules, head_rules, support_rules, environment_rules, staleness_rules),
+    *(group_rules, head_rules, environment_rules, *SAMPLING),
 )
 
 REPLAY: tuple[Rule, ...] = (cross_rules,)  # recorded rollouts bring along what sources and models would give
@@ -285,7 +220,3 @@ def _data_problems(objective: Objective, sources: dict[str, Data], file: RecipeF
     if data and data.pairs and objective.pairs and dropping:
         return [file.problem(key, f"{dropping[0]} drops rows, and of a pair of the data both are needed")]
     return []
-
-
-def _objective_key(i: int, file: RecipeFile) -> KeyPath:
-    return ("objective",) if file.data.get("objectives") is None else ("objectives", i)

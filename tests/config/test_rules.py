@@ -133,7 +133,12 @@ WEIGHT = {"add": [{"importance_weight": {}}]}
         (ROLLOUTS, {"name": "grpo"}, {**AHEAD, "old_logprob": "trainer"}, "grpo has no importance weight"),
         (ROLLOUTS, {"name": "grpo", **WEIGHT}, {**AHEAD, "old_logprob": "trainer"}, None),
         (ROLLOUTS, {"name": "dpo", "add": [{"best_and_worst": {}}]}, AHEAD, None),
-        (ROLLOUTS, {"name": "sft"}, AHEAD, "sft has no importance weight for responses of the policy one step behind"),
+        (
+            ROLLOUTS,
+            {"chain": [], "loss": {"kl_policy_ref": {}}},
+            AHEAD,
+            "add: [{importance_weight: {}}] to it with sampl",
+        ),
     ],
 )
 def test_a_step_sampled_ahead_needs_a_server_and_an_importance_weight(said, recipe, objective, sampling, expected):
