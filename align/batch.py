@@ -22,7 +22,7 @@ class MissingQuantity(LookupError):
 
 @dataclass(frozen=True)
 class Batch:
-    """The responses of one step, over all ranks.
+    """The responses of one step: those of this rank's groups, or where `row` is None those of all ranks.
 
     `None` means that nothing needed the quantity yet: objectives list what they need, and the loop
     computes it for the rows that are still kept. Values where `mask` is False carry no meaning.
@@ -37,6 +37,7 @@ class Batch:
     selected: Tensor  # [B,T] bool, tokens that take part
     weight: Tensor  # [B,T] float, what a token counts for (importance weights); no gradient
     special: Tensor  # [B,T] bool, special tokens of the tokenizer; nowhere where no tokenizer is involved
+    row: Tensor | None = None  # [B] int64, its number in the batch of all ranks; None where each rank has that
     progress: float = 0.0  # fraction of optim.schedule_steps that is done, in [0, 1]
     prompt_ids: Sequence[Sequence[int]] = ()  # B prompts, unpadded; empty where no model is involved
     token_text: Sequence[Sequence[str]] | None = None  # B responses, the text of each token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from align.batch import Batch
 from align.losses.loss import Current, Loss, TokenWeights
 from align.objectives.objective import Objective
+from align.ranges import Scope
+from align.ranks import exchange
 
 # Returns the batch with the quantities of these names, for the rows marked; the last argument is who needs them, for
 # messages.
@@ -20,7 +22,8 @@ Annotate = Callable[[Batch, Sequence[str], Tensor, str], Batch]
 
 @dataclass(frozen=True)
 class Signal:
-    """Numbers of tokens: put in by an environment, generated, left with a gradient, and removed by each transform."""
+    """Numbers of tokens of all ranks: put in by an environment, generated, left with a gradient, and removed by each
+    transform."""
 
     environment: int  # not among the generated
     generated: int
@@ -96,6 +99,7 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Co
 
     `annotate` is called when a quantity is needed and for the rows that still take part, so a dropped row costs no
     forward pass of any model. It is not called for the quantities `in_update`: the learner computes those itself.
+    Where the batch is this rank's part, so is what comes out; its counts are those of all ranks: collective.
     """
     known: dict[str, Tensor] = {}
 
@@ -108,7 +112,7 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Co
     taken_by, advantages = torch.full(alive.shape, -1, dtype=torch.int16), {}
     for i, transform in enumerate(objective.chain):
         before = batch.advantage
-        batch = transform.apply(ask(batch, transform.needs, batch.kept, transform.name))
+        batch = _within(transform.scope, transform.apply, ask(batch, transform.needs, batch.kept, transform.name))
         now = _with_gradient(batch)
         taken_by = taken_by.masked_fill(now, -1).masked_fill(alive & ~now, i)
         alive = now
@@ -117,12 +121,30 @@ def assign(objective: Objective, batch: Batch, annotate: Annotate, in_update: Co
     terms = []
     for loss in objective.losses:
         batch = ask(batch, loss.weigh_needs, batch.kept, loss.name)
-        weights = loss.weigh(batch)
+        weights = _weighed(loss, batch)
         needs = [name for name in loss.needs if name not in in_update]
         batch = ask(batch, needs, weights.trained.any(1), loss.name)
         terms.append(Term(loss, weights, objective.weight))
     trace = Trace(taken_by, advantages, known, state)
     return Credited(objective, batch, tuple(terms), _signal(objective, start, trace), trace)
+
+
+def _within(scope: Scope, apply: Callable[[Batch], Batch], batch: Batch) -> Batch:
+    """Apply a transform to this rank's groups, or to the batch of all ranks, of which this rank's rows are taken."""
+    if scope == "group":
+        return apply(batch)
+    whole = exchange.whole(batch)
+    return exchange.own(apply(whole), whole, batch)
+
+
+def _weighed(loss: Loss, batch: Batch) -> TokenWeights:
+    """The weights of this rank's rows, with the count of all ranks."""
+    if loss.scope == "batch":
+        weights = loss.weigh(exchange.whole(batch))
+        return weights if batch.row is None else weights.rows(batch.row)
+    weights = loss.weigh(batch)
+    [count] = exchange.total(batch, [weights.count])
+    return weights if loss.unit == "constant" else replace(weights, count=count)
 
 
 def _with_gradient(batch: Batch) -> Tensor:
@@ -133,9 +155,10 @@ def _with_gradient(batch: Batch) -> Tensor:
 
 def _signal(objective: Objective, batch: Batch, trace: Trace) -> Signal:
     """The counts of a trace: a token that is given credit again behind the transform that took it is not taken."""
+    taken = [(trace.taken_by == i).sum() for i in range(len(objective.chain))]
+    counts = map(int, [batch.mask.sum(), (batch.present & ~batch.mask).sum(), *taken])
+    generated, environment, *taken = exchange.total(batch, [*counts])
     removed_by = {transform.name: 0 for transform in objective.chain}
-    for i, transform in enumerate(objective.chain):
-        removed_by[transform.name] += int((trace.taken_by == i).sum())
-    generated = int(batch.mask.sum())
-    environment = int((batch.present & ~batch.mask).sum())
+    for transform, count in zip(objective.chain, taken, strict=True):
+        removed_by[transform.name] += count
     return Signal(environment, generated, generated - sum(removed_by.values()), removed_by)

@@ -87,6 +87,7 @@ RelativeProbability = Annotated[FiniteFloat, Ge(0), Lt(1)]  # of a token, in ter
 TokenFraction = Annotated[float, Gt(0), Le(1)]  # of tokens that are kept; never none
 
 # Choices that several files offer
+Scope = Literal["group", "batch"]  # rows that must be seen together
 Std = Literal["population", "sample", "none"]  # which standard deviation divides an advantage; none: it is not divided
 Whitening = Literal["population", "sample", "none"]  # which one whitens advantages over a batch; none: as they are
 ValueHidden = Literal["shared", "detached"]  # whether the gradient of the value loss reaches the policy's layers

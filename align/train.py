@@ -58,6 +58,7 @@ OWN_ERRORS = (
     DiskError,
     UserExit,
     CallbackError,
+    PairError,
 )  # of one rank; the others fail on all alike
 
 

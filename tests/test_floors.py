@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "align"
 # Rooms, from the ground up. A folder is one room; rooms on one floor do not import each other.
 FLOORS = [
     {"system", "batch.py", "ops.py", "ranges.py"},
-    {"transforms", "losses"},
+    {"transforms", "losses", "ranks"},
     {"objectives"},
     {"credit.py", "registry.py"},
     {"config"},

@@ -110,6 +110,16 @@ class Response:
         return sum(number >= 0 for number in turn_numbers(len(self.ids), self.turns))
 
     @property
+    def size(self) -> int:
+        """Tokens, whoever put them there."""
+        return len(self.ids)
+
+    @property
+    def nats(self) -> float:
+        """Log-probability of what the policy chose."""
+        return sum(self.logprobs)
+
+    @property
     def turn_count(self) -> int:
         """Turns of the policy."""
         return sum(turn.role == POLICY for turn in self.turns) if self.turns else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,9 +19,10 @@ from trl.models import prepare_deepspeed
 from align.batch import Batch
 from align.config.optim_keys import Optim
 from align.credit import Credited
-from align.learner import agreement
+from align.learner import agreement, moves
 from align.learner.engine_writer import keep_failures
-from align.learner.micro_batches import UNTRACKED, divide
+from align.learner.losses import contribution, detached, joined, measure, micro_batch, quantities_of, trained_of
+from align.learner.micro_batches import UNTRACKED
 from align.learner.optimizer import make_optimizer, states_here
 from align.learner.sharding import share
 from align.losses.loss import Current, summarised
@@ -30,8 +31,11 @@ from align.model.adapters import ModelRole, acting_as
 from align.model.layouts import Layout
 from align.model.policy import CHUNK, Policy, Reference
 from align.model.recompute import recompute_layers
+from align.ranks import exchange
 
 Micro = list[int]  # rows of one micro-batch of this rank
+
+NOTHING = Batch.of([0], [[0]], prompt_ids=[[0]])  # what a pass runs over where a rank has no row for it
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ class Outputs:
     """What the policy gave for the rows of a micro-batch, without its gradient."""
 
     source: int  # number of the source that the rows are of
-    rows: list[int]  # of its batch
+    rows: list[int]  # of its batch, that of all ranks
     current: Current
 
 
 class Learner:
-    """Owns the trained weights. Methods are collective: all ranks call them with the same batch."""
+    """Owns the trained weights. Methods are collective: all ranks call them with the same batch, or each with its rows
+    of it (`Batch.row`), which then go to the rank that the plan of micro-batches says, and their values back."""
 
     def __init__(
         self,
@@ -92,8 +97,8 @@ class Learner:
     def _forward(
         self, batch: Batch, micro: Micro, wanted_BT: Tensor, quantities: Sequence[str], who: ModelRole
     ) -> dict[str, Tensor]:
-        """{quantity: [rows,T] on the CPU}. Without rows a pass runs over the batch's first one: it is collective."""
-        part = batch.rows(torch.tensor(micro or [0]))
+        """{quantity: [rows,T] on the CPU}. Without rows a pass runs over one that is made up: it is collective."""
+        part = batch.rows(torch.tensor(micro)) if micro else NOTHING
         wanted = wanted_BT[micro] if micro else torch.zeros_like(part.mask)
         inputs = self.layout.inputs(part, wanted)
         reference, states = None, self.engine.module.asks_reference(quantities)
@@ -109,18 +114,16 @@ class Learner:
     def score(
         self, batch: Batch, rows_B: Tensor, quantities: Sequence[str] = ("logprob",), who: ModelRole = "policy"
     ) -> dict[str, Tensor]:
-        """{quantity: [B,T]} of one model for the rows marked, 0 elsewhere: the whole result on every rank."""
-        out = {name: torch.zeros(batch.mask.shape) for name in quantities}
-        found = []
+        """{quantity: [B,T]} of one model for the rows marked, 0 elsewhere, on every rank that has the row."""
         tokens = self.optim.micro_batch_tokens * UNTRACKED
-        for micro in self._divide(batch, batch.mask, rows_B, torch.zeros_like(rows_B), tokens):
-            values = self._forward(batch, micro, batch.mask, quantities, who)
+        way = self._route(batch, batch.mask, rows_B, torch.zeros_like(rows_B), tokens)
+        here = moves.bring_batch(way, batch)
+        found = []
+        for micro in way.micros:
+            values = self._forward(here, micro, here.mask, quantities, who)
             if micro:
                 found.append((micro, values))
-        for rows, values in gather_object(found):
-            for name in quantities:
-                out[name][rows] = values[name]
-        return out
+        return moves.take_back(way, found, quantities, here, batch)
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int], who: ModelRole = "policy") -> Tensor:
@@ -139,14 +142,14 @@ class Learner:
         carries gradient, and where loss or gradient is not finite (`skipped`), weights and optimiser stay as they are
         on all ranks. `tell` gets the outputs of each of this rank's micro-batches.
         """
-        plan = self._plan(sources)
+        sources, plan, done = self._plan(sources)
         lr = self.optim.lr * self.lr_factor(step)
         for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = base * self.lr_factor(step)
         losses, measured, whole = [], [], 0.0
-        for i, (source, micro) in enumerate(plan):
+        for i, (source, micro, numbers) in enumerate(plan):
             loss, values, current = self._losses(sources[source], micro, sources)
-            tell(Outputs(source, micro, current))
+            tell(Outputs(source, numbers, current))
             losses.append(float(loss.detach()))
             measured.append(values)
             last = i == len(plan) - 1
@@ -155,14 +158,13 @@ class Learner:
             self.engine.set_gradient_accumulation_boundary(last)
             self.engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
         moved = {"grad_norm": self._step(), "lr": lr} if plan else {}
-        trained, values = [_trained(credits) for credits in sources], _joined(gather_object(measured))
+        values = joined(gather_object(measured))
         return {
             **agreement.summary(values),
             "loss": whole,
             **moved,
             "skipped": int(not math.isfinite(moved.get("grad_norm", 0.0))),
-            "rows/trained": sum(int(tokens.any(1).sum()) for tokens in trained),
-            "tokens/trained": sum(int(tokens.sum()) for tokens in trained),
+            **done,
             **summarised(values),
         }
 
@@ -174,45 +176,52 @@ class Learner:
     @torch.no_grad()
     def measure(self, sources: Sequence[Sequence[Credited]]) -> tuple[float, dict[str, Tensor]]:
         """(loss, {metric: its values}) of a batch, without an update."""
-        plan = self._plan(sources)
-        found = [self._losses(sources[source], micro, sources) for source, micro in plan]
+        sources, plan, _ = self._plan(sources)
+        found = [self._losses(sources[source], micro, sources) for source, micro, _ in plan]
         losses = gather_object([float(loss) for loss, *_ in found])
-        return sum(losses), _joined(gather_object([values for _, values, _ in found]))
+        return sum(losses), joined(gather_object([values for _, values, _ in found]))
 
-    def _plan(self, sources: Sequence[Sequence[Credited]]) -> list[tuple[int, Micro]]:
-        """[(number of a source, micro-batch)] of this rank, source after source."""
-        out = []
+    def _plan(
+        self, sources: Sequence[Sequence[Credited]]
+    ) -> tuple[list[Sequence[Credited]], list[tuple[int, Micro, list[int]]], dict[str, int]]:
+        """(each source's credited batches as this rank computes them, [(number of a source, micro-batch, numbers of its
+        rows in the batch of all ranks)] of this rank, source after source, {what is trained: its number})."""
+        here, plan, counts = [], [], []
         for source, credits in enumerate(sources):
-            trained, coupled = _trained(credits), torch.stack([credited.coupled for credited in credits]).any(0)
-            if trained.any():
+            batch, trained = credits[0].batch, trained_of(credits)
+            counts.append(exchange.total(batch, [int(trained.any(1).sum()), int(trained.sum())]))
+            here.append(credits)
+            if counts[-1][1]:
+                coupled = torch.stack([credited.coupled for credited in credits]).any(0)
                 rows = trained.any(1) | coupled  # an empty response is half of a pair too
-                micros = self._divide(credits[0].batch, trained, rows, coupled, self.optim.micro_batch_tokens)
-                out += [(source, micro) for micro in micros]
-        return out
+                way = self._route(batch, trained, rows, coupled, self.optim.micro_batch_tokens)
+                here[-1] = moves.bring_credited(way, credits)
+                plan += [(source, micro, way.numbers(micro)) for micro in way.micros]
+        names = ("rows/trained", "tokens/trained")
+        return here, plan, {name: sum(of_source[i] for of_source in counts) for i, name in enumerate(names)}
 
-    def _divide(self, batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, tokens: int) -> list[Micro]:
-        """This rank's micro-batches of the rows marked."""
-        plan = divide(
+    def _route(self, batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, tokens: int) -> moves.Route:
+        """This rank's micro-batches of the rows marked, and how these rows get here."""
+        return moves.route(
             *(batch, wanted_BT, rows_B, coupled_B),
-            ranks=self.accelerator.num_processes,
+            place=(self.accelerator.process_index, self.accelerator.num_processes),
             tokens=tokens,
             layout=self.layout,
             quadratic=self.engine.module.quadratic,
         )
-        return plan[self.accelerator.process_index]
 
     def _losses(
         self, credits: Sequence[Credited], micro: Micro, sources: Sequence[Sequence[Credited]]
     ) -> tuple[Tensor, dict[str, Tensor], Current]:
         """(contribution of these rows to the loss of the whole batch, {metric: values} of them, the policy's outputs
         without their gradient)."""
-        quantities = _quantities(credits, sources)
-        current = Current(**self._forward(credits[0].batch, micro, _trained(credits), quantities, "policy"))
+        quantities = quantities_of(credits, sources)
+        current = Current(**self._forward(credits[0].batch, micro, trained_of(credits), quantities, "policy"))
         index = torch.tensor(micro, dtype=torch.int64)
         parts = [micro_batch(credited.batch, index, current) for credited in credits] if micro else []
         several = sum(map(len, sources)) > 1  # then a metric bears the name of its objective
-        measured = _measure(credits, parts, current, index, several)
-        return contribution(credits, parts, current, index), measured, _detached(current)
+        measured = measure(credits, parts, current, index, several)
+        return contribution(credits, parts, current, index), measured, detached(current)
 
     def _step(self) -> float:
         """Apply the accumulated gradient if it is finite; return its norm before clipping, over all ranks."""
@@ -242,58 +251,3 @@ class Learner:
         """Restore what `save` wrote."""
         with states_here(self.engine, self.optim):
             self.accelerator.load_state(str(folder), load_module_strict=False)
-
-
-def micro_batch(batch: Batch, rows: Tensor, current: Current) -> Batch:
-    """The rows of a micro-batch. Where no earlier pass gave old log-probabilities, they are the current ones: nothing
-    was updated yet."""
-    part = batch.rows(rows)
-    return part if part.old_logprob is not None else replace(part, old_logprob=current.logprob.detach())
-
-
-def contribution(credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor) -> Tensor:
-    """Scalar: the contribution of these rows to the loss of the whole batch; 0 with a gradient of 0 for no rows."""
-    given = [value for f in fields(current) if (value := getattr(current, f.name)) is not None]
-    total = sum(value.sum() * 0.0 for value in given)  # ZeRO: heads that no loss here reads take part too
-    for credited, part in zip(credits, parts, strict=False):
-        total = total + sum(term.contribution(current, part, rows) for term in credited.terms)
-    return total
-
-
-def _detached(current: Current) -> Current:
-    return Current(**{f.name: None if (v := getattr(current, f.name)) is None else v.detach() for f in fields(current)})
-
-
-def _quantities(credits: Sequence[Credited], sources: Sequence[Sequence[Credited]]) -> tuple[str, ...]:
-    """Quantities that the update's pass computes: those that these losses read with a gradient, and those of all heads,
-    since under ZeRO each head takes part in each pass."""
-    losses = [term.loss for source in sources for credited in source for term in credited.terms]
-    names = {name for loss in losses for head in loss.heads for name in head.gives}
-    names |= {name for credited in credits for name in credited.reads_current}
-    return ("logprob", *sorted(names))
-
-
-def _trained(credits: Sequence[Credited]) -> Tensor:
-    """[B,T] bool: tokens that some objective trains."""
-    return torch.stack([credited.trained for credited in credits]).any(0)
-
-
-@torch.no_grad()
-def _measure(
-    credits: Sequence[Credited], parts: Sequence[Batch], current: Current, rows: Tensor, several: bool
-) -> dict[str, Tensor]:
-    """{metric: values} of these rows."""
-    out = {}
-    if parts and (sampler := parts[0].sampler_logprob) is not None:
-        out = agreement.of_rows(sampler, current.logprob, _trained(credits)[rows])
-    for credited, part in zip(credits, parts, strict=False):
-        for term in credited.terms:
-            for name, value in term.loss.measure(current, part, term.token_weights.rows(rows)).items():
-                out[f"{credited.objective.name}/{name}" if several else name] = value.float()
-    return out
-
-
-def _joined(measured: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """{metric: its values of all micro-batches of all ranks}."""
-    names = sorted({name for values in measured for name in values})
-    return {name: torch.cat([part[name] for part in measured if name in part]) for name in names}

@@ -1,8 +1,8 @@
-"""Divide rows over ranks and micro-batches. Every rank computes the same plan from the whole batch."""
+"""Divide rows over ranks and micro-batches. Every rank computes the same plan from what is known of all rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 from torch import Tensor
@@ -19,23 +19,28 @@ Block = list[Row]  # rows that stay in one micro-batch
 Cost = Callable[[Load], float]
 
 
-def divide(
-    batch: Batch,
-    wanted_BT: Tensor,
-    rows_B: Tensor,
-    coupled_B: Tensor,
+def divide(batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, **limits) -> Plan:
+    """Divide the rows marked in `rows_B` of a batch that every rank has, those of `coupled_B` as pairs; `limits` as in
+    `divide_rows`."""
+    return divide_rows(rows(batch, wanted_BT), rows_B.tolist(), coupled_B.tolist(), **limits)
+
+
+def divide_rows(
+    everything: Sequence[Row],
+    marked: Sequence[bool],
+    coupled: Sequence[bool],
     *,
     ranks: int,
     tokens: int,
     layout: Layout,
     quadratic: float,
 ) -> Plan:
-    """Spread the rows marked in `rows_B` over ranks and cut them into micro-batches of at most `tokens`, as even as
-    their order allows.
+    """Spread the rows marked, of all rows of a batch in their order, over ranks and cut them into micro-batches of at
+    most `tokens`, as even as their order allows.
 
     The cost of a micro-batch is the tokens that the layout computes for those wanted, and `quadratic` for each pair of
     tokens of which one attends to the other: the cost of that pair as a fraction of a token's other work. Rows of a
-    group stay neighbours, so that they can share their prompt; those of a group that are marked in `coupled_B` (pairs)
+    group stay neighbours, so that they can share their prompt; those of a group that are `coupled` (pairs)
     stay in one micro-batch. A block that costs more than `tokens` gets a micro-batch of its own. Where a rank has fewer
     blocks than another has micro-batches, some are empty: under ZeRO-3 every forward pass is collective.
     """
@@ -43,7 +48,7 @@ def divide(
     def cost(load: Load) -> float:
         return load.positions + quadratic * load.attended
 
-    blocks = _blocks(rows(batch, wanted_BT), rows_B, coupled_B)
+    blocks = _blocks(everything, marked, coupled)
     whole = cost(reduce(layout.add, (row for block in blocks for row in block), Load()))
     rank_blocks = _split(blocks, ranks, whole, layout, cost)
     most = max(len(_fill(mine, tokens, layout, cost)) for mine in rank_blocks)
@@ -53,13 +58,12 @@ def divide(
     ]
 
 
-def _blocks(everything: list[Row], rows_B: Tensor, coupled_B: Tensor) -> list[Block]:
+def _blocks(everything: Sequence[Row], marked: Sequence[bool], coupled: Sequence[bool]) -> list[Block]:
     """Rows by group: the coupled ones of a group are one block, each other row is one of its own."""
     blocks: dict[tuple[int, int], Block] = {}
     for row in sorted(everything, key=lambda row: row.group):
-        if rows_B[row.index]:
-            coupled = bool(coupled_B[row.index])
-            blocks.setdefault((row.group, -1 if coupled else row.index), []).append(row)
+        if marked[row.index]:
+            blocks.setdefault((row.group, -1 if coupled[row.index] else row.index), []).append(row)
     return list(blocks.values())
 
 

@@ -12,6 +12,7 @@ from align.batch import Batch
 from align.credit import Annotate
 from align.learner.learner import Learner
 from align.model.adapters import ModelRole
+from align.ranks import exchange
 from align.system.clock import Clock
 
 # {quantity of the batch: (the model that provides it, quantity of `Policy.forward`)}
@@ -34,7 +35,7 @@ class ForwardPasses:
 
     def __init__(self, learner: Learner, old_from: str, clock: Clock):
         self._learner, self._old_from, self._clock = learner, old_from, clock
-        self.work: dict[str, int] = {}  # rows and tokens that went through a model, for the log
+        self.work: dict[str, int] = {}  # rows and tokens of all ranks that went through a model
 
     def for_batch(self, needs: Collection[str] = ()) -> Annotate:
         """Make the `annotate` of one batch and of whatever transforms make of it.
@@ -70,7 +71,8 @@ class ForwardPasses:
         nothing = torch.zeros_like(rows_B), torch.zeros_like(batch.weight)
         who, _ = PROVIDED_BY[names[0]]
         missing = rows_B & ~done.setdefault(names[0], nothing)[0]
-        if not missing.any():
+        rows, tokens = exchange.total(batch, [int(missing.sum()), int(batch.mask[missing].sum())])
+        if not rows:
             return
         reads = {name: PROVIDED_BY[name][1] for name in names if PROVIDED_BY[name][0] == who}
         with self._clock(f"pass/{names[0]}"):
@@ -78,6 +80,6 @@ class ForwardPasses:
         for quantity, read in reads.items():
             have, old = done.get(quantity, nothing)
             done[quantity] = have | missing, torch.where(missing[:, None], found[read], old)
-        for unit, count in (("rows", missing.sum()), ("tokens", batch.mask[missing].sum())):
+        for unit, count in (("rows", rows), ("tokens", tokens)):
             key = f"pass/{names[0]}/{unit}"
-            self.work[key] = self.work.get(key, 0) + int(count)
+            self.work[key] = self.work.get(key, 0) + count

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from align.batch import Batch
 from align.losses.head import Head
-from align.ranges import Divisor, Section
+from align.ranges import Divisor, Scope, Section
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Loss:
     heads: tuple[Head, ...] = ()  # modules trained beside the policy, for fields of `Current` that heads compute
     coef: float = 1.0
     measure: Callable[[Current, Batch, TokenWeights], dict[str, Tensor]] = lambda current, batch, weights: {}
+    scope: Scope = "batch"  # what `weigh` must see together; of `group` the counts of all ranks are added up
     check: Callable[[int], None] = lambda group_size: None  # raises ValueError where the group size cannot work
     warn: Callable[[Mapping[str, float]], str | None] = lambda metrics: None  # a warning from the step's metrics
 

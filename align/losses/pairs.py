@@ -92,7 +92,8 @@ def pair_loss(
             out |= {"reward/chosen": reward[chosen], "reward/rejected": reward[rejected]}
         return out
 
-    return Loss(name, unit="pair", weigh=_each_pair, weigh_needs=("chosen",), values=values, measure=measured, **rest)
+    fixed = dict(unit="pair", weigh=_each_pair, weigh_needs=("chosen",), values=values, measure=measured, scope="group")
+    return Loss(name, **fixed, **rest)
 
 
 def smoothed(label_smoothing: float, form: LabelSmoothing) -> Callable[[Tensor], Tensor]:
@@ -164,6 +165,7 @@ def chosen_nll(*, coef: Coef = 1.0, form: Literal["sum", "mean"] = "sum") -> Los
         "chosen_nll",
         unit="sequence",
         weigh=weigh,
+        scope="group",
         values=lambda current, batch: -current.logprob,
         needs=("chosen",),
         weigh_needs=("chosen",),

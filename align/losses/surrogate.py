@@ -127,6 +127,7 @@ def surrogate(
         name,
         unit=unit_of(aggregation),
         weigh=lambda batch: policy_weight(batch, aggregation, denominator),
+        scope="group",
         values=values,
         needs=("advantage", "old_logprob"),
         measure=measure,

@@ -83,6 +83,7 @@ def value_loss(
         "value_loss",
         unit=unit_of(aggregation),
         weigh=weigh,
+        scope="group",
         values=values,
         needs=("value", "returns"),
         reads_current=("value",),

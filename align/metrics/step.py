@@ -12,7 +12,7 @@ import torch
 from align import ops
 from align.config.recipe import RewardFunction
 from align.data.prompts import Ended
-from align.rollout.rollouts import Rollout
+from align.rollout.rollouts import Known
 from align.rollout.sources import Collected, SourceBatch
 
 
@@ -37,7 +37,7 @@ def rollout_metrics(collected: Sequence[Collected], step: int) -> dict[str, floa
     return {**_described(sampled), **lag, **episode_metrics(sampled), **variance_shares(sampled, rewards)}
 
 
-def episode_metrics(sampled: Sequence[Rollout]) -> dict[str, float]:
+def episode_metrics(sampled: Sequence[Known]) -> dict[str, float]:
     """{`episode/...`: mean over episodes that did not break off}: turns, tokens of others, tool calls, how they ended.
 
     `episode/success` is the fraction of those whose environment says so. Empty where there are no episodes.
@@ -46,7 +46,7 @@ def episode_metrics(sampled: Sequence[Rollout]) -> dict[str, float]:
     if not played:
         return {}
     out = {"turns": fmean(response.turn_count for response in played)}
-    out["environment_tokens"] = fmean(len(response.ids) - response.length for response in played)
+    out["environment_tokens"] = fmean(response.size - response.length for response in played)
     ways = [how for how in get_args(Ended) if how != "failed"]
     out |= {f"ended/{how}": fmean(response.episode.ended == how for response in played) for how in ways}
     told = [response.episode.success for response in played if response.episode.success is not None]
@@ -58,7 +58,7 @@ def episode_metrics(sampled: Sequence[Rollout]) -> dict[str, float]:
     return {f"episode/{name}": value for name, value in out.items()}
 
 
-def variance_shares(sampled: Sequence[Rollout], rewards: Sequence[RewardFunction]) -> dict[str, float]:
+def variance_shares(sampled: Sequence[Known], rewards: Sequence[RewardFunction]) -> dict[str, float]:
     """{`rewards/NAME/share`: fraction of the variance of the weighted sum that is due to a reward}; together 1.
 
     Empty for fewer than two rewards with a weight, and where the sum is constant up to rounding: what is left of its
@@ -86,7 +86,7 @@ def signal_metrics(batches: Sequence[SourceBatch], update: Mapping[str, float]) 
     several = sum(len(batch.credited) for batch in batches) > 1
     out = {}
     for batch in batches:
-        collected, tokens = batch.collected, int(batch.collected.batch.mask.sum())
+        collected, tokens = batch.collected, batch.credited[0].signal.generated
         generated = sum(r.response.length for r in collected.sampled) or tokens
         failed = sum(r.response.length for r in collected.rollouts if r.failed)
         unrated = sum(r.response.length for r in collected.rollouts if r.reward is None and not r.failed)
@@ -106,7 +106,7 @@ def signal_metrics(batches: Sequence[SourceBatch], update: Mapping[str, float]) 
     return out
 
 
-def _described(sampled: Sequence[Rollout]) -> dict[str, float]:
+def _described(sampled: Sequence[Known]) -> dict[str, float]:
     """The metrics of rollouts without their shares of variance."""
     rated = [r.reward for r in sampled if r.reward is not None]
     judged = [r for r in sampled if not r.failed]
@@ -125,7 +125,7 @@ def _described(sampled: Sequence[Rollout]) -> dict[str, float]:
         "tokens/generated": (tokens := sum(r.response.length for r in sampled)),
     }
     if tokens:  # nats a token, estimated from what was sampled
-        out["response/entropy"] = -sum(sum(r.response.logprobs) for r in sampled) / tokens
+        out["response/entropy"] = -sum(r.response.nats for r in sampled) / tokens
     for name in sampled[0].rewards:
         values = [r.rewards[name] for r in sampled if r.rewards[name] is not None]
         if values:

@@ -124,7 +124,8 @@ def max_variance_rows(*, rows: Count | CountSchedule, scope: RowScope = "batch")
                 kept[members[ops.max_variance_subset(advantage[members], count)]] = True
         return replace(batch, kept=kept)
 
-    return Transform("max_variance_rows", apply, stage=Stage.ROWS, needs=("advantage",), check=check)
+    reach = "group" if scope == "group" else "batch"
+    return Transform("max_variance_rows", apply, stage=Stage.ROWS, needs=("advantage",), scope=reach, check=check)
 
 
 def top_tokens(*, share: TokenFraction | FractionSchedule, scope: TokenScope = "batch") -> Transform:
@@ -148,7 +149,8 @@ def top_tokens(*, share: TokenFraction | FractionSchedule, scope: TokenScope = "
             selected[positions[order[:number]]] = True
         return replace(batch, selected=selected.view_as(batch.selected))
 
-    return Transform("top_tokens", apply, stage=Stage.TOKENS, needs=("advantage", "entropy"))
+    reach = "group" if scope == "response" else "batch"
+    return Transform("top_tokens", apply, stage=Stage.TOKENS, needs=("advantage", "entropy"), scope=reach)
 
 
 def d3s(

@@ -168,7 +168,8 @@ def keep_top(*, k: KeepCount | AdaptiveK, metric: Metric = "shortest") -> Transf
         return replace(batch, kept=kept)
 
     needs = ("reward",) if adaptive or metric != "shortest" else ()
-    return Transform("keep_top", apply, stage=Stage.FILTER, needs=needs, state=state, check=check)
+    scope = "batch" if state or callable(metric) else "group"
+    return Transform("keep_top", apply, stage=Stage.FILTER, needs=needs, state=state, scope=scope, check=check)
 
 
 def gfpo(

@@ -210,7 +210,7 @@ def key_tokens(
         found = torch.cat([score, score.new_zeros(1)])[counts.entry_BT]  # entry -1 is the last
         return replace(batch, advantage=advantage + weight * torch.where(takes, found, 0.0).to(advantage.dtype))
 
-    return Transform("key_tokens", apply, stage=Stage.TOKEN_CREDIT, needs=("advantage", "correct"))
+    return Transform("key_tokens", apply, stage=Stage.TOKEN_CREDIT, needs=("advantage", "correct"), scope="group")
 
 
 def ktae(

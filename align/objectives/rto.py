@@ -92,7 +92,7 @@ def guide_reward(
         return replace(batch, token_reward=batch.need("token_reward", "guide_reward") + place(h, batch))
 
     needs = ("token_reward", "guide_logprob", "ref_logprob", *(("token_text",) if variant == "semi" else ()))
-    return Transform("guide_reward", apply, needs=needs, stage=Stage.REWARD)
+    return Transform("guide_reward", apply, needs=needs, stage=Stage.REWARD, scope="group")
 
 
 def rto(
@@ -159,7 +159,12 @@ def returns_to_go(*, gamma: Discount = 1.0, whitening: Whitening = "population")
         return replace(step.apply(replace(batch, value=torch.zeros_like(batch.weight))), value=batch.value)
 
     return Transform(
-        "returns_to_go", apply, needs=("token_reward",), gives=("advantage", "returns"), stage=Stage.ADVANTAGE
+        "returns_to_go",
+        apply,
+        needs=("token_reward",),
+        gives=("advantage", "returns"),
+        stage=Stage.ADVANTAGE,
+        scope=step.scope,
     )
 
 

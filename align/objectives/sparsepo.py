@@ -175,6 +175,7 @@ def mask_l1(*, reward: Coef, kl: Coef) -> Loss:
         "mask_l1",
         unit="pair",
         weigh=weigh,
+        scope="group",
         values=lambda current, batch: reward * current.reward_mask + kl * current.kl_mask,
         needs=("chosen",),
         weigh_needs=("chosen",),

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from align.config.experiment import Experiment
 from align.config.recipe import RewardFunction, RewardLimits
 from align.config.redact import scrub
-from align.data.prompts import Prompt, Response
+from align.data.prompts import Episode, Prompt, Response
 from align.rollout.seeds import Draw
 from align.scoring.process import Value
 from align.scoring.score import combine, fit, score_rows, too_many
@@ -39,6 +39,35 @@ class Rollout:
     reward: float | None  # weighted sum; None: none applied, or one failed, and the response takes no part
     correct: bool
     failed: dict[str, str] = field(default_factory=dict)  # {reward: why it gave no value}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What all ranks know of a response: `Response` without its tokens."""
+
+    size: int
+    length: int
+    nats: float
+    truncated: bool
+    turn_count: int
+    episode: Episode | None  # without its messages
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What all ranks know of a rollout: it without its prompt, its tokens and, unless a reward failed, its text."""
+
+    group: int
+    index: int
+    response: Outline
+    text: str
+    rewards: dict[str, float | None]
+    reward: float | None
+    correct: bool
+    failed: dict[str, str]
+
+
+Known = Rollout | Scored  # the former of this rank's groups
 
 
 @dataclass(frozen=True)
@@ -123,7 +152,16 @@ class Scorer:
 
         Tells of each reward once that it fails. Raises `RewardError` where it failed on too many.
         """
-        everything = gather([without_attributes(rollout) for rollout in scored])
+        return self._checked(gather([without_attributes(rollout) for rollout in scored]))
+
+    def announce(self, scored: Sequence[Rollout]) -> list[Known]:
+        """Gather what all ranks know of the rollouts of all, in the same order on each; of this rank's it is all.
+
+        Collective. Tells and raises as `gather` does.
+        """
+        return self._checked(announce(scored))
+
+    def _checked(self, everything: list[Known]) -> list[Known]:
         check_failed(everything, self.experiment.recipe.reward_limits)
         for reward in self.rewards:
             failed = [rollout for rollout in everything if reward.name in rollout.failed]
@@ -171,15 +209,35 @@ def gather(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """
     if PartialState().num_processes == 1:
         return sorted(rollouts, key=_place)
-    found = [rollout for part in gather_object([_packed(rollouts)]) for rollout in _unpacked(*part)]
+    found = [rollout for part in gather_object([pack_tokens(rollouts)]) for rollout in unpack_tokens(*part)]
     return sorted(found, key=_place)
 
 
-def _place(rollout: Rollout) -> tuple[int, int]:
+def announce(rollouts: Sequence[Rollout]) -> list[Known]:
+    """What all ranks know of the rollouts of all, in the same order on each; of this rank's it is all. Collective."""
+    state, mine = PartialState(), [without_attributes(rollout) for rollout in rollouts]
+    if state.num_processes == 1:
+        return sorted(mine, key=_place)
+    told = gather_object([(state.process_index, [outline(rollout) for rollout in mine])])
+    others = [one for rank, part in told if rank != state.process_index for one in part]
+    return sorted([*mine, *others], key=_place)
+
+
+def outline(rollout: Rollout) -> Scored:
+    """What all ranks know of a rollout."""
+    whole, episode = rollout.response, rollout.response.episode
+    episode = episode and replace(episode, messages=[])
+    response = Outline(whole.size, whole.length, whole.nats, whole.truncated, whole.turn_count, episode)
+    text = rollout.text if rollout.failed else ""
+    facts = (rollout.rewards, rollout.reward, rollout.correct, rollout.failed)
+    return Scored(rollout.group, rollout.index, response, text, *facts)
+
+
+def _place(rollout: Known) -> tuple[int, int]:
     return rollout.group, rollout.index
 
 
-def _packed(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[int], array, array]:
+def pack_tokens(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[int], array, array]:
     """(rollouts without their tokens, tokens of each, all ids, all log-probabilities)."""
     bare = [replace(r, response=replace(r.response, ids=[], logprobs=[])) for r in rollouts]
     ids, logprobs = array("i"), array("f")
@@ -190,7 +248,7 @@ def _packed(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[int], arra
     return bare, sizes, ids, logprobs
 
 
-def _unpacked(bare: Sequence[Rollout], sizes: Sequence[int], ids: array, logprobs: array) -> list[Rollout]:
+def unpack_tokens(bare: Sequence[Rollout], sizes: Sequence[int], ids: array, logprobs: array) -> list[Rollout]:
     """The rollouts that were packed."""
     out, start = [], 0
     for rollout, size in zip(bare, sizes, strict=True):
@@ -201,7 +259,7 @@ def _unpacked(bare: Sequence[Rollout], sizes: Sequence[int], ids: array, logprob
     return out
 
 
-def failing(reward: RewardFunction, failed: Sequence[Rollout], rows: int, log: Path | None) -> str:
+def failing(reward: RewardFunction, failed: Sequence[Known], rows: int, log: Path | None) -> str:
     """One line that says how often a reward or an environment failed, why first, and where to read on."""
     first = " ".join(failed[0].failed[reward.name].split())
     who = "environment" if reward.given_by == "environment" else "reward"
@@ -210,7 +268,7 @@ def failing(reward: RewardFunction, failed: Sequence[Rollout], rows: int, log: P
     return f"{what}; they take no part, and later ones are counted in rewards/{reward.name}/failed{where}"
 
 
-def check_failed(rollouts: Sequence[Rollout], limits: RewardLimits) -> None:
+def check_failed(rollouts: Sequence[Known], limits: RewardLimits) -> None:
     """Raise `RewardError` where a reward failed on too many of the rollouts of all ranks."""
     for name in rollouts[0].rewards if rollouts else ():
         failed = [r for r in rollouts if name in r.failed]
@@ -219,7 +277,7 @@ def check_failed(rollouts: Sequence[Rollout], limits: RewardLimits) -> None:
             raise too_many(name, len(failed), len(rollouts), limits, example)
 
 
-def mixed(rollouts: Sequence[Rollout]) -> list[Rollout]:
+def mixed(rollouts: Sequence[Known]) -> list[Known]:
     """The rollouts of groups that have both correct and wrong responses; one whose reward failed is neither."""
     outcomes: dict[int, set[bool]] = {rollout.group: set() for rollout in rollouts}
     for rollout in rollouts:

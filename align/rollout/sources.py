@@ -19,7 +19,7 @@ from align.data.prompts import Pair, Prompts
 from align.objectives.objective import Objective
 from align.rollout import rollouts, tensors
 from align.rollout.journal import Call, Journal
-from align.rollout.rollouts import Rollout, Sampled, Scorer
+from align.rollout.rollouts import Known, Sampled, Scorer
 from align.rollout.sampler import Sampler
 from align.rollout.seeds import Draw
 from align.system.clock import Clock
@@ -29,11 +29,11 @@ TRAINING, SAMPLED, GREEDY = range(3)  # purposes of sampling, each with random n
 
 @dataclass(frozen=True)
 class Collected:
-    """The batch that a source collected for a step, the same on all ranks."""
+    """The batch that a source collected for a step: this rank's rows of it, and what all ranks know of all rows."""
 
     batch: Batch
-    sampled: Sequence[Rollout] = ()  # all that were sampled; none of a source of pairs
-    rollouts: Sequence[Rollout] = ()  # those in the batch, and those without a reward among them
+    sampled: Sequence[Known] = ()  # all that were sampled; none of a source of pairs
+    rollouts: Sequence[Known] = ()  # those in the batch, and those without a reward among them
     rewards: Sequence[RewardFunction] = ()  # the functions that scored them
     pairs: Sequence[Pair] = ()  # those of the batch, of a source of pairs
 
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class RolloutSource:
-    """Samples responses to prompts, scores them and gathers them over all ranks; reads those in the journal instead."""
+    """Samples responses to prompts and scores them, each rank its groups; reads those in the journal instead."""
 
     name: str
     number: int  # its place among the recipe's sources
@@ -82,11 +82,10 @@ class RolloutSource:
         Raises `RewardError` where a reward fails on too many.
         """
         everything, used = self._rollouts(step, clock)
-        rated = [rollout for rollout in used if rollout.reward is not None]
-        batch = tensors.to_batch(rated, self.tokenizer, progress(self.recipe, step), read_by(self.objectives))
+        batch = tensors.to_part(used, self.tokenizer, progress(self.recipe, step), read_by(self.objectives))
         return Collected(batch, everything, used, self.scorer.rewards)
 
-    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Rollout], list[Rollout]]:
+    def _rollouts(self, step: int, clock: Clock) -> tuple[list[Known], list[Known]]:
         """(all rollouts that were sampled, those for the batch).
 
         Dynamic sampling goes on until the batch is full of mixed groups or its rounds are over. Where no group was
@@ -109,14 +108,14 @@ class RolloutSource:
         newest = max(rated, default=number)
         return everything, [rollout for rollout in everything if rollout.group // size == newest]
 
-    def _round(self, step: int, number: int, rounds: int, clock: Clock) -> list[Rollout]:
+    def _round(self, step: int, number: int, rounds: int, clock: Clock) -> list[Known]:
         """The rollouts of all ranks of one round; its groups are numbered behind those of the rounds before."""
         size = self.data.prompts_per_step
         call = Call(step, self.number, number, self.sampler.process.index)
         sampled = self._sample(call, step * rounds + number, self.sampler, step, clock)
         with clock("score"):
             score = partial(self.scorer.score, sampled, size * self.recipe.sampling.group_size)
-            scored = self.scorer.gather(self.journal.scored(call, sampled, score))
+            scored = self.scorer.announce(self.journal.scored(call, sampled, score))
         return [replace(rollout, group=rollout.group + number * size) for rollout in scored]
 
     def sample_ahead(self, step: int) -> None:
@@ -158,8 +157,8 @@ class PairSource:
         return Collected(self.batch(pairs, progress(self.recipe, step)), pairs=pairs)
 
     def batch(self, pairs: Sequence[Pair], progress: float) -> Batch:
-        """Make a batch of pairs; `progress` in [0, 1] is the part of the schedules that is done."""
-        return self.bank.fill(tensors.pairs_to_batch(pairs, self.tokenizer, progress, read_by(self.objectives)))
+        """Make this rank's part of a batch of pairs; `progress` in [0, 1] is the part of the schedules that is done."""
+        return tensors.pairs_to_part(pairs, self.tokenizer, progress, read_by(self.objectives), self.bank)
 
 
 def read_by(objectives: Sequence[Objective]) -> set[str]:

@@ -6,15 +6,20 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from align.batch import Batch, pad
+from align.data.bank import Bank
 from align.data.prompts import Pair, Prompt, Response, Turn, turn_numbers
 from align.data.turns import turn_columns
-from align.rollout.rollouts import Rollout
+from align.ranks import exchange
+from align.rollout.rollouts import Known, Rollout
 from align.rollout.token_text import token_texts
 
 ON_DEMAND = ("token_text", "turn_reward", "turn_state")  # quantities that a batch has only where something reads them
+
+ALL = slice(None)
 
 
 def to_batch(
@@ -48,14 +53,56 @@ def to_batch(
     )
 
 
-def pairs_to_batch(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, progress: float = 0.0, reads: Collection[str] = ()
+def to_part(
+    known: Sequence[Known], tokenizer: PreTrainedTokenizerBase, progress: float, reads: Collection[str]
 ) -> Batch:
-    """Make a batch of pairs: groups of two rows, the chosen response first, with rewards 1 and 0; `reads` as in
-    `to_batch`."""
-    rows = [(i, pair, answer) for i, pair in enumerate(pairs) for answer in pair.answers]
+    """Make this rank's part of the batch of rollouts that have a reward, from what it knows of those of all ranks."""
+    rated = [one for one in known if one.reward is not None]
+    if exchange.place()[1] == 1 or not rated:
+        return to_batch(rated, tokenizer, progress, reads)
+    rows = [i for i, one in enumerate(rated) if isinstance(one, Rollout)]
+    batch = to_batch([rated[i] for i in rows], tokenizer, progress, reads)
+    batch = batch if rows else batch.rows(torch.zeros(0, dtype=torch.int64))
+    return _part(batch, rows, [one.response.size for one in rated])
+
+
+def _part(batch: Batch, rows: Sequence[int], sizes: Sequence[int]) -> Batch:
+    """A batch of these rows of the one of all ranks, as wide as that, whose responses have these numbers of tokens: a
+    sum over a row's tokens has the same bits then."""
+    more = max([1, *sizes]) - batch.mask.shape[1]
+    wider = {
+        name: F.pad(value, (0, more), value=-1 if name == "turn" else 0)
+        for name, value in exchange.columns_of(batch).items()
+        if value.dim() == 2
+    }
+    return replace(batch, row=torch.tensor(rows, dtype=torch.int64), **wider)
+
+
+def pairs_to_part(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, progress: float, reads: Collection[str], bank: Bank
+) -> Batch:
+    """Make this rank's part of a batch of pairs, with what the bank has of it."""
+    rank, count = exchange.place()
+    batch = bank.fill(pairs_to_batch(pairs, tokenizer, progress, reads, slice(rank, None, count)))
+    if count == 1:
+        return batch
+    answers = [(i, answer) for i, pair in enumerate(pairs) for answer in pair.answers]
+    rows = [row for row, (i, _) in enumerate(answers) if i % count == rank]
+    return _part(batch, rows, [len(answer.ids) for _, answer in answers])
+
+
+def pairs_to_batch(
+    pairs: Sequence[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    progress: float = 0.0,
+    reads: Collection[str] = (),
+    which: slice = ALL,
+) -> Batch:
+    """Make a batch of some of the pairs: groups of two rows, the chosen response first, with rewards 1 and 0; `reads`
+    as in `to_batch`."""
+    rows = [(i, pair, answer) for i, pair in [*enumerate(pairs)][which] for answer in pair.answers]
     answers = [answer for *_, answer in rows]
-    first = torch.tensor([answer is pair.chosen for _, pair, answer in rows])
+    first = torch.tensor([answer is pair.chosen for _, pair, answer in rows], dtype=torch.bool)
     return _batch(
         [i for i, *_ in rows],
         [answer.ids for answer in answers],
@@ -66,7 +113,7 @@ def pairs_to_batch(
         reward=first.float(),
         correct=first,
         chosen=first,
-        truncated=torch.tensor([answer.truncated for answer in answers]),
+        truncated=torch.tensor([answer.truncated for answer in answers], dtype=torch.bool),
         turns=[answer.turns for answer in answers],
     )
 

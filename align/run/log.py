@@ -12,7 +12,6 @@ from types import MappingProxyType
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from align.checkpoint.checkpoint import CheckpointError
 from align.learner.learner import Outputs
@@ -22,6 +21,7 @@ from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
 from align.run.samples import Record
 from align.run.terminal import say
+from align.run.together import on_main
 from align.system import files
 from align.system.beside import Beside
 from align.system.blame import no_exit, user_line
@@ -89,10 +89,11 @@ class RunLog:
         """
         clock = Clock()
         with clock("record"):
-            if self.record.samples != "none":
-                outputs = gather_object(list(outputs))
+            chosen = self.record.choose(step, batches)
+            batches, outputs = on_main(batches, outputs, chosen)
             if self.writes:
-                self._beside.do(partial(self._write, self._samples, self.record.lines(step, batches, outputs)))
+                lines = self.record.lines(step, batches, outputs, chosen)
+                self._beside.do(partial(self._write, self._samples, lines))
         metrics = {**metrics, **clock.seconds()}
         self._append(self._metrics, [{"step": step, **metrics}])
         self._tell(step, metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +15,26 @@ from transformers import PreTrainedTokenizerBase
 
 from align.batch import Batch
 from align.credit import Credited
-from align.data.prompts import Answer, Episode, Pair, Turn, turn_numbers
 from align.learner.learner import Outputs
 from align.result.samples import AT_UPDATE, BEFORE, LEARNED, VERSION
-from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
 from align.rollout.token_text import token_texts
+from align.run.responses import groups_of, responses_of
 
 Fields = dict[str, str]  # {name: JSON}
 AT_ONCE = 64  # rows of which the text is made together
 
 Stream = tuple[Tensor, Tensor]  # [B,T] values; [B,T] bool, where they were computed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which responses of a source's batch are recorded."""
+
+    groups: set[int]
+    rows: list[int]  # of the batch of all ranks that the lines are made of
+    responses: int  # that there are
+    whole: bool  # all of a batch with some reward are recorded
 
 
 @dataclass
@@ -38,21 +46,37 @@ class Record:
     tokenizer: PreTrainedTokenizerBase | None = None  # for the text of each token; without one lines have none
     last: dict[str, int | None] = field(default_factory=dict)  # {source: its newest step; None: not all of it is there}
 
-    def lines(self, step: int, batches: Sequence[SourceBatch], outputs: Sequence[Outputs]) -> Iterator[str]:
-        """The lines of a step, counted from 1. `outputs` are those of all ranks."""
+    def choose(self, step: int, batches: Sequence[SourceBatch]) -> list[Choice]:
+        """Which responses of a step are recorded, the same on all ranks; an entry a source, none where none is."""
+        out = []
         for number, source in enumerate(batches if self.samples != "none" else ()):
-            responses = _responses(source)
-            groups = self._groups([group for group, *_ in responses], f"{self.seed}-{number}-{step}")
+            of_response = groups_of(source.collected)
+            groups = self._groups([group for group, _ in of_response], f"{self.seed}-{number}-{step}")
+            rated = [group for group, has_row in of_response if has_row]
+            rows = [i for i, group in enumerate(rated) if group in groups or source.collected.pairs]
+            whole = self.samples == "all" and bool(rated)
+            out.append(Choice(groups, rows, len(of_response), whole))
+        return out
+
+    def lines(
+        self,
+        step: int,
+        batches: Sequence[SourceBatch],
+        outputs: Sequence[Outputs],
+        chosen: Sequence[Choice] | None = None,
+    ) -> Iterator[str]:
+        """The lines of a step, counted from 1: those `chosen`, of batches and outputs that have them of all ranks."""
+        chosen = self.choose(step, batches) if chosen is None else chosen
+        for number, (source, choice) in enumerate(zip(batches, chosen, strict=False)):
             name = source.credited[0].objective.data or "data"
             follows = self.last.get(name) == step - 1
             states = [{} if follows else _memories(credited) for credited in source.credited]
-            whole = self.samples == "all" and any(row is not None for _, row, _ in responses)
-            self.last[name] = step if whole else None
+            self.last[name] = step if choice.whole else None
             streams = _streams(source, [o for o in outputs if o.source == number])
             group_name = f"{number}-{step}-{{}}" if number else f"{step}-{{}}"
             head = {"version": VERSION, "step": step, "source": name}
-            rest = {"progress": source.collected.batch.progress, "batch_rows": len(responses)}
-            recorded = [response for response in responses if response[0] in groups]
+            rest = {"progress": source.collected.batch.progress, "batch_rows": choice.responses}
+            recorded = [response for response in responses_of(source) if response[0] in choice.groups]
             rows = [row for _, row, _ in recorded if row is not None]
             known = _of_batch(source, streams, rows, states, self._texts(source.collected.batch, rows))
             for group, row, fields in recorded:
@@ -94,68 +118,6 @@ def _json_or_none(state: Any) -> str | None:
         return json.dumps(state)
     except TypeError:
         return None
-
-
-def _responses(source: SourceBatch) -> list[tuple[int, int | None, dict[str, Any]]]:
-    """(group, row in the batch or None, fields) of each response, in order."""
-    if source.collected.pairs:
-        sides = [(i, pair, answer) for i, pair in enumerate(source.collected.pairs) for answer in pair.answers]
-        return [(i, row, _side(pair, answer)) for row, (i, pair, answer) in enumerate(sides)]
-    out, row = [], 0
-    for rollout in source.collected.rollouts:
-        rated = rollout.reward is not None
-        out.append((rollout.group, row if rated else None, _sampled(rollout)))
-        row += rated
-    return out
-
-
-def _sampled(rollout: Rollout) -> dict[str, Any]:
-    fields = {
-        "prompt": rollout.prompt.text,
-        "prompt_ids": rollout.prompt.ids,
-        "response": rollout.text,
-        "response_ids": rollout.response.ids,
-        "reward": rollout.reward,
-        "rewards": rollout.rewards,
-        "correct": rollout.correct,
-        "truncated": rollout.response.truncated,
-        "policy_step": rollout.response.policy_step,
-        **_turns(rollout.response.turns),
-        **_episode(rollout.response.episode),
-    }
-    if rollout.reward is None:  # in no batch: what is known of its tokens is the sampler's
-        response = rollout.response
-        own = [number >= 0 for number in turn_numbers(len(response.ids), response.turns)]
-        known = zip(response.logprobs, own, strict=True)
-        fields["sampler_logprob"] = [value if math.isfinite(value) and mine else None for value, mine in known]
-    return fields | ({"failed": rollout.failed} if rollout.failed else {})
-
-
-def _side(pair: Pair, answer: Answer) -> dict[str, Any]:
-    chosen = answer is pair.chosen
-    return {
-        "prompt": pair.text,
-        "prompt_ids": pair.ids,
-        "response": answer.text,
-        "response_ids": answer.ids,
-        "reward": float(chosen),
-        "correct": chosen,
-        "truncated": answer.truncated,
-        "chosen": chosen,
-        **_turns(answer.turns),
-    }
-
-
-def _turns(turns: Sequence[Turn]) -> dict[str, Any]:
-    """The turns of a response; nothing where it is one."""
-    said = [{name: value for name, value in vars(turn).items() if value is not None} for turn in turns]
-    return {"turns": said} if said else {}
-
-
-def _episode(episode: Episode | None) -> dict[str, Any]:
-    """How a response went in its environment; nothing where it has none."""
-    names = ("environment", "ended", "success", "calls", "failed_calls")
-    return {"episode": {name: getattr(episode, name) for name in names}} if episode else {}
 
 
 def _of_batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from align.checkpoint import checkpoint
 from align.config.sentinel import Action, Alarm, Step, alarms
 from align.objectives.objective import Objective
+from align.ranks import exchange
 from align.rollout.sources import SourceBatch
 from align.run.log import RunLog
 from align.run.setup import Run
@@ -151,8 +152,9 @@ def dump(path: Path, run: Run, batches: Sequence[SourceBatch]) -> None:
     tensors, rows = {}, []
     for source, batch_of_source in zip(run.loop.sources, batches, strict=True):
         for credited in batch_of_source.credited:
-            batch, key = credited.batch, f"{source.name}/{credited.objective.name}"
-            there = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
+            batch, key = exchange.whole(credited.batch), f"{source.name}/{credited.objective.name}"
+            there = exchange.columns_of(batch)
+            batch = replace(batch, row=None)
             there["logprob"] = run.learner.score(batch, batch.kept)["logprob"]
             tensors |= {f"{key}/{quantity}": value.clone() for quantity, value in there.items()}
             bad = {quantity: unfinite(value, batch.mask) for quantity, value in there.items()}

@@ -26,7 +26,7 @@ def _row_advantage(name: str, needs: str, of: Callable[[Tensor, Tensor], Tensor]
         advantage[rows] = of(value[rows], batch.group[rows]).to(advantage.dtype)
         return replace(batch, advantage=torch.where(batch.mask, advantage[:, None], 0.0))
 
-    return Transform(name, apply, needs=(needs,), gives=("advantage",), stage=Stage.ADVANTAGE, **rest)
+    return Transform(name, apply, needs=(needs,), gives=("advantage",), stage=Stage.ADVANTAGE, scope="group", **rest)
 
 
 def group_advantage(*, std: Std = "population", eps: Eps = 0.0) -> Transform:
@@ -84,4 +84,4 @@ def sign_filter(*, sign: Literal["negative", "positive"]) -> Transform:
         advantage = advantage.clamp(max=0) if sign == "negative" else advantage.clamp(min=0)
         return replace(batch, advantage=advantage, selected=batch.selected & keep)
 
-    return Transform("sign_filter", apply, stage=Stage.SIGN, needs=("advantage",))
+    return Transform("sign_filter", apply, stage=Stage.SIGN, needs=("advantage",), scope="group")

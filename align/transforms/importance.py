@@ -42,4 +42,6 @@ def importance_weight(
         w = w.clamp(low, high) if mode == "truncate" else torch.where(inside, w, 0.0)
         return replace(batch, weight=batch.weight * torch.where(batch.mask, w, 0.0))
 
-    return Transform("importance_weight", apply, stage=Stage.WEIGHT, needs=("old_logprob", "sampler_logprob"))
+    return Transform(
+        "importance_weight", apply, stage=Stage.WEIGHT, needs=("old_logprob", "sampler_logprob"), scope="group"
+    )

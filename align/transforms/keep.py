@@ -16,7 +16,7 @@ def keep_outcome(*, outcome: Literal["correct", "wrong"]) -> Transform:
         correct = batch.need("correct", "keep_outcome")
         return replace(batch, kept=batch.kept & (correct if outcome == "correct" else ~correct))
 
-    return Transform("keep_outcome", apply, stage=Stage.FILTER, needs=("correct",))
+    return Transform("keep_outcome", apply, stage=Stage.FILTER, needs=("correct",), scope="group")
 
 
 def mask_truncated() -> Transform:
@@ -29,4 +29,4 @@ def mask_truncated() -> Transform:
         truncated = batch.need("truncated", "mask_truncated")
         return replace(batch, selected=batch.selected & ~truncated[:, None])
 
-    return Transform("mask_truncated", apply, stage=Stage.TOKENS, needs=("truncated",))
+    return Transform("mask_truncated", apply, stage=Stage.TOKENS, needs=("truncated",), scope="group")

@@ -36,4 +36,6 @@ def best_and_worst(*, margin: Margin = 0.0, max_length_gap: LengthGap = math.inf
                 chosen[rows[best]] = True
         return replace(batch, kept=kept, chosen=chosen)
 
-    return Transform("best_and_worst", apply, needs=("reward",), gives=("chosen",), stage=Stage.PAIRS, compares=True)
+    return Transform(
+        "best_and_worst", apply, needs=("reward",), gives=("chosen",), stage=Stage.PAIRS, scope="group", compares=True
+    )

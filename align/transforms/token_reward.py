@@ -39,7 +39,7 @@ def token_reward(
         return replace(batch, token_reward=reward)
 
     needs = ("reward", "old_logprob", "ref_logprob")
-    return Transform("token_reward", apply, needs=needs, gives=("token_reward",), stage=Stage.REWARD)
+    return Transform("token_reward", apply, needs=needs, gives=("token_reward",), stage=Stage.REWARD, scope="group")
 
 
 def gae(
@@ -82,5 +82,10 @@ def gae(
         return torch.where(taking_part, white, 0.0)
 
     return Transform(
-        "gae", apply, needs=("token_reward", "value"), gives=("advantage", "returns"), stage=Stage.ADVANTAGE
+        "gae",
+        apply,
+        needs=("token_reward", "value"),
+        gives=("advantage", "returns"),
+        stage=Stage.ADVANTAGE,
+        scope="group" if whitening == "none" else "batch",
     )

@@ -1,6 +1,7 @@
 """The type of a transform: it returns a batch with rows or tokens taken out, or with credit added.
 
-A transform is pure: no gradient, no I/O, no rank; every rank applies it to the whole batch and gets the same result.
+A transform is pure: no gradient, no I/O, no rank. Its scope says which rows it must see together: those of a group, and
+each rank applies it to its own groups, or the whole batch, and every rank applies it to that with the same result.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from align.batch import Batch
+from align.ranges import Scope
 
 
 class State(Protocol):
@@ -52,5 +54,6 @@ class Transform:
     gives: tuple[str, ...] = ()  # likewise
     stage: Stage | None = None
     state: State | None = None
+    scope: Scope = "batch"  # always so with a state: all ranks remember the same
     compares: bool = False  # with the other rows of the group: a group of one row would learn nothing
     check: Callable[[int], None] = lambda group_size: None  # raises ValueError where the group size cannot work

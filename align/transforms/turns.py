@@ -77,7 +77,9 @@ def turn_returns(
         return replace(batch, advantage=to_tokens(advantage, batch))
 
     needs = ("reward", "turn_reward")
-    return Transform("turn_returns", apply, needs=needs, gives=("advantage",), stage=Stage.ADVANTAGE, compares=True)
+    return Transform(
+        "turn_returns", apply, needs=needs, gives=("advantage",), stage=Stage.ADVANTAGE, scope="group", compares=True
+    )
 
 
 def anchor_advantage(*, weight: Coef = 1.0, discount: Discount = 0.95, std: Std = "none", eps: Eps = 0.0) -> Transform:
@@ -100,4 +102,4 @@ def anchor_advantage(*, weight: Coef = 1.0, discount: Discount = 0.95, std: Std 
         return replace(batch, advantage=batch.need("advantage", "anchor_advantage") + weight * step)
 
     needs = ("advantage", "reward", "turn_reward", "turn_state")
-    return Transform("anchor_advantage", apply, needs=needs, stage=Stage.TOKEN_CREDIT, compares=True)
+    return Transform("anchor_advantage", apply, needs=needs, stage=Stage.TOKEN_CREDIT, scope="group", compares=True)

@@ -56,7 +56,7 @@ def part() -> None:
         learner.optim = optim.model_copy(update={"micro_batch_tokens": tokens})
         head.clear()
         norms[tokens] = learner.update([[credited]], 0)["grad_norm"]
-        micros = len(learner._plan([[credited]]))
+        micros = len(learner._plan([[credited]])[1])
         say(
             device=where,
             micro_batches=micros,

@@ -79,3 +79,18 @@ def test_layers_computed_again_give_the_same_update_to_the_last_bit(
     kept, again = load_file(tmp_path / "keep"), load_file(tmp_path / "recompute")
     assert set(kept) == set(again)
     assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+
+
+@pytest.mark.parametrize("machine", ["cpu_zero2", "cpu_zero3"])
+@pytest.mark.parametrize("family", ["gfpo", "policy", "pairs", "masks", "value", "both"])
+def test_ranks_that_credit_their_own_groups_give_the_same_update_to_the_last_bit(
+    family, machine, folder, guide, tmp_path
+):
+    for way in ([], ["shares"]):
+        forked(
+            *(machine, PROGRAMS / "update.py", folder, guide, "lora", "shared_prefix", family, "keep"),
+            *(tmp_path / f"out{len(way)}", *way),
+        )
+    gathered, shared = load_file(tmp_path / "out0"), load_file(tmp_path / "out1")
+    assert set(gathered) == set(shared)
+    assert [name for name in gathered if not torch.equal(gathered[name], shared[name])] == []

@@ -9,7 +9,7 @@ from support import ragged_batches
 from align.check.requirements import head_specs
 from align.config.model_keys import Adapter
 from align.credit import assign
-from align.learner.learner import contribution, micro_batch
+from align.learner.losses import contribution, micro_batch
 from align.learner.micro_batches import divide
 from align.losses import Current
 from align.model import layouts

@@ -152,8 +152,8 @@ def test_rollouts_travel_as_blocks_of_numbers():
     """Eight bytes a token, and they come back as they were."""
     found = [rollout(i // 4, i % 4, 1.0, length=500 + i) for i in range(8)]
     found[3] = replace(found[3], response=Response([], [], False))
-    packed = rollouts._packed(found)
-    assert rollouts._unpacked(*packed) == found
+    packed = rollouts.pack_tokens(found)
+    assert rollouts.unpack_tokens(*packed) == found
     bare, sizes, ids, logprobs = packed
     assert len(pickle.dumps((sizes, ids, logprobs))) < 8.1 * sum(sizes)
     assert not any(one.response.ids or one.response.logprobs for one in bare)

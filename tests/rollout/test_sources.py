@@ -55,7 +55,7 @@ def test_a_step_without_any_reward_is_one_without_signal(one_process, source):
     def score(sampled, total):
         return [replace(r, reward=None, rewards={"right": None}) for r in made.scorer.score(sampled, total)]
 
-    scorer = SimpleNamespace(score=score, gather=lambda found: found, rewards=made.scorer.rewards)
+    scorer = SimpleNamespace(score=score, announce=lambda found: found, rewards=made.scorer.rewards)
     found = replace(made, scorer=scorer).collect(0, Clock())
     assert not found.batch.active.any() and not found.batch.kept.any() and len(found.sampled) == 4
     metrics = rollout_metrics([found], 0)

@@ -167,13 +167,13 @@ def test_samples_are_written_beside_the_run(tmp_path, main_process):
     """A step does not wait for its own; they are whole before a checkpoint, and what they raise ends the run then."""
     go = threading.Event()
 
-    def lines(step, batches, outputs):
+    def lines(step, batches, outputs, chosen):
         go.wait(10)
         yield f'{{"step": {step}}}'
         if step == 2:
             raise OSError(28, "No space left on device")
 
-    log = RunLog(tmp_path, main_process, 0, record=SimpleNamespace(lines=lines, samples="all", last={}))
+    log = RunLog(tmp_path, main_process, 0, record=SimpleNamespace(lines=lines, choose=lambda *_: [], last={}))
     log.step(1, {"loss": 0.5}, [])
     assert (tmp_path / "metrics.jsonl").read_text() and not (tmp_path / "samples.jsonl").exists()
     go.set()

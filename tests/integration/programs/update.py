@@ -1,4 +1,7 @@
-"""SGD updates without clipping in a DeepSpeed engine: MODEL_FOLDER GUIDE lora|full LAYOUT FAMILY keep|recompute OUT."""
+"""SGD updates without clipping in a DeepSpeed engine: MODEL_FOLDER GUIDE lora|full LAYOUT FAMILY keep|recompute OUT.
+
+With `shares` behind them each rank credits its own groups, whose rows move by the plan; else every rank has them all.
+"""
 
 import sys
 
@@ -18,9 +21,10 @@ from align.model import layouts
 from align.model.adapters import add_adapter, add_guide, guide_model
 from align.model.load import load_model, load_tokenizer
 from align.model.policy import Policy
+from align.ranks import exchange
 from align.system.clock import Clock
 
-folder, guide, kind, layout, family, layers, out = sys.argv[1:]
+folder, guide, kind, layout, family, layers, out, *shares = sys.argv[1:]
 updates = ragged_batches.FAMILIES[family]()
 optim = Optim(
     lr=ragged_batches.RATES.get(family, 0.1),
@@ -51,7 +55,8 @@ for i, objectives in enumerate(updates):
     learner.optim = optim.model_copy(update={"micro_batch_tokens": 1000 if i % 2 else 60})
     # the family's ratios are 1, so that a product of them stays one: what is off-policy is tested with gfpo
     annotate = ForwardPasses(learner, "trainer" if family == "policy" else "sampler", Clock()).for_batch()
-    metrics = learner.update([[assign(objective, ragged_batches.batch(), annotate) for objective in objectives]], i)
+    batch = exchange.share(ragged_batches.batch()) if shares else ragged_batches.batch()
+    metrics = learner.update([[assign(objective, batch, annotate) for objective in objectives]], i)
     found |= {f"loss_{i}": torch.tensor(metrics["loss"]), f"norm_{i}": torch.tensor(metrics.get("grad_norm", 0.0))}
 parts = learner.model, learner.engine.module.heads
 state = {name: value.clone() for part in parts for name, value in weights.trainable(part)}
