@@ -13,7 +13,7 @@ from torch import Tensor
 from align.batch import Batch
 from align.credit import Credited, Term
 from align.learner.micro_batches import divide_rows
-from align.model.layouts import rows
+from align.model.layouts import Row, rows
 from align.ranks import exchange
 
 
@@ -43,11 +43,12 @@ def route(
     if batch.row is None:
         return Route(divide_rows(facts, marked, coupled, ranks=count, **limits)[rank])
     numbers = batch.row.tolist()
-    facts = [replace(fact, index=number) for fact, number in zip(facts, numbers, strict=True)]
-    known = exchange.gathered([*zip(facts, marked, coupled, strict=True)])
-    owned = [(*row, owner) for owner, part in enumerate(known) for row in part]
-    facts, marked, coupled, owner = zip(*sorted(owned, key=lambda row: row[0].index), strict=True)
-    plan = divide_rows(facts, marked, coupled, ranks=count, **limits)
+    found = zip(numbers, facts, marked, coupled, strict=True)
+    mine = [(n, r.group, r.prompt, r.response, *flags) for n, r, *flags in found]
+    known = exchange.gathered(mine)
+    owned = sorted((*row, owner) for owner, part in enumerate(known) for row in part)
+    *columns, marked, coupled, owner = zip(*owned, strict=True)
+    plan = divide_rows([*map(Row, *columns)], marked, coupled, ranks=count, **limits)
     local = {number: i for i, number in enumerate(numbers)}
     came = _flat(plan[rank])
     given = [[local[row] for row in _flat(part) if owner[row] == rank] for part in plan]
