@@ -220,7 +220,14 @@ def announce(rollouts: Sequence[Rollout]) -> list[Known]:
         return sorted(mine, key=_place)
     told = gather_object([(state.process_index, [outline(rollout) for rollout in mine])])
     others = [one for rank, part in told if rank != state.process_index for one in part]
-    return sorted([*mine, *others], key=_place)
+    return sorted([*map(_compact, mine), *others], key=_place)
+
+
+def _compact(rollout: Rollout) -> Rollout:
+    """The rollout with its tokens in 12 bytes each, where lists take about 80."""
+    response = rollout.response
+    whole = replace(response, ids=array("i", response.ids), logprobs=array("d", response.logprobs))
+    return replace(rollout, response=whole)
 
 
 def outline(rollout: Rollout) -> Scored:
@@ -242,8 +249,8 @@ def pack_tokens(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[int], 
     bare = [replace(r, response=replace(r.response, ids=[], logprobs=[])) for r in rollouts]
     ids, logprobs = array("i"), array("f")
     for rollout in rollouts:
-        ids.extend(rollout.response.ids)
-        logprobs.extend(rollout.response.logprobs)
+        ids.fromlist(list(rollout.response.ids))
+        logprobs.fromlist(list(rollout.response.logprobs))
     sizes = [len(rollout.response.ids) for rollout in rollouts]
     return bare, sizes, ids, logprobs
 

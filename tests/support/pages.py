@@ -48,6 +48,7 @@ FOLDERS = {
     "ops.py": "the maths that several transforms or losses share",
     "ranges.py": "types and ranges of keys, named once",
     "transforms": "what several papers share of credit; `transform.py` is the type, with the order of stages",
+    "ranks": "rows of a batch among processes: who has which, and how they travel",
     "losses": "what several papers share of losses; `loss.py` is the type, `head.py` that of modules trained beside",
     "objectives": "one paper, one file: its equation, its own transform or loss, the function that YAML names",
     "credit.py": "runs a chain: who is kept, what each token earned, which transform took the rest",
