@@ -51,6 +51,7 @@ class Outline:
     truncated: bool
     turn_count: int
     episode: Episode | None  # without its messages
+    policy_step: int | None
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def outline(rollout: Rollout) -> Scored:
     """What all ranks know of a rollout."""
     whole, episode = rollout.response, rollout.response.episode
     episode = episode and replace(episode, messages=[])
-    response = Outline(whole.size, whole.length, whole.nats, whole.truncated, whole.turn_count, episode)
+    counts = (whole.size, whole.length, whole.nats, whole.truncated, whole.turn_count)
+    response = Outline(*counts, episode, whole.policy_step)
     text = rollout.text if rollout.failed else ""
     facts = (rollout.rewards, rollout.reward, rollout.correct, rollout.failed)
     return Scored(rollout.group, rollout.index, response, text, *facts)
@@ -256,11 +258,11 @@ def pack_tokens(rollouts: Sequence[Rollout]) -> tuple[list[Rollout], list[int], 
 
 
 def unpack_tokens(bare: Sequence[Rollout], sizes: Sequence[int], ids: array, logprobs: array) -> list[Rollout]:
-    """The rollouts that were packed."""
+    """The rollouts that were packed, with arrays for lists."""
     out, start = [], 0
     for rollout, size in zip(bare, sizes, strict=True):
         tokens = slice(start, start + size)
-        response = replace(rollout.response, ids=ids[tokens].tolist(), logprobs=logprobs[tokens].tolist())
+        response = replace(rollout.response, ids=ids[tokens], logprobs=logprobs[tokens])
         out.append(replace(rollout, response=response))
         start += size
     return out

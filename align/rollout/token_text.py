@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from os.path import commonprefix
 
@@ -16,15 +16,24 @@ Span = Callable[[int, int], str]  # the text of the tokens from one place of a r
 
 
 def token_texts(responses: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
-    """The text of each token; of a character that several tokens spell the last one has it, and the others nothing.
+    """The text of each token, as `spelled` gives it."""
+    return list(spelled(lambda: responses, tokenizer))
+
+
+def spelled(
+    responses: Callable[[], Iterable[Sequence[int]]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[str]]:
+    """Response by response the text of each token; `responses` goes through them, and is called twice.
+
+    Of a character that several tokens spell the last one has it, and the others nothing.
 
     Each distinct token is decoded twice, alone and behind another one: some tokenizers take the space before a word
     away where the text begins with it. Only responses with parts of characters are decoded token by token.
     """
-    alone = {token: tokenizer.decode([token]) for token in dict.fromkeys(chain.from_iterable(responses))}
+    alone = {token: tokenizer.decode([token]) for token in dict.fromkeys(chain.from_iterable(responses()))}
     behind = _behind(alone, tokenizer)
     later = {token: behind([token]) for token in alone}
-    return [_texts(ids, alone, later, behind, tokenizer) for ids in responses]
+    return (_texts(ids, alone, later, behind, tokenizer) for ids in responses())
 
 
 def _behind(alone: dict[int, str], tokenizer: PreTrainedTokenizerBase) -> Decode:

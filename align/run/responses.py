@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from align.data.prompts import Answer, Episode, Pair, Turn, turn_numbers
@@ -18,15 +19,15 @@ def groups_of(collected: Collected) -> list[tuple[int, bool]]:
     return [(one.group, one.reward is not None) for one in collected.rollouts]
 
 
-def responses_of(source: SourceBatch) -> list[tuple[int, int | None, dict[str, Any]]]:
-    """(group, row in the batch or None, fields) of each response, in order."""
+def responses_of(source: SourceBatch) -> list[tuple[int, int | None, Callable[[], dict[str, Any]]]]:
+    """(group, row in the batch or None, what gives its fields) of each response, in order."""
     if source.collected.pairs:
         sides = [(i, pair, answer) for i, pair in enumerate(source.collected.pairs) for answer in pair.answers]
-        return [(i, row, _side(pair, answer)) for row, (i, pair, answer) in enumerate(sides)]
+        return [(i, row, partial(_side, pair, answer)) for row, (i, pair, answer) in enumerate(sides)]
     out, row = [], 0
     for rollout in source.collected.rollouts:
         rated = rollout.reward is not None
-        out.append((rollout.group, row if rated else None, _sampled(rollout)))
+        out.append((rollout.group, row if rated else None, partial(_sampled, rollout)))
         row += rated
     return out
 
@@ -36,7 +37,7 @@ def _sampled(rollout: Rollout) -> dict[str, Any]:
         "prompt": rollout.prompt.text,
         "prompt_ids": rollout.prompt.ids,
         "response": rollout.text,
-        "response_ids": rollout.response.ids,
+        "response_ids": list(rollout.response.ids),
         "reward": rollout.reward,
         "rewards": rollout.rewards,
         "correct": rollout.correct,

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from align.credit import Credited
 from align.learner.learner import Outputs
 from align.result.samples import AT_UPDATE, BEFORE, LEARNED, VERSION
 from align.rollout.sources import SourceBatch
-from align.rollout.token_text import token_texts
+from align.rollout.token_text import spelled
 from align.run.responses import groups_of, responses_of
 
 Fields = dict[str, str]  # {name: JSON}
@@ -80,17 +81,17 @@ class Record:
             rows = [row for _, row, _ in recorded if row is not None]
             known = _of_batch(source, streams, rows, states, self._texts(source.collected.batch, rows))
             for group, row, fields in recorded:
-                line = _dumped(head | {"group": group_name.format(group)} | rest | fields)
+                line = _dumped(head | {"group": group_name.format(group)} | rest | fields())
                 yield _object(line if row is None else line | next(known))
 
-    def _texts(self, batch: Batch, rows: Sequence[int]) -> Sequence[Sequence[str]] | None:
-        """The text of each token of these rows; None where nobody can tell."""
+    def _texts(self, batch: Batch, rows: Sequence[int]) -> Iterator[Sequence[str]] | None:
+        """Row by row the text of each token; None where nobody can tell."""
         if batch.token_text is not None:
-            return [batch.token_text[row] for row in rows]
+            return (batch.token_text[row] for row in rows)
         if self.tokenizer is None:
             return None
         lengths = batch.size.tolist()
-        return token_texts([batch.response_ids[row, : lengths[row]].tolist() for row in rows], self.tokenizer)
+        return spelled(lambda: (batch.response_ids[row, : lengths[row]].tolist() for row in rows), self.tokenizer)
 
     def _groups(self, groups: Sequence[int], seed: str) -> set[int]:
         """Those that are recorded: all, or as many as there is room for, one at least."""
@@ -125,7 +126,7 @@ def _of_batch(
     streams: Mapping[str, Stream],
     rows: Sequence[int],
     states: Sequence[Mapping[int, str]],
-    texts: Sequence[Sequence[str]] | None,
+    texts: Iterator[Sequence[str]] | None,
 ) -> Iterator[Fields]:
     """Text, streams and decisions of these rows of the batch, in order; the first one has the memories too.
 
@@ -137,7 +138,7 @@ def _of_batch(
         lengths = batch.size[index].tolist()
         columns = {"special": _numbers(batch.special[index].int(), lengths)}
         if texts is not None:
-            columns = {"token_text": [json.dumps(of_row) for of_row in texts[start : start + AT_ONCE]], **columns}
+            columns = {"token_text": [json.dumps(of_row) for of_row in islice(texts, len(lengths))], **columns}
         columns |= {name: _numbers(s[0][index], lengths, s[1][index]) for name, s in streams.items()}
         columns |= _decisions(source.credited, index, lengths, states if start == 0 else ())
         for i in range(len(lengths)):

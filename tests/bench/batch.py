@@ -1,7 +1,7 @@
 """What it costs to bring a step's rollouts together, and to give them credit: before ranks credited their own groups,
 and since.
 
-    python tests/bench/batch.py --json FILE [--ranks 1 2 8] [--short]
+    python tests/bench/batch.py --json FILE [--ranks 1 2 8] [--sizes quickstart long]
 
 Made-up rollouts, GFPO's chain (scope `group`) and D3S's (scope `batch`), through processes that talk over gloo. Before:
 rollouts as pickled lists go to every rank, each makes the whole batch with the text of each token and credits all of
@@ -119,7 +119,7 @@ def before(mine, objective, tokenizer, clock):
     return {"gather": len(pickle.dumps(list(mine)))}
 
 
-def since(mine, objective, tokenizer, clock):
+def since(mine, objective, tokenizer, clock, record=None):
     """Likewise."""
     place = exchange.place()
     with clock("gather"):
@@ -131,7 +131,7 @@ def since(mine, objective, tokenizer, clock):
     way = plan(batch, credited, clock)
     with clock("rows"):
         moves.bring_credited(way, [credited])
-    source, record = SourceBatch(Collected(batch, known, known), [credited]), Record(tokenizer=tokenizer)
+    source, record = SourceBatch(Collected(batch, known, known), [credited]), record or Record(tokenizer=tokenizer)
     with clock("log"):
         chosen = record.choose(1, [source])
         sources, _ = on_main([source], [], chosen)
@@ -143,7 +143,12 @@ def since(mine, objective, tokenizer, clock):
     return {"gather": told, "rows": moved if place[1] > 1 else 0}
 
 
-WAYS = {"before": before, "since": since}
+def of_some(mine, objective, tokenizer, clock):
+    """As `since`, with `run.samples: 64`."""
+    return since(mine, objective, tokenizer, clock, Record(64, tokenizer=tokenizer))
+
+
+WAYS = {"before": before, "since": since, "since, samples: 64": of_some}
 
 
 class Cores(Clock):
@@ -210,13 +215,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 8])
-    parser.add_argument("--short", action="store_true", help="without the long responses")
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     wanted, out = parser.parse_args(), {}
-    for size in SIZES if not wanted.short else list(SIZES)[:-1]:
+    for size in wanted.sizes:
         for count in wanted.ranks:
             for name in OBJECTIVES:
                 for way in WAYS:
-                    found = over_ranks(on_ranks(lambda w=way, n=name, s=size: measured(w, n, s), count))
+                    found = over_ranks(on_ranks(lambda w=way, n=name, s=size: measured(w, n, s), count, patience=600))
                     out.setdefault(size, {}).setdefault(f"{count} ranks", {}).setdefault(name, {})[way] = found
                     print(size, count, name, way, found, flush=True)
     wanted.json.write_text(json.dumps(out, indent=2) + "\n")

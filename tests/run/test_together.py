@@ -57,7 +57,7 @@ def lines_here(name, samples, outputs):
     record = Record(samples, tokenizer=TOKENIZER)
     chosen = record.choose(1, [source])
     sources, said = on_main([source], said, chosen)
-    metrics = {**rollout_metrics([found]), **signal_metrics([source], {})}
+    metrics = {**rollout_metrics([found], 1), **signal_metrics([source], {})}
     return list(record.lines(1, sources, said, chosen)), metrics
 
 
@@ -73,7 +73,7 @@ def test_the_record_of_two_ranks_is_that_of_one(name, samples):
     for i, state in remembered.items():
         OBJECTIVES[name].chain[i].state.load_state_dict(state)
     expected = list(Record(samples, tokenizer=TOKENIZER).lines(1, [source], outputs))
-    metrics = {**rollout_metrics([found]), **signal_metrics([source], {})}
+    metrics = {**rollout_metrics([found], 1), **signal_metrics([source], {})}
     (lines, of_first), (nothing, of_second) = on_ranks(lambda: lines_here(name, samples, outputs))
     assert bool(expected) == (samples != "none")
     assert lines == expected and nothing == []
