@@ -87,8 +87,7 @@ class RunLog:
             if self.record.samples != "none":
                 outputs = gather_object(list(outputs))
             if self.writes:
-                parts.turn(self._samples, self.record.part_bytes)
-                self._write(self._samples, self.record.lines(step, batches, outputs))
+                self._write_samples(self.record.lines(step, batches, outputs))
         metrics = {**metrics, **clock.seconds()}
         self._append(self._metrics, [{"step": step, **metrics}])
         self._tell(step, metrics)
@@ -154,6 +153,11 @@ class RunLog:
     def _append(self, path: Path, rows: list[dict]) -> None:
         if self.writes:
             self._write(path, map(json.dumps, rows))
+
+    def _write_samples(self, lines: Iterable[str]) -> None:
+        """Write the lines of a step; the parts of the record are divided between steps."""
+        parts.turn(self._samples, self.record.part_bytes)
+        self._write(self._samples, lines)
 
     def _write(self, path: Path, lines: Iterable[str]) -> None:
         with files.writing(path), path.open("a") as file:
