@@ -45,6 +45,7 @@ class Record:
     samples: Literal["all", "none"] | int = "all"  # responses of a step and source; a number takes whole groups
     seed: int = 0
     tokenizer: PreTrainedTokenizerBase | None = None  # for the text of each token; without one lines have none
+    part_bytes: int = 2**30  # of samples.jsonl, from which on it becomes a part
     last: dict[str, int | None] = field(default_factory=dict)  # {source: its newest step; None: not all of it is there}
 
     def choose(self, step: int, batches: Sequence[SourceBatch]) -> list[Choice]:
