@@ -81,6 +81,7 @@ def main(arguments: list[str]) -> int:
             run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
+        roll.leave("interrupted")
         if is_main():
             say_last("interrupted; go on with the same command and --resume (instead of run.resume, where that is set)")
         return 130
@@ -89,8 +90,9 @@ def main(arguments: list[str]) -> int:
             say_last(told := scrub(str(error), experiment.file.data if experiment else ()))
             roll.leave(told)
         return 1
-    except RuntimeError:
+    except RuntimeError as error:
         if (gone := roll.gone()) is None:
+            roll.leave(scrub(f"{type(error).__name__}: {error}", experiment.file.data if experiment else ()))
             raise
         if os.environ["LOCAL_RANK"] == "0":
             say_last(gone)

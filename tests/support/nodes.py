@@ -3,6 +3,7 @@
 `accelerate launch` starts in each as it would on a machine, with its own name, network and `run.out`.
 """
 
+import itertools
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ from pathlib import Path
 import psutil
 
 from support.paths import PYTHONPATH, ROOT
+
+USES = itertools.count()  # a namespace that is removed stays for a while
 
 PORT = 29517  # of the rendezvous, in the first node's own network
 
@@ -102,7 +105,7 @@ def nodes(folders: Sequence[Path]) -> Iterator[Nodes]:
 
     What a process left that was killed inside its own block goes too.
     """
-    tag = f"al{os.getpid()}"
+    tag = f"al{os.getpid()}u{next(USES)}"
     made = Nodes(tag, list(folders))
     for left in _leftovers():
         _clear(left)
@@ -126,8 +129,8 @@ def nodes(folders: Sequence[Path]) -> Iterator[Nodes]:
 
 def _leftovers() -> set[str]:
     """The tags of processes that are no more."""
-    tags = {found[0] for name in _namespaces() if (found := re.match(r"al\d+(?=n\d)", name))}
-    return {tag for tag in tags if not psutil.pid_exists(int(tag[2:]))}
+    tags = {found[0] for name in _namespaces() if (found := re.match(r"al\d+u\d+(?=n\d)", name))}
+    return {tag for tag in tags if not psutil.pid_exists(int(tag[2:].partition("u")[0]))}
 
 
 def _clear(tag: str) -> None:
