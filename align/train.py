@@ -38,11 +38,13 @@ from align.run.sentinel import SentinelError, Watch
 from align.run.setup import Run, load, make_accelerator, set_threads
 from align.run.terminal import evaluation_of, is_main, progress, quiet, say, stage, tell_imports
 from align.scoring.worker import RewardError
+from align.system import roll
 from align.system.blame import UserExit, no_exit
 from align.system.clock import Clock
 from align.system.deadline import DeadlineError
 from align.system.files import DiskError
 from align.system.lock import HeldError
+from align.system.node import of_main
 from align.system.parent import end_with_launcher, say_last
 
 USER_ERRORS = (
@@ -80,13 +82,24 @@ def main(arguments: list[str]) -> int:
             run(resume.in_place(experiment) if asked.resume and experiment.recipe.run else experiment)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it once more
+        roll.leave("interrupted")
         if is_main():
             say_last("interrupted; go on with the same command and --resume (instead of run.resume, where that is set)")
         return 130
     except USER_ERRORS as error:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 or isinstance(error, OWN_ERRORS):
-            say_last(scrub(str(error), experiment.file.data if experiment else ()))
+            say_last(told := scrub(str(error), experiment.file.data if experiment else ()))
+            roll.leave(told)
         return 1
+    except RuntimeError as error:
+        if (gone := roll.gone()) is None:
+            roll.leave(scrub(f"{type(error).__name__}: {error}", experiment.file.data if experiment else ()))
+            raise
+        if os.environ["LOCAL_RANK"] == "0":
+            say_last(gone)
+        return 1
+    finally:
+        roll.close()
     return 0
 
 
@@ -99,7 +112,7 @@ def run(experiment: Experiment) -> None:
     with stage("check"):
         checked = check_run(experiment, accelerator)
     with ExitStack() as held:
-        origin = folder.take(checked.experiment, accelerator, held)
+        origin = folder.take(checked.experiment, checked.node, held)
         loaded = load(replace(checked, experiment=resume.starting_at(checked.experiment, origin)), origin, accelerator)
         train(loaded, origin)
 
@@ -115,23 +128,24 @@ def train(loaded: Run, origin: Origin) -> None:
     first_evaluation(loaded, log, origin.step)
     steps(loaded, log, origin.step)
     last = loaded.experiment.recipe.run.steps
-    if loaded.evaluation.has_eval and not gather_object([log.evaluated(last)])[0]:  # as the main process has it
+    if loaded.evaluation.has_eval and not of_main(lambda: log.evaluated(last)):
         evaluate(loaded, log, last)
     finish(loaded, log)
 
 
 def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
     """Tell what the run goes on from, with what it changes, and give the sampler the policy that it starts with."""
-    if run.accelerator.is_main_process and (origin.in_place or origin.checkpoint):
+    if origin.in_place or origin.checkpoint:
+        rollouts = sum(gather_object([run.journal.kept(origin.step) if run.node.writes else 0]))
         then = resume.versions_then(origin, run.out)
-        say(scrub(resume.explain(origin, run.out, run.journal.kept(origin.step), then, versions(), changes)))
+        say(scrub(resume.explain(origin, run.out, rollouts, then, versions(), changes)))
     adapter = run.experiment.recipe.model.adapter
     if origin.checkpoint:
         checkpoint.load(origin.checkpoint, run.learner, run.experiment.objectives)
-    if origin.in_place and run.accelerator.is_main_process:
+    if origin.in_place and run.node.writes:
         checkpoint.set_later_aside(run.out / "checkpoints", origin.step)
         run.tidy(origin.step)  # it may have been killed just before
-    elif origin.checkpoint and run.accelerator.is_main_process:
+    elif origin.checkpoint and run.node.writes:
         run.journal.adopt(origin.folder / "rollouts", origin.step + 1)  # what it had sampled ahead
     if run.sampler:
         with stage("sampler check"):
@@ -145,7 +159,7 @@ def start(run: Run, origin: Origin, changes: Sequence[Change]) -> None:
 def first_evaluation(run: Run, log: RunLog, step: int) -> None:
     """Evaluate the policy before it is trained; a resumed run has that already. Raises `ConfigError` where hub.gate
     asks for a measure that it does not have."""
-    if found := log.evaluations():
+    if found := of_main(log.evaluations):
         check_gate(run.experiment, found[-1])
     elif run.evaluation.has_eval:
         with stage("first evaluation") as notes:
@@ -165,7 +179,7 @@ def evaluate(run: Run, log: RunLog, step: int) -> None:
 
 def steps(run: Run, log: RunLog, start: int) -> None:
     """Take all steps, with the evaluations and checkpoints on the way."""
-    settings, accelerator = run.experiment.recipe.run, run.accelerator
+    settings = run.experiment.recipe.run
     watch = Watch(run, log)
     with progress(settings.steps, start) as display:
         for step in range(start, settings.steps):
@@ -182,8 +196,7 @@ def steps(run: Run, log: RunLog, start: int) -> None:
             if done == settings.steps or due(done, settings.save_every):
                 log.to_disk()
                 run.save(done)
-                if accelerator.is_main_process:
-                    run.tidy(done)
+                run.tidy(done)
 
 
 def due(step: int, every: int | None) -> bool:

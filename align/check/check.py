@@ -6,7 +6,8 @@ found, so that a broken model hides no broken data file and no broken reward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -20,6 +21,7 @@ from align.check.defaults import fill_steps
 from align.check.environments import try_environments
 from align.check.folders import check_out
 from align.check.models import survey_guide, survey_policy
+from align.check.nodes import check_nodes
 from align.check.objectives import try_objectives
 from align.check.requirements import (
     CheckedRun,
@@ -49,6 +51,7 @@ from align.data.store import Stored, forms
 from align.metrics import evaluation
 from align.model.load import context_length
 from align.model.locate import locate
+from align.system import node
 from align.system.text import for_terminal
 
 UNLIMITED = 2**31
@@ -129,10 +132,13 @@ def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
         raise CheckError(problems)
     with accelerator.local_main_process_first():
         path = locate(experiment.recipe.model.policy)
-    asked = experiment.recipe.optim.layout
-    return CheckedRun(
-        found.experiment, path, found.tokenizer, found.sources, found.banks, found.ends, found.context, asked
-    )
+    asked, seen = experiment.recipe.optim.layout, node.find(Path(found.experiment.recipe.run.out))
+    read = (found.tokenizer, found.sources, found.banks, found.ends, found.context)
+    checked = CheckedRun(found.experiment, path, *read, asked, seen)
+    for line in check_nodes(checked):
+        if accelerator.is_main_process:
+            print(line, flush=True)
+    return checked
 
 
 def check_gate(experiment: Experiment, measured: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ def unfit(recipe: Recipe, config: PretrainedConfig, launch: Launch) -> Iterator[
         ("optim", "offload_optimizer"): offload_problem(recipe, launch),
         ("sampling", "engine"): engine_problem(recipe, launch),
         ("sampling", "sync"): sync_problem(recipe, hardware) or expert_problem(recipe, config, launch),
-        ("sampling", "tensor_parallel"): parallel_problem(sampling, config, launch.processes),
+        ("sampling", "tensor_parallel"): parallel_problem(sampling, config, launch.each),
         ("sampling", "sleep"): sleep_problem(sampling, hardware),
         ("model", "quantize"): quantize_problem(recipe, config, launch),
     }

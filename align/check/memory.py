@@ -106,6 +106,7 @@ class Setup:
     checkpointed: bool = False  # whether layers are computed again in the backward pass
     quantised: bool = False  # whether the base's matrices have 4 bits
     offload: Offload = "none"
+    machines: int = 1  # over which the processes are spread
 
     @property
     def master(self) -> bool:

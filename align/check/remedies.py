@@ -125,9 +125,9 @@ def tensor_parallel(setup: Setup) -> Iterator[Change]:
     """An engine over several processes of one machine."""
     if setup.sampler is None:
         return
-    parts = setup.sampler.tensor_parallel * 2
-    while parts <= min(MACHINE, setup.processes):
-        if setup.processes % parts == 0 and max(parts, setup.policy.heads) % min(parts, setup.policy.heads) == 0:
+    parts, each = setup.sampler.tensor_parallel * 2, setup.processes // setup.machines
+    while parts <= min(MACHINE, each):
+        if each % parts == 0 and max(parts, setup.policy.heads) % min(parts, setup.policy.heads) == 0:
             yield Change(f"sampling.tensor_parallel: {parts}", _sampling(setup, tensor_parallel=parts))
         parts *= 2
 
@@ -141,14 +141,17 @@ def quantise(setup: Setup) -> Iterator[Change]:
 def zero_3(setup: Setup) -> Iterator[Change]:
     """Weights that are divided too."""
     if setup.zero_stage < 3 and setup.processes > 1 and not setup.quantised:
-        yield Change("ZeRO-3 (launch/zero3.yaml)", replace(setup, zero_stage=3))
+        file = "zero3" if setup.machines == 1 else "nodes_zero3"
+        yield Change(f"ZeRO-3 (launch/{file}.yaml)", replace(setup, zero_stage=3))
 
 
 def processes(setup: Setup) -> Iterator[Change]:
     """More GPUs."""
     count = setup.processes * 2
     while count <= MOST and setup.zero_stage > 0:
-        yield Change(f"num_processes: {count}", replace(setup, processes=count))
+        machines = max(setup.machines, -(-count // MACHINE))
+        where = f" on {machines} machines" if machines > 1 else ""
+        yield Change(f"num_processes: {count}{where}", replace(setup, processes=count, machines=machines))
         count *= 2
 
 

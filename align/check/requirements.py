@@ -21,6 +21,7 @@ from align.model.activations import recorded
 from align.model.adapter_files import is_adapter
 from align.model.locate import ModelError, fingerprint
 from align.objectives.objective import Objective
+from align.system.node import Node
 
 REFERENCE = {"ref_logprob", "ref_kl", "reward_mask", "kl_mask"}  # quantities that only the reference gives
 
@@ -37,6 +38,7 @@ class CheckedRun:
     ends: Sequence[int]  # ids of the tokens that end a response
     context: int | None  # most tokens of prompt and response together; None where nothing is sampled
     asked_layout: str | None  # optim.layout as the recipe has it; None: the best one
+    node: Node = Node()  # who sees the run's folder as this process does
 
 
 def check_stages(experiment: Experiment) -> None:

@@ -51,6 +51,7 @@ def setup_of(found: Survey) -> Setup:
         checkpointed=bool(recipe.optim.checkpoint_activations),
         quantised=recipe.model.quantize is not None,
         offload=recipe.optim.offload_optimizer,
+        machines=launch.machines,
     )
 
 

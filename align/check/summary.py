@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from align.check import model_files, remedies
-from align.check.memory import Setup, phases
+from align.check.memory import Setup, peak, phases
 from align.check.requirements import REFERENCE, needs
 from align.check.rewards import GIVEN, Trial
 from align.check.sizes import adapted, heads_of, setup_of, step_tokens
@@ -26,7 +26,7 @@ def facts(found: Survey, trials: Mapping[str, Trial], depends: Setup | None) -> 
     experiment, recipe = found.experiment, found.experiment.recipe
     sources = recipe.sources()
     return {
-        "launch": {"processes": found.launch.processes, "zero_stage": found.launch.zero_stage, "on": machine(found)},
+        "launch": launched(found),
         "model": model(found),
         "data": {name: lengths(source, sources[name]) for name, source in found.sources.items()},
         "context": {"needed": found.context, "of the model": context_length(found.config)},
@@ -35,11 +35,19 @@ def facts(found: Survey, trials: Mapping[str, Trial], depends: Setup | None) -> 
         "models": loaded(found),
         "passes": passes(found),
         "memory_gib": phases(depends) if depends else {},
+        "machine_gib": of_machine(found, depends) if depends else {},
         "steps": recipe.run.steps,
         "chosen": {f"{c.section}.{c.key}": {"value": c.value, "why": c.why} for c in found.chosen},
         "first": found.missing_stages,
         "objectives": [objective.name for objective in experiment.objectives],
     }
+
+
+def launched(found: Survey) -> dict[str, Any]:
+    """Processes, machines where there are several, and what each computes on."""
+    launch = found.launch
+    several = {"machines": launch.machines, "processes of a machine": launch.each} if launch.machines > 1 else {}
+    return {"processes": launch.processes, **several, "zero_stage": launch.zero_stage, "on": machine(found)}
 
 
 def machine(found: Survey) -> str:
@@ -48,6 +56,14 @@ def machine(found: Survey) -> str:
     if not launch.hardware.is_gpu:
         return "a CPU"
     return f"a GPU of {launch.hardware.gib:.4g} GiB" + (f" ({launch.given})" if launch.given else "")
+
+
+def of_machine(found: Survey, depends: Setup) -> dict[str, float]:
+    """GiB that the processes of a machine take of its memory together; nothing on GPUs, each of which has its own."""
+    launch = found.launch
+    if launch.hardware.is_gpu:
+        return {}
+    return {"taken": round(launch.each * peak(depends)[1], 2), "there": round(launch.hardware.gib, 2)}
 
 
 def setup(found: Survey) -> Setup | None:
@@ -211,12 +227,11 @@ def notes(found: Survey) -> list[str]:
 def _gpus_here(found: Survey) -> list[str]:
     """Notes on a launch file for other GPUs than this machine has."""
     launch, have = found.launch, gpus()
-    each = -(-launch.processes // launch.machines)
-    if not launch.hardware.is_gpu or each <= have:
+    if not launch.hardware.is_gpu or launch.each <= have:
         return []
     if not have:
         return [f"{launch.name}: is for GPUs, and this machine has none: nothing here shows how they fare"]
-    what = f"{each} processes a machine, and this one has {have} GPU{'s' if have > 1 else ''}"
+    what = f"{launch.each} processes a machine, and this one has {have} GPU{'s' if have > 1 else ''}"
     return [f"{launch.name}: num_processes: {what}; run there where it has as many, or lower it"]
 
 

@@ -7,16 +7,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from align.learner.learner import Learner
 from align.objectives.objective import Objective
 from align.system import files
+from align.system.node import Node
 
 SUMS = "SHA256SUMS"  # of the other files, as sha256sum writes and checks them
 
@@ -36,27 +36,30 @@ class State:
     recipe: dict[str, Any] = field(default_factory=dict)  # `identity.followed`; {} before it was kept
     trained: dict[str, list[int]] = field(default_factory=dict)  # {parameter: its shape}; {} before it was kept
     zero_stage: int | None = None  # of DeepSpeed; None before it was kept
+    ranks: list[int] | None = None  # whose parts are in this folder; None: those of all processes
 
     def to_json(self) -> str:
         """The state as it is written; the file has called the transforms `links` since its first version."""
         return json.dumps({"links" if name == "transforms" else name: value for name, value in vars(self).items()})
 
 
-def save(folder: Path, learner: Learner, state: State) -> None:
-    """Write `folder/step_N`; it appears under its name only when it is whole and on the disk.
+def save(folder: Path, learner: Learner, state: State, node: Node) -> None:
+    """Write `folder/step_N`; it appears under its name only when it is whole and on the disk, on every node.
 
     Raises `CheckpointError` on all ranks where one of them cannot write; the checkpoints before it stay.
     """
-    main = learner.accelerator.is_main_process
     work, final = folder / f".step_{state.step}", folder / f"step_{state.step}"
-    with _all_or_none(work, learner.accelerator):
-        if main:
+    with _all_or_none(work, node):
+        if node.writes:
             _begin(work)
-    with _all_or_none(work, learner.accelerator):
+    with _all_or_none(work, node):
         learner.save(work / "engine")
-    with _all_or_none(work, learner.accelerator):
-        if main:
-            _complete(work, final, state)
+    with _all_or_none(work, node):
+        if node.writes:
+            _complete(work, state if node.alone else replace(state, ranks=list(node.ranks)))
+    with _all_or_none(work, node):
+        if node.writes:
+            _name(work, final)
 
 
 def read(folder: Path) -> State:
@@ -189,7 +192,7 @@ def set_later_aside(folder: Path, step: int) -> None:
 
 
 @contextmanager
-def _all_or_none(work: Path, accelerator: Accelerator) -> Iterator[None]:
+def _all_or_none(work: Path, node: Node) -> Iterator[None]:
     """Wait for all ranks behind the block. Where one could not write, remove the folder and raise on all.
 
     Raises `CheckpointError`.
@@ -198,14 +201,15 @@ def _all_or_none(work: Path, accelerator: Accelerator) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        problem = str(error).partition("\n")[0]
+        free = shutil.disk_usage(next(folder for folder in work.parents if folder.exists())).free / 2**30
+        where = "there" if node.alone else f"on {node.name}"
+        problem = f"{str(error).partition(chr(10))[0]} ({free:.2f} GiB are free {where})"
     problems = [problem for problem in gather_object([problem]) if problem is not None]
     if problems:
-        if accelerator.is_main_process:
+        if node.writes:
             shutil.rmtree(work, ignore_errors=True)
-        free = shutil.disk_usage(next(folder for folder in work.parents if folder.exists())).free / 2**30
         raise CheckpointError(
-            f"{work.with_name(work.name[1:])}: cannot be written: {problems[0]} ({free:.2f} GiB are free there)."
+            f"{work.with_name(work.name[1:])}: cannot be written: {problems[0]}."
             " The checkpoint before it is whole: make room, then go on with --resume"
         )
 
@@ -215,12 +219,15 @@ def _begin(work: Path) -> None:
     (work / "engine").mkdir(parents=True)
 
 
-def _complete(work: Path, final: Path, state: State) -> None:
+def _complete(work: Path, state: State) -> None:
     (work / "state.json").write_text(state.to_json())
     sums = "".join(f"{digest}  {name}\n" for name, digest in files.digests(work).items())
     (work / SUMS).write_text(sums)
     for path in (*work.rglob("*"), work):
         files.to_disk(path)
+
+
+def _name(work: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)
     work.rename(final)
     files.to_disk(final.parent)

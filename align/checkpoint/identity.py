@@ -64,14 +64,14 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """The keys in which two recipes of `followed` differ; none where the earlier one is not known."""
     if "model" not in then:
         return []
-    before, after = _flat(_filled(then)), _flat(now)
+    before, after = flat(_filled(then)), flat(now)
     keys = [*after, *(key for key in before if key not in after)]
     return [Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """{dotted key: its value in each recipe} for keys in which recorded recipes differ; None where it is not set."""
-    flat = [_flat(_filled(followed(config))) for config in configs]
+    flat = [flat(_filled(followed(config))) for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config)
     found = {key: [config.get(key) for config in flat] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
@@ -126,8 +126,8 @@ def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return followed(plain)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of nested mappings; a list is one value, and an empty mapping too."""
     if not isinstance(value, Mapping) or not value:
         return {prefix[:-1]: value}
-    return {key: leaf for name, item in value.items() for key, leaf in _flat(item, f"{prefix}{name}.").items()}
+    return {key: leaf for name, item in value.items() for key, leaf in flat(item, f"{prefix}{name}.").items()}

@@ -9,12 +9,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from align.checkpoint.agreement import Part, held, intact_on_all
 from align.checkpoint.checkpoint import CheckpointError, damage, is_one, newest_first, read
 from align.checkpoint.identity import Change, changes, check_same, followed, recorded
 from align.checkpoint.provenance import resolved
 from align.config.experiment import Experiment
 from align.config.recipe import Run
 from align.config.recipe_file import ConfigError
+from align.system.node import Node
 
 EXACT = """\
 Exact, bit for bit: metrics and weights, on CPU with one process, or with ZeRO-2 and as many processes as before.
@@ -43,15 +45,39 @@ def find(run: Run) -> Origin:
     """Find the checkpoint that `run.resume` names, or the newest intact one of the run. Raises `CheckpointError`."""
     if run.resume is None:
         return Origin()
-    path, out = Path(run.resume), Path(run.out)
+    path = Path(run.resume)
     if is_one(path):
-        origin = _intact(path)
-    elif folders := newest_first(path / "checkpoints"):
-        origin = _newest_intact(folders)
-    elif path.resolve() == out.resolve():
-        origin = _first(out)
-    else:
-        raise CheckpointError(f"run.resume: {path}: holds no checkpoint; name a run's folder or one of its checkpoints")
+        return _placed(_intact(path), run)
+    if folders := newest_first(path / "checkpoints"):
+        return _placed(_newest_intact(folders), run)
+    if path.resolve() == Path(run.out).resolve():
+        return _placed(_first(Path(run.out)), run)
+    raise CheckpointError(f"run.resume: {path}: holds no checkpoint; name a run's folder or one of its checkpoints")
+
+
+def find_on_all(run: Run, nodes: Mapping[str, Sequence[Part]]) -> Origin:
+    """Find the newest one that is intact on all nodes, from each node's parts of those that `run.resume` names, as
+    `parts` gives them. Raises `CheckpointError`."""
+    path = Path(run.resume)
+    whole, problems = intact_on_all(nodes)
+    if whole:
+        origin = _at(path if is_one(path) else path / "checkpoints" / f"step_{whole[0]}")
+        return _placed(replace(origin, passed_over=tuple(problems[s] for s in problems if s > whole[0])), run)
+    if len(problems) <= 1 and path.resolve() == Path(run.out).resolve():  # killed before all had the first
+        return _placed(replace(_first(Path(run.out)), passed_over=tuple(problems.values())), run)
+    lost = problems.values() or [f"{path}: holds no checkpoint on any node"]
+    raise CheckpointError("\n".join(["run.resume: no checkpoint is intact on all nodes; start anew without it", *lost]))
+
+
+def parts(run: Run, node: Node) -> dict[str, list[Part]]:
+    """{node: its parts of the checkpoints that `run.resume` names}. Collective."""
+    path = Path(run.resume)
+    return held([path] if is_one(path) else newest_first(path / "checkpoints"), node)
+
+
+def _placed(origin: Origin, run: Run) -> Origin:
+    """Say whether a run goes on in its folder. Raises `CheckpointError` where it cannot go on from there."""
+    path, out = Path(run.resume), Path(run.out)
     if origin.step > run.steps:
         what = f"{origin.checkpoint} has done {origin.step} steps and run.steps is {run.steps}"
         raise CheckpointError(f"run.resume: {what}; raise it, or name an earlier checkpoint")

@@ -15,8 +15,11 @@ from accelerate.utils import ParallelismConfig
 from align.config.problems import nearest, shortened
 from align.config.recipe_file import ConfigError, RecipeFile, read
 from align.system.hardware import Hardware, here
+from align.system.node import machines
 
 ASSUMED_GIB = 80.0  # of a GPU, where this machine has none to look at
+
+ONE_A_NODE = "standard"  # of accelerate's ways to start several machines: torchrun on each
 
 ENGINE_ARGUMENTS = "DeepSpeed Arguments"  # the group of `accelerate launch --help` with the keys of deepspeed_config
 
@@ -43,6 +46,12 @@ class Launch:
     divided: Mapping[str, object] = field(default_factory=dict)  # {setting that divides rows or layers: its value}
     machines: int = 1
     given: str = ""  # where the hardware is known from, if it is not that of this machine
+    launcher: str = ONE_A_NODE  # what accelerate starts several machines by
+
+    @property
+    def each(self) -> int:
+        """Processes of a machine."""
+        return max(1, self.processes // self.machines)
 
     @property
     def problems(self) -> list[str]:
@@ -57,6 +66,13 @@ class Launch:
         if self.offload_optimizer != "none":
             what = f"is {self.offload_optimizer}, and the recipe's optim.offload_optimizer decides; write none"
             out.append(f"{self.name}: deepspeed_config.offload_optimizer_device: {what}")
+        if self.machines > 1 and self.launcher != ONE_A_NODE:
+            what = f"is {self.launcher}, so accelerate would start the program deepspeed, and that mostly pdsh"
+            key = "deepspeed_config.deepspeed_multinode_launcher"
+            out.append(f"{self.name}: {key}: {what}; write {ONE_A_NODE}, and run accelerate launch on every node")
+        if self.processes % self.machines:
+            what = f"is {self.processes}, and {self.machines} machines get as many each; write a multiple"
+            out.append(f"{self.name}: num_processes: {what}")
         divided = self.divided.items()
         return out + [f"{self.name}: {setting}: is {shortened(value)}; {WHOLE_ROWS}" for setting, value in divided]
 
@@ -102,13 +118,14 @@ def of_file(path: Path, gpu_gib: float | None = None) -> Launch:
         raise ConfigError(problems)
     processes, stage, accumulation = (value for value, _ in numbers.values())
     hardware, known = for_gpus(given.get("use_cpu"), gpu_gib)
-    precision, machines = str(given.get("mixed_precision", "no")), given.get("num_machines") or 1
+    precision = str(given.get("mixed_precision", "no"))
     return Launch(
         *(str(path), processes, stage, precision, accumulation),
         offload_optimizer=str(engine.get("offload_optimizer_device") or "none"),
         hardware=hardware,
-        machines=machines,
+        machines=given.get("num_machines") or 1,
         given=known,
+        launcher=str(engine.get("deepspeed_multinode_launcher") or "pdsh"),  # accelerate's own default
     )
 
 
@@ -159,6 +176,7 @@ def of_accelerator(accelerator: Accelerator) -> Launch:
         accumulation=accelerator.gradient_accumulation_steps,
         divided=_divided(accelerator.parallelism_config, plugin.deepspeed_config),
         offload_optimizer=plugin.offload_optimizer_device,
+        machines=machines(),
     )
 
 

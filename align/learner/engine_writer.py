@@ -7,6 +7,8 @@ from pathlib import Path
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
+from align.system.node import Node
+
 
 class KeepsFailures(TorchCheckpointEngine):
     """Writes DeepSpeed's files and keeps a failure for later: ranks wait for each other between files, so one that
@@ -34,3 +36,11 @@ def keep_failures(engine: DeepSpeedEngine) -> KeepsFailures:
     engine.checkpoint_engine = KeepsFailures(engine._config)
     engine._copy_recovery_script = lambda folder: None
     return engine.checkpoint_engine
+
+
+def write_on_each_node(engine: DeepSpeedEngine, node: Node) -> None:
+    """Have the first process of each node write what is the same on all: its own file of it is what each loads.
+
+    DeepSpeed's `use_node_local_storage` would have it written by each machine, also where several share a folder.
+    """
+    engine.save_non_zero_checkpoint = engine.save_non_zero_checkpoint or node.writes

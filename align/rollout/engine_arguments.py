@@ -102,14 +102,14 @@ def sleep_problem(sampling: Sampling, hardware: Hardware) -> str | None:
 
 
 def parallel_problem(sampling: Sampling, config: PretrainedConfig, processes: int) -> str | None:
-    """Why an engine cannot be divided over `sampling.tensor_parallel` processes; None where it can."""
+    """Why an engine cannot be divided over `sampling.tensor_parallel` of a machine's processes; None where it can."""
     n, text = sampling.tensor_parallel, config.get_text_config()
     if n == 1:
         return None
     if sampling.engine == "transformers":
         return "only vLLM divides a model; write 1, or engine: vllm"
     if processes % n:
-        return f"groups of {n} do not divide the {processes} processes of this launch"
+        return f"groups of {n} do not divide the {processes} processes of a machine, and one is not over several"
     heads, shared = text.num_attention_heads, kv_heads(text)
     if heads % n:
         return f"{n} does not divide the model's {heads} attention heads"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
 from align.checkpoint import identity, resume
+from align.checkpoint.agreement import Part
 from align.checkpoint.checkpoint import CheckpointError
 from align.checkpoint.provenance import resolved, versions
 from align.checkpoint.resume import Origin
@@ -19,43 +18,52 @@ from align.run.terminal import say
 from align.system import files, lock
 from align.system.files import DiskError
 from align.system.lock import HeldError
+from align.system.node import Node, of_main
 
 RESULTS = (*LINES, "adapter", "model")  # with checkpoints and rollouts, what shows that a run got to do something
 
 
-def take(experiment: Experiment, accelerator: Accelerator, held: ExitStack) -> Origin:
+ERRORS = (CheckpointError, HeldError, DiskError)
+
+
+def take(experiment: Experiment, node: Node, held: ExitStack) -> Origin:
     """Return the origin that the main process finds, on all ranks; the folder stays locked until `held` closes.
 
-    A run that does not go on in place has its recipe written at once, so that nobody takes what it finds there for
-    another's. Collective. Raises `CheckpointError`, `HeldError` and `DiskError` on all ranks.
+    Where each node has a folder of its own all of them are taken, and the origin is the newest checkpoint that is
+    intact on all. A run that does not go on in place has its recipe written at once, so that nobody takes what it finds
+    there for another's. Collective. Raises `CheckpointError`, `HeldError` and `DiskError` on all ranks.
     """
-    found = None
-    if accelerator.is_main_process:
-        try:
-            found = _take(experiment, held)
-        except (CheckpointError, HeldError, DiskError) as error:
-            found = error
-    found = gather_object([found])[0]
-    if isinstance(found, Exception):
-        raise found
-    return found
+    run, out = experiment.recipe.run, Path(experiment.recipe.run.out)
+    node.attempt(lambda: held.enter_context(lock.held(out)), *ERRORS)
+    parts = None if node.alone or run.resume is None else resume.parts(run, node)
+    origin = of_main(lambda: _origin(experiment, parts), *ERRORS)
+    node.attempt(lambda: _make_room(experiment, origin, node, held), *ERRORS)
+    return origin
 
 
-def _take(experiment: Experiment, held: ExitStack) -> Origin:
-    out = Path(experiment.recipe.run.out)
-    held.enter_context(lock.held(out))
-    origin = resume.find(experiment.recipe.run)
-    changes = resume.changed(experiment, origin)
+def _origin(experiment: Experiment, parts: Mapping[str, Sequence[Part]] | None) -> Origin:
+    """What the run goes on from; `parts` are those of the nodes where there are several."""
+    run, out = experiment.recipe.run, Path(experiment.recipe.run.out)
+    origin = resume.find(run) if parts is None else resume.find_on_all(run, parts)
+    resume.changed(experiment, origin)
     if origin.in_place:
         for name in (METRICS, GREEDY):
             check_lines(out / name, origin.step)  # raises before anything is loaded
-        return origin
+    return origin
+
+
+def _make_room(experiment: Experiment, origin: Origin, node: Node, held: ExitStack) -> None:
+    """Rename what an earlier run left in the folder, and write the recipe; nothing where the run goes on in place."""
+    out = Path(experiment.recipe.run.out)
+    if origin.in_place:
+        return
     if used(out):
         moved = set_aside(out)
         say(f"{out} held an earlier run, which is now {moved}")
         held.enter_context(lock.held(out))  # the first lock went with it
-    describe(out, resolved(resume.starting_at(experiment, origin)), versions(), noted(origin, changes, out))
-    return origin
+    if node.ranks[0] == 0:
+        changes = resume.changed(experiment, origin)
+        describe(out, resolved(resume.starting_at(experiment, origin)), versions(), noted(origin, changes, out))
 
 
 def used(out: Path) -> bool:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.checkpoint import checkpoint
+from align.checkpoint import agreement, checkpoint
 from align.config.sentinel import Action, Alarm, Step, alarms
 from align.objectives.objective import Objective
 from align.ranks import exchange
@@ -21,6 +20,7 @@ from align.run.log import RunLog
 from align.run.setup import Run
 from align.system import files
 from align.system.clock import Clock
+from align.system.node import of_main
 
 STOP, ROLLBACK = "sentinel/stop", "sentinel/rollback"  # metrics of a step after which the sentinel acted
 
@@ -50,7 +50,7 @@ class Watch:
     def __init__(self, run: Run, log: RunLog):
         self.run, self.log = run, log
         self.sentinel = run.experiment.recipe.sentinel
-        rows = log.steps()
+        rows = of_main(log.steps)
         self.rollbacks = sum(ROLLBACK in row for row in rows)
         self.steps = since_action(rows)
 
@@ -76,9 +76,17 @@ class Watch:
             return Verdict(found, "warn" if found else "ignore")
         # when the first of them began to hold
         began = step - max(alarm.for_steps for alarm in found if alarm.action == "rollback")
-        good = gather_object([last_good(self.log.out / "checkpoints", began)])[0]
+        good = self._last_good(began)
         left = self.rollbacks < self.sentinel.rollbacks
         return Verdict(found, "rollback", good) if good and left else Verdict(found, "stop")
+
+    def _last_good(self, before: int) -> Path | None:
+        """The newest checkpoint that is whole on all nodes and no later than the step `before`. Collective."""
+        folder, node = self.log.out / "checkpoints", self.run.node
+        if node.alone:
+            return of_main(lambda: last_good(folder, before))
+        step = agreement.newest(folder, node, before)
+        return None if step is None else folder / f"step_{step}"
 
     def act(self, step: int, verdict: Verdict, batches: Sequence[SourceBatch]) -> None:
         """Do what the verdict says. Raises `SentinelError` after the run was saved."""
@@ -94,7 +102,7 @@ class Watch:
         Saved at once: a resumed run goes on behind it."""
         accelerator = self.run.accelerator
         accelerator.wait_for_everyone()  # all have found it
-        if accelerator.is_main_process:
+        if self.run.node.writes:
             checkpoint.set_later_aside(good.parent, checkpoint.read(good).step)
             self.run.journal.forget(step + 1)  # also what was sampled ahead by the policy that is given up
         accelerator.wait_for_everyone()

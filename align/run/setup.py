@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from align.data.bank import Bank
 from align.data.prompts import Prompts, pairs_in
 from align.data.store import longest, shortest
 from align.environments.nursery import Nursery
+from align.learner.engine_writer import write_on_each_node
 from align.learner.learner import Learner
 from align.learner.optimizer import configure
 from align.learner.support import check_attention, check_head, packs
@@ -47,12 +47,14 @@ from align.rollout.sampler import Sampler
 from align.rollout.sources import PairSource, RolloutSource, Source
 from align.rollout.sync_check import ROWS as DRIFT_ROWS
 from align.rollout.sync_check import SyncCheck, choose, start_drift
+from align.run import machines
 from align.run.engine import make_generator
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
 from align.run.terminal import say, stage
 from align.scoring.worker import Worker, close
 from align.system import baton, files
 from align.system.hardware import gpus
+from align.system.node import Node, of_main
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Run:
     journal: Journal
     loop: Loop
     evaluation: Evaluation
+    node: Node
 
     @property
     def out(self) -> Path:
@@ -79,13 +82,15 @@ class Run:
         """Write a checkpoint after so many steps. Collective. Raises `CheckpointError`."""
         recipe = identity.followed(resolved(self.experiment))
         state = checkpoint.state_at(done, self.learner, self.experiment.objectives, self.journal.lineage, recipe)
-        checkpoint.save(self.out / "checkpoints", self.learner, state)
+        checkpoint.save(self.out / "checkpoints", self.learner, state, self.node)
 
     def tidy(self, done: int) -> None:
-        """Remove the checkpoints beyond `run.keep`, and the rollouts that the newest one has made of no use."""
-        checkpoint.tidy(self.out / "checkpoints", self.experiment.recipe.run.keep)
-        ahead = files.numbered(self.out / "checkpoints") if self.loop.ahead else ()
-        self.journal.forget(done, ahead)
+        """Remove the checkpoints beyond `run.keep`, and the rollouts that the newest one has made of no use; of each
+        folder by the process that writes it."""
+        if self.node.writes:
+            checkpoint.tidy(self.out / "checkpoints", self.experiment.recipe.run.keep)
+            ahead = files.numbered(self.out / "checkpoints") if self.loop.ahead else ()
+            self.journal.forget(done, ahead)
 
     def close(self) -> None:
         """End the engine and the processes of the rewards; before the trainer ends its own process group."""
@@ -106,6 +111,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     nurseries = environments.start(recipe, rank) if sampled else {}
     with stage("models"):
         learner = load_learner(checked, accelerator)
+        write_on_each_node(learner.engine, checked.node)
     experiment = check_packing(experiment, checked.asked_layout, learner)
     sampler = None
     if sampled:
@@ -119,7 +125,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     for worker in workers:
         worker.wait()
     scorer = Scorer(workers, experiment, tokenizer, say)
-    lineage = resume.lineage(origin, decided(experiment), versions(), accelerator.num_processes)
+    lineage = of_main(lambda: resume.lineage(origin, decided(experiment), versions(), accelerator.num_processes))
     # processes that share an engine sample together, so either all of them read their entries or none does
     agreed = all_say if recipe.sampling.tensor_parallel > 1 else bool
     journal = Journal(Path(recipe.run.out) / "rollouts", lineage, agreed)
@@ -128,8 +134,8 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     ahead = ahead_of(recipe, sources)
     loop = Loop(sources, learner, training_sampler, recipe.optim.updates_per_step, recipe.sampling.old_logprob, ahead)
     evaluation = make_evaluation(experiment, checked.sources, sources, learner, sampler, scorer)
-    prompts = checked.sources
-    return Run(experiment, accelerator, tokenizer, prompts, learner, sampler, workers, journal, loop, evaluation)
+    kept = (journal, loop, evaluation, checked.node)
+    return Run(experiment, accelerator, tokenizer, checked.sources, learner, sampler, workers, *kept)
 
 
 def start_workers(experiment: Experiment, rank: int) -> list[Worker]:
@@ -271,12 +277,10 @@ def make_sync_check(
     return SyncCheck(choose(learner, max((longest(part).ids for part in rows), key=len)), recipe.sampling, drift)
 
 
-PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limits of its own
-
-
 def make_accelerator(experiment: Experiment) -> Accelerator:
     """Join the processes of the run; DeepSpeed builds its op here where it is not built yet. Raises `ConfigError`
-    where the launcher does not start DeepSpeed, or more processes than this machine has GPUs."""
+    where the launcher does not start DeepSpeed, or more processes than this machine has GPUs, or where machines of the
+    run are missing."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         alone = "python recipes/train.py RECIPE without a launcher (one process)"
         raise ConfigError(
@@ -287,13 +291,16 @@ def make_accelerator(experiment: Experiment) -> Accelerator:
         what = f"{ranks} processes on a machine with {have} GPU{'s' if have > 1 else ''}"
         raise ConfigError([f"{what}; launch with --num_processes {have}"])
     baton.install()
+    patience = machines.meet()
     backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
     run = experiment.recipe.run  # None where it is wrong, which the check is about to say
-    return Accelerator(
+    accelerator = Accelerator(
         log_with=list(run.trackers) or None if run else None,
         project_dir=run.out if run else None,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=patience)],
     )
+    machines.be_patient()
+    return accelerator
 
 
 def set_threads() -> None:

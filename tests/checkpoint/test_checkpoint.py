@@ -13,6 +13,7 @@ from align.checkpoint import checkpoint
 from align.checkpoint.checkpoint import CheckpointError
 from align.objectives import gfpo
 from align.objectives.gfpo import AdaptiveK
+from align.system.node import Node
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
@@ -57,7 +58,7 @@ def largest_file(size: int):
 def test_what_cannot_be_written_leaves_the_last_good_one(tmp_path):
     (good,) = saved(tmp_path, 2)
     with largest_file(10_000), pytest.raises(CheckpointError, match="step_4: cannot be written.*too large.*--resume"):
-        checkpoint.save(tmp_path / "checkpoints", Learner(size=100_000), state(4))
+        checkpoint.save(tmp_path / "checkpoints", Learner(size=100_000), state(4), Node())
     assert names(tmp_path) == ["step_2"] and find(tmp_path).checkpoint == good
 
 

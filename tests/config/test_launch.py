@@ -1,8 +1,11 @@
 """What a launch file says."""
 
+import os
+import subprocess
 from types import SimpleNamespace
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from support.paths import ROOT
 
 from align.config import launch
@@ -15,11 +18,60 @@ GOOD = "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_s
 
 
 @pytest.mark.parametrize(
-    "name, expected", [("cpu", (1, 0)), ("cpu_zero2", (2, 2)), ("cpu_zero3", (2, 3)), ("zero3", (8, 3))]
+    "name, expected",
+    [
+        *[("cpu", (1, 0, 1)), ("cpu_zero2", (2, 2, 2)), ("cpu_zero3", (2, 3, 2)), ("zero2", (8, 2, 8))],
+        *[("zero3", (8, 3, 8)), ("cpu_nodes_zero2", (2, 2, 1)), ("cpu_nodes_zero3", (2, 3, 1))],
+        *[("nodes_zero2", (16, 2, 8)), ("nodes_zero3", (16, 3, 8))],
+    ],
 )
 def test_launch_files(name, expected):
     found = launch.of_file(ROOT / "launch" / f"{name}.yaml")
-    assert (found.processes, found.zero_stage) == expected and found.problems == []
+    assert (found.processes, found.zero_stage, found.each) == expected and found.problems == []
+
+
+@pytest.mark.parametrize("launcher", [None, "pdsh", "nossh"])
+def test_nodes_are_started_without_the_program_of_deepspeed(tmp_path, launcher):
+    path, key = tmp_path / "launch.yaml", f", deepspeed_multinode_launcher: {launcher}" if launcher else ""
+    path.write_text(f"{GOOD.replace('zero_stage: 0', f'zero_stage: 2{key}')}num_machines: 2\n")
+    (problem,) = launch.of_file(path).problems
+    assert f"deepspeed_multinode_launcher: is {launcher or 'pdsh'}, so accelerate would start" in problem
+    path.write_text(path.read_text().replace("num_machines: 2", "num_machines: 1"))
+    assert launch.of_file(path).problems == []
+
+
+def test_each_machine_has_as_many_processes(tmp_path):
+    path = tmp_path / "launch.yaml"
+    standard = "zero_stage: 2, deepspeed_multinode_launcher: standard"
+    path.write_text(f"{GOOD.replace('zero_stage: 0', standard)}num_machines: 3\n")
+    (problem,) = launch.of_file(path).problems
+    assert "num_processes: is 2, and 3 machines get as many each; write a multiple" in problem
+
+
+SRUN = """\
+#!/bin/sh
+while [ "${1#-}" != "$1" ]; do shift; done
+for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done
+"""
+
+
+@pytest.mark.parametrize("restarts, last", [("0", "run.seed=1"), ("1", "--resume")])
+def test_slurm_starts_one_launcher_a_node(tmp_path, restarts, last):
+    """With stand-ins for SLURM's programs."""
+    programs = {"srun": SRUN, "scontrol": "#!/bin/sh\nprintf 'n7\\nn8\\n'\n", "accelerate": '#!/bin/sh\necho "$@"\n'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "n[7-8]", "SLURM_JOB_NUM_NODES": "2"}
+    job |= {"SLURM_GPUS_ON_NODE": "4", "SLURM_RESTART_COUNT": restarts, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "launch/slurm.sh"), "a recipe.yaml", "run.seed=1"]
+    told = subprocess.run(command, env={**os.environ, **job}, capture_output=True, text=True, check=True).stdout
+    lines = told.splitlines()
+    assert len(lines) == 2 and all(line.endswith(last) for line in lines)
+    for node, line in enumerate(lines):
+        arguments = launch_command_parser().parse_args(line.replace("a recipe", "a_recipe").split()[1:])
+        found = (arguments.machine_rank, arguments.num_machines, arguments.num_processes, arguments.main_process_ip)
+        assert found == (node, 2, 8, "n7") and arguments.deepspeed_multinode_launcher == "standard"
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_cache_that_holds_no_sequence_says_what_to_lower():
         (1, 3, {}, None),
         (2, 8, {}, None),
         (8, 8, {"num_key_value_heads": 2}, None),  # repeated
-        (2, 3, {}, "groups of 2 do not divide the 3 processes of this launch"),
+        (2, 3, {}, "groups of 2 do not divide the 3 processes of a machine"),
         (4, 8, {"num_attention_heads": 6}, "4 does not divide the model's 6 attention heads"),
         (4, 8, {"num_key_value_heads": 6}, "4 neither divides the model's 6 key-value heads nor is a multiple"),
         (3, 6, {"num_attention_heads": 6, "num_key_value_heads": 3}, "3 does not divide the vocabulary, padded"),

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 
 import pytest
 import yaml
-from accelerate import Accelerator
 from support.checkpoints import saved
 
 from align.checkpoint import resume
@@ -15,6 +14,7 @@ from align.config.experiment import load_experiment
 from align.run.folder import noted, set_aside, take, used
 from align.run.log import describe
 from align.system.lock import HeldError
+from align.system.node import Node
 
 RECIPE = {
     "model": {"policy": "some/model"},
@@ -35,7 +35,7 @@ def recipe(tmp_path):
 def taken(experiment):
     """What a run finds that is killed before it does anything."""
     with ExitStack() as held:
-        return take(experiment, Accelerator(cpu=True), held)
+        return take(experiment, Node(), held)
 
 
 def half_done(recipe, out, *overrides):
@@ -94,7 +94,7 @@ def test_other_keys_are_noted_where_they_begin(recipe, tmp_path):
 def test_two_runs_in_one_folder_are_refused_at_the_start(recipe, tmp_path):
     half_done(recipe, tmp_path / "run")
     with ExitStack() as held:
-        take(recipe(), Accelerator(cpu=True), held)
+        take(recipe(), Node(), held)
         before = sorted(tmp_path.rglob("*"))
         for asked in (recipe(), resume.in_place(recipe()), recipe("run.seed=3")):
             with pytest.raises(HeldError, match=r"run is in use by another run: process \d+ on .*, since"):

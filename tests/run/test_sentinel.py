@@ -16,6 +16,7 @@ from align.objectives.sparsepo import pair_logistic_masked
 from align.rollout.rollouts import Rollout
 from align.run.sentinel import Watch, dump, last_good, unfinite, warnings_of
 from align.system import files
+from align.system.node import Node
 
 
 def watch(tmp_path, earlier=(), **sections) -> Watch:
@@ -23,7 +24,7 @@ def watch(tmp_path, earlier=(), **sections) -> Watch:
     recipe = SimpleNamespace(sentinel=Sentinel.model_validate(sections))
     experiment = SimpleNamespace(recipe=recipe, correct=Correct(reward="right"), objectives=())
     log = SimpleNamespace(out=tmp_path, steps=lambda: list(earlier))
-    return Watch(SimpleNamespace(experiment=experiment), log)
+    return Watch(SimpleNamespace(experiment=experiment, node=Node()), log)
 
 
 def judged(own: Watch, steps) -> list[dict]:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from align.checkpoint import checkpoint, resume
 from align.checkpoint.checkpoint import State
 from align.config.recipe import Run
+from align.system.node import Node
 
 
 class Learner:
@@ -19,18 +20,25 @@ class Learner:
         (folder / "weights").write_bytes(b"w" * self.size)
 
 
-def state(step: int) -> State:
-    return State(step, [{"seen": [0.1, 1 / 3]}], 1, [(0, "recipe")])
+def state(step: int, processes: int = 1) -> State:
+    return State(step, [{"seen": [0.1, 1 / 3]}], processes, [(0, "recipe")])
 
 
-def saved(run: Path, *steps: int) -> list[Path]:
+ALONE = Node()
+
+
+def saved(run: Path, *steps: int, node: Node = ALONE, processes: int = 1) -> list[Path]:
     for step in steps:
-        checkpoint.save(run / "checkpoints", Learner(), state(step))
+        checkpoint.save(run / "checkpoints", Learner(), state(step, processes), node)
     return [run / "checkpoints" / f"step_{step}" for step in steps]
 
 
 def find(path: Path, out: Path | str = "elsewhere", steps=10):
     return resume.find(Run(out=str(out), steps=steps, resume=str(path)))
+
+
+def find_on_all(path: Path, nodes: dict, out: Path, steps=10):
+    return resume.find_on_all(Run(out=str(out), steps=steps, resume=str(path)), nodes)
 
 
 def names(run: Path) -> list[str]:

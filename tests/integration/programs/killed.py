@@ -159,7 +159,7 @@ POINTS = {
     "full disk": (Learner, "save", full_disk),
     "before checksums": (files, "digests", before),
     "before fsync": (files, "to_disk", of_sums),
-    "checkpoint named": (checkpoint, "_complete", after),
+    "checkpoint named": (checkpoint, "_name", after),
     "half removed": (checkpoint, "tidy", half_removed),
     "before forgetting": (Journal, "forget", before),
     "before the adapter": (weights, "save", before),
