@@ -28,6 +28,7 @@ from align.environments.nursery import EnvironmentFailed
 from align.losses.pairs import PairError
 from align.model.locate import ModelError
 from align.result.push import NotPushed
+from align.rollout.fleet import ServerError
 from align.rollout.sync_faults import SyncError
 from align.run import folder
 from align.run.arguments import parse
@@ -48,7 +49,7 @@ from align.system.parent import end_with_launcher, say_last
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
     *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError, HeldError, NothingLearned),
-    *(UserExit, CallbackError, EnvironmentFailed),
+    *(UserExit, CallbackError, EnvironmentFailed, ServerError),
 )
 
 OWN_ERRORS = (
@@ -58,6 +59,7 @@ OWN_ERRORS = (
     DiskError,
     UserExit,
     CallbackError,
+    ServerError,
 )  # of one rank; the others fail on all alike
 
 

@@ -205,9 +205,30 @@ def environment_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: R
     return problems
 
 
+def server_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find servers without the engine that asks them, that engine without servers, and keys that mean nothing there."""
+    sampling, problems = recipe.sampling, []
+    if sampling is None or sampling.engine != "server":
+        if sampling and sampling.servers:
+            problems.append(file.problem(("sampling", "servers"), "need sampling.engine: server; or leave them out"))
+        return problems
+    if not sampling.servers:
+        what = "is empty; name those that sample, such as [http://127.0.0.1:8000]"
+        problems.append(file.problem(("sampling", "servers"), what))
+    twice = sorted({url for url in sampling.servers if sampling.servers.count(url) > 1})
+    problems += [file.problem(("sampling", "servers"), f"{url} stands twice; keep one") for url in twice]
+    if sampling.sleep:
+        what = "the memory of servers is their own, and nothing of it is the trainer's; leave it out"
+        problems.append(file.problem(("sampling", "sleep"), what))
+    if recipe.model and recipe.model.quantize:
+        what = "servers have the base as its files have it, not in 4 bits; leave it out, or write sampling.engine: vllm"
+        problems.append(file.problem(("model", "quantize"), what))
+    return problems
+
+
 TRAINING: tuple[Rule, ...] = (
     *(cross_rules, tracker_rules, quantize_rules, length_rules, source_rules),
-    *(group_rules, head_rules, support_rules, environment_rules),
+    *(group_rules, head_rules, support_rules, environment_rules, server_rules),
 )
 
 REPLAY: tuple[Rule, ...] = (cross_rules,)  # recorded rollouts bring along what sources and models would give

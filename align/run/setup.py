@@ -43,7 +43,7 @@ from align.rollout.rollouts import Process, Scorer
 from align.rollout.sampler import Sampler
 from align.rollout.sources import PairSource, RolloutSource, Source
 from align.rollout.sync_check import SyncCheck, choose, start_drift
-from align.run.engine import make_generator
+from align.run.engine import make_generator, shared_by
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
 from align.run.terminal import say, stage
 from align.scoring.worker import Worker, close
@@ -107,7 +107,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
         compiles = recipe.sampling.engine == "vllm" and recipe.sampling.compile
         with stage("engine", "(compiles at the first start)" if compiles else ""):
             generator = make_generator(checked, learner)
-        process = Process(rank, accelerator.num_processes, recipe.sampling.tensor_parallel)
+        process = Process(rank, accelerator.num_processes, shared_by(recipe))
         sync_check = make_sync_check(experiment, checked.sources, generator, learner)
         played = environments_of(checked, nurseries) if nurseries else None
         sampler = Sampler(generator, sync_check, process, recipe.sampling, played)
@@ -116,7 +116,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     scorer = Scorer(workers, experiment, tokenizer, say)
     lineage = resume.lineage(origin, decided(experiment), versions(), accelerator.num_processes)
     # processes that share an engine sample together, so either all of them read their entries or none does
-    agreed = all_say if recipe.sampling.tensor_parallel > 1 else bool
+    agreed = all_say if shared_by(recipe) > 1 else bool
     journal = Journal(Path(recipe.run.out) / "rollouts", lineage, agreed)
     sources = make_sources(replace(checked, experiment=experiment), sampler, scorer, journal)
     training_sampler = sampler if has_rollouts(experiment) else None
@@ -251,7 +251,7 @@ def make_sync_check(
     prompts = [prompt.ids for source in sources.values() for prompt in (*source.train, *source.held_out)]
     recipe, drift = experiment.recipe, None
     roomy = recipe.sampling.max_response_tokens > 1  # for a response, and the token that an engine samples behind it
-    if recipe.model.dtype == "bfloat16" and recipe.sampling.engine == "vllm" and roomy:  # which has its own weights
+    if recipe.model.dtype == "bfloat16" and recipe.sampling.engine != "transformers" and roomy:  # which has its own weights
         drift = start_drift(generator, learner, prompts, recipe.sampling)
     return SyncCheck(choose(learner, max(prompts, key=len)), recipe.sampling, drift)
 
