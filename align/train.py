@@ -28,7 +28,7 @@ from align.environments.nursery import EnvironmentFailed
 from align.losses.pairs import PairError
 from align.model.locate import ModelError
 from align.result.push import NotPushed
-from align.rollout.fleet import ServerError
+from align.rollout.server_http import ServerError
 from align.rollout.sync_faults import SyncError
 from align.run import folder
 from align.run.arguments import parse

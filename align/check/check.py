@@ -32,6 +32,7 @@ from align.check.requirements import (
     needs_sampler,
 )
 from align.check.rewards import Trial, started, try_reward
+from align.check.servers import try_servers
 from align.check.survey import CheckError, Survey
 from align.checkpoint import resume
 from align.config import locations
@@ -103,6 +104,7 @@ def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
     """
     found = survey(experiment, of_accelerator(accelerator))
     problems = [*found.problems, *found.missing_stages]
+    problems += try_servers(found) if accelerator.is_main_process else []
     if accelerator.is_main_process and found.launch.hardware.is_gpu and not problems:
         for note in summary.too_large(found, summary.setup(found)):  # an estimate that nobody measured ends no run
             accelerator.print(f"note: {note}")

@@ -49,7 +49,8 @@ class Sampling(Section):
     )
     max_turn_tokens: Count | None = Field(None, description="of one turn of an episode; default: all that is left")
     engine: Literal["vllm", "server", "transformers"] = Field(
-        "vllm", description="vllm: one in each process; server: those of servers; transformers: the trainer's own module"
+        "vllm",
+        description="vllm: one in each process; server: those of servers; transformers: the trainer's own module",
     )
     servers: list[ServerUrl] = Field(
         [],
@@ -57,7 +58,8 @@ class Sampling(Section):
         "address is asked; the variable ALIGN_SERVER_TOKEN is their token, where it is set on both sides",
     )
     liveness_s: Seconds = Field(
-        30.0, description="seconds in which a server must give one token, or part of the weights; else it counts as lost"
+        30.0,
+        description="seconds in which a server must give one token, or part of the weights; else it counts as lost",
     )
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
     dynamic_sampling: DynamicSampling | None = None

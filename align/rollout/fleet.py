@@ -15,8 +15,7 @@ from typing import Any
 import httpx
 
 from align.rollout.server_arguments import BASE
-
-CONNECT_S = 5.0  # seconds in which a server must take a connection, and one that was lost must answer
+from align.rollout.server_http import CONNECT_S, GENERATE, Http, Refused, ServerError, read, told
 
 AGAIN_S = 2.0  # seconds between two tries of a server that was lost
 
@@ -24,17 +23,11 @@ LOOKS = 3  # times in `liveness_s` that a server at work is looked at
 
 SPARE = 1.5  # times as many responses as a server works on are asked of it, so that it never waits for the next one
 
-GENERATE = "inference/v1/generate"
-
-ONE_TOKEN = {"model": BASE, "token_ids": [0], "sampling_params": {"max_tokens": 1, "temperature": 0, "detokenize": False}}
-
-
-class ServerError(RuntimeError):
-    """A vLLM server does not do what the run asks of it."""
-
-
-class Refused(ServerError):
-    """A server says that the request itself is wrong, so no other one is asked."""
+ONE_TOKEN = {
+    "model": BASE,
+    "token_ids": [0],
+    "sampling_params": {"max_tokens": 1, "temperature": 0, "detokenize": False},
+}
 
 
 @dataclass(eq=False)
@@ -48,59 +41,6 @@ class Server:
     added: Mapping[str, str] = field(default_factory=dict)  # settings that it adds to every request
     at_work: int = 0  # requests of this rank
     heard: float = 0.0  # when it answered last
-
-
-class Http:
-    """Requests to servers. It tells them the token, and nobody else: no proxy is asked."""
-
-    def __init__(self, token: str | None, seconds: float):
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        context = httpx.create_ssl_context(trust_env=False)
-        self._settings = dict(headers=headers, verify=context, trust_env=False)
-        self._client = httpx.Client(**self._settings, timeout=httpx.Timeout(seconds, connect=CONNECT_S))
-
-    def asynchronous(self) -> httpx.AsyncClient:
-        """A client for one event loop, whose requests wait for as long as they may."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(**self._settings, limits=limits, timeout=httpx.Timeout(None, connect=CONNECT_S))
-
-    def post(self, url: str, path: str, body: Any = None, seconds: float | None = None, **params: str) -> Any:
-        """The answer to a request, as data. Raises `ServerError`, and httpx's errors."""
-        limit = {"timeout": httpx.Timeout(seconds, connect=CONNECT_S)} if seconds else {}
-        return read(self._client.post(f"{url}/{path}", json=body, params=params, **limit))
-
-    def get(self, url: str, path: str) -> Any:
-        """The same of a request without a body."""
-        return read(self._client.get(f"{url}/{path}"))
-
-    def call(self, url: str, method: str, seconds: float | None = None, **arguments: Any) -> Any:
-        """What the first worker of a server answers to a call of the extension. Raises `ServerError`."""
-        found = self.post(url, "collective_rpc", {"method": method, "kwargs": arguments}, seconds)
-        return found["results"][0] if found else None
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
-
-
-def read(reply: httpx.Response) -> Any:
-    """The data of a reply. Raises `ServerError`, and `Refused` where it says that the request is wrong."""
-    if reply.status_code == httpx.codes.OK:
-        is_data = reply.headers.get("content-type", "").startswith("application/json")
-        return reply.json() if is_data else reply.text
-    what = f"{reply.request.url.path} gave {reply.status_code}: {' '.join(reply.text.split())[:300]}"
-    if reply.status_code == httpx.codes.UNAUTHORIZED:
-        what = "it asks for another token; set ALIGN_SERVER_TOKEN to the same on both sides"
-    wrong = reply.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
-    raise (Refused if wrong else ServerError)(what)
-
-
-def told(error: Exception) -> str:
-    """Why a request failed, in words."""
-    text = " ".join(str(error).split())
-    if isinstance(error, httpx.TimeoutException):
-        return f"no answer in time ({type(error).__name__})"
-    return text if isinstance(error, ServerError) else f"{type(error).__name__}{f': {text}' if text else ''}"
 
 
 @dataclass(frozen=True)
@@ -259,7 +199,7 @@ class Call:
             until = time.monotonic() + self._fleet.limits.patience_s
             while not self._fleet.ready:
                 if time.monotonic() > until:
-                    raise ServerError(self._fleet.none_left())
+                    raise ServerError(self._fleet.none_left(self._fleet.limits.patience_s))
                 await asyncio.sleep(0.1)
             await asyncio.sleep(0.5)
 
@@ -284,8 +224,6 @@ class Fleet:
     def answer(self, bodies: Sequence[Mapping[str, Any]], take: Callable[[Server, Any], Any], n: int = 1) -> list[Any]:
         """What `take(server, reply)` makes of the reply to each request, each for n responses. A server that fails, or
         whose reply makes `take` raise `ServerError`, is lost, and its requests go elsewhere. Raises `ServerError`."""
-        if not self.ready and self.limits.patience_s <= 0:
-            raise ServerError(self.none_left())
         return asyncio.run(Call(self, bodies, take).answers(self.limits.room(n)))
 
     def lose(self, server: Server, why: str) -> None:
@@ -299,8 +237,9 @@ class Fleet:
         server.weights, server.why = self.current, ""
         self.tell(f"{server.url}: it is back, and has the policy")
 
-    def none_left(self) -> str:
-        """Say of each server why it is asked nothing, and what to do."""
+    def none_left(self, seconds: float = 0.0) -> str:
+        """Say of each server why it is asked nothing, and what to do; after so many seconds of waiting."""
         lines = [f"  {server.url}: {server.why}; start it with {self.start(server.url)}" for server in self.servers]
-        what = f"no server has had the policy for {self.limits.patience_s:g} s (sampling.deadline_s)"
+        waited = f", for {seconds:g} s (sampling.deadline_s)" if seconds else ""
+        what = f"no server has the policy{waited}"
         return "\n".join([f"{what}:", *lines, "then go on with --resume: what was sampled is in the run's journal"])

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,10 +20,11 @@ from torch import nn
 from align.config.recipe import Recipe
 from align.data.prompts import Response
 from align.rollout import server_facts
-from align.rollout.fleet import CONNECT_S, GENERATE, Fleet, Http, Limits, Server, ServerError, told
+from align.rollout.fleet import Fleet, Limits, Server
 from align.rollout.generator import LIKELIEST, Answer, SamplerLogprobs
 from align.rollout.seeds import PROBE
 from align.rollout.server_arguments import BASE, command, request, token, told_settings
+from align.rollout.server_http import CONNECT_S, GENERATE, Http, ServerError, told
 from align.rollout.server_weights import Adapters, Way, Whole
 
 NEVER = -9999.0  # what a server says instead of -inf, which JSON does not have
@@ -109,8 +111,8 @@ class Served:
         self._salt = uuid.uuid4().hex
 
     def generate(self, prompts, *, n, temperature, max_tokens, seeds):
-        """Sample as `Generator.generate` says, a request for each prompt. A server takes as many responses at once as it
-        works on, so a larger group is several requests: of n responses vLLM gives the i-th the seed plus i."""
+        """Sample as `Generator.generate` says, a request for each prompt. A server takes no more responses at once than
+        it works on, so a larger group is several requests: of n responses vLLM gives the i-th the seed plus i."""
         if not prompts:
             return []
         most = self._sampling.max_sequences
@@ -131,8 +133,8 @@ class Served:
         return request(ids, self._sampling, model=model, seed=seed, salt=self._salt, **settings)
 
     def _take(self, server: Server, reply: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A reply with its choices in order. Raises `ServerError` where it was not sampled from the newest policy, whole
-        and alone."""
+        """A reply with its choices in order. Raises `ServerError` where it was not sampled from the newest policy, or
+        not whole."""
         model, version = self._way.proof(self._fleet.current)
         choices = sorted(reply["choices"], key=lambda choice: choice["index"])
         for choice in choices:
@@ -141,7 +143,9 @@ class Served:
             versions = {span["version"] for span in choice["weight_versions"] or ()}
             if versions != {version} or reply["model"] != model:
                 had = ", ".join(sorted(versions))
-                raise ServerError(f"it sampled from {reply['model']} with the weights {had}, not {model} with {version}")
+                raise ServerError(
+                    f"it sampled from {reply['model']} with the weights {had}, not {model} with {version}"
+                )
         return {**reply, "choices": choices}
 
     def logprobs(self, ids, *, temperature):
@@ -156,14 +160,15 @@ class Served:
         return self._body(ids, PROBE, n=1, **asked)
 
     def score(self, rows):
-        """Log-probabilities as `Generator.score` says, of one server: after each sync of another one, and of another one
-        for each rank."""
+        """Log-probabilities as `Generator.score` says, of one server: after each sync of another one, and each rank has
+        its own turn."""
         asked = dict(n=1, temperature=1.0, max_tokens=1, prompt_logprobs=0)
         while ready := self._fleet.ready:
             server = ready[(self._rank + self._number) % len(ready)]
             try:
+                bodies = [self._body(row, PROBE, **asked) for row in rows]
                 with ThreadPoolExecutor(AT_ONCE) as pool:
-                    replies = list(pool.map(lambda row: self._post(server, self._body(row, PROBE, **asked)), rows))
+                    replies = list(pool.map(partial(self._post, server), bodies))
             except (httpx.HTTPError, ServerError) as error:
                 self._fleet.lose(server, told(error))
                 continue
@@ -183,8 +188,8 @@ class Served:
         return {name: torch.tensor(flat).view(-1, 8) for name, flat in rows.items()}
 
     def answers(self, ids, *, temperature):
-        """What this rank's part of the servers says, as `Generator.answers` says. One that fails is lost, and where none
-        is left of the part, another one is asked. Raises `ServerError` where none has the policy."""
+        """What this rank's part of the servers says, as `Generator.answers` says. One that fails is lost, and where
+        none is left of the part, another one is asked. Raises `ServerError` where none has the policy."""
         found: dict[str, Answer] = {}
         while not found:
             ready = self._fleet.ready

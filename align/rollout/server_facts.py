@@ -89,7 +89,9 @@ def problems(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         has = f"up to rank {facts['lora_rank']}" if facts["lora_rank"] else "none"
         out.append(f"sampling.sync: adapter needs adapters of rank {asked['lora_rank']}, and it takes {has}")
     if "backend" in asked and facts["backend"] != _backend(facts):
-        out.append(f"sampling.sync: merged needs its weight transfer over {_backend(facts)}, and it has {facts['backend']}")
+        out.append(
+            f"sampling.sync: merged needs its weight transfer over {_backend(facts)}, and it has {facts['backend']}"
+        )
     if facts["added"]:
         out.append(f"it acts on every request beside the recipe: {facts['added']}")
     return out

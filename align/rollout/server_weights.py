@@ -20,8 +20,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from align.learner import weights
-from align.rollout.fleet import Http, Server, ServerError, told
+from align.rollout.fleet import Server
 from align.rollout.server_arguments import BASE
+from align.rollout.server_http import Http, ServerError, told
 
 LOADED = "default"  # vLLM's name of the weights that a server has read from the model's files
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from align.config.recipe import Recipe
 from align.data.prompts import Response

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,9 @@ class Tensors(WeightTransferUpdateInfo):
     @property
     def buckets(self) -> list[list[tuple[int, int]]]:
         """[(index, bytes)] of those that travel together; both sides cut alike."""
-        sizes = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes)]
+        sizes = [
+            torch.Size(shape).numel() * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
+        ]
         out, used = [[]], 0
         for index, size in enumerate(sizes):
             if out[-1] and used + size > BUCKET:
@@ -176,10 +179,19 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
 
 
 def _join(info: GlooInit | GlooTrainerInfo, rank: int):
-    """This process's place in the group of a trainer and the workers of its servers."""
-    patience = timedelta(seconds=info.seconds)
+    """This process's place in the group of a trainer and the workers of its servers.
+
+    The trainer listens itself: where torch's launcher has started it, torch would look for the launcher there instead
+    (`rendezvous._torchelastic_use_agent_store`).
+    """
+    listening = None
+    if rank == 0:
+        listening = socket.socket()
+        listening.bind((info.master_address, info.master_port))
+        listening.listen()
     where = info.master_address, info.master_port, rank, info.world_size
-    return stateless_init_torch_distributed_process_group(*where, "gloo", timeout=patience)
+    patience = timedelta(seconds=info.seconds)
+    return stateless_init_torch_distributed_process_group(*where, "gloo", listen_socket=listening, timeout=patience)
 
 
 def trainer_info(backend: str, address: str, port: int, world: int, rank: int, seconds: float) -> TrainerInitInfo:

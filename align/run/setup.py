@@ -251,7 +251,9 @@ def make_sync_check(
     prompts = [prompt.ids for source in sources.values() for prompt in (*source.train, *source.held_out)]
     recipe, drift = experiment.recipe, None
     roomy = recipe.sampling.max_response_tokens > 1  # for a response, and the token that an engine samples behind it
-    if recipe.model.dtype == "bfloat16" and recipe.sampling.engine != "transformers" and roomy:  # which has its own weights
+    if (
+        recipe.model.dtype == "bfloat16" and recipe.sampling.engine != "transformers" and roomy
+    ):  # which has its own weights
         drift = start_drift(generator, learner, prompts, recipe.sampling)
     return SyncCheck(choose(learner, max(prompts, key=len)), recipe.sampling, drift)
 
