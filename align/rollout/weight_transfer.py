@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+from torch.distributed import PrefixStore, TCPStore
+from vllm.distributed.utils import init_gloo_process_group
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
     TrainerInitInfo,
@@ -181,17 +181,15 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
 def _join(info: GlooInit | GlooTrainerInfo, rank: int):
     """This process's place in the group of a trainer and the workers of its servers.
 
-    The trainer listens itself: where torch's launcher has started it, torch would look for the launcher there instead
-    (`rendezvous._torchelastic_use_agent_store`).
+    The trainer has the store itself: where torch's launcher started it, torch's `rendezvous` would look for the
+    launcher's there. And it does not wait for the others in the store, since threads that ask them to come stand still
+    meanwhile.
     """
-    listening = None
-    if rank == 0:
-        listening = socket.socket()
-        listening.bind((info.master_address, info.master_port))
-        listening.listen()
-    where = info.master_address, info.master_port, rank, info.world_size
     patience = timedelta(seconds=info.seconds)
-    return stateless_init_torch_distributed_process_group(*where, "gloo", listen_socket=listening, timeout=patience)
+    waits = dict(is_master=rank == 0, wait_for_workers=False, timeout=patience)
+    store = TCPStore(info.master_address, info.master_port, info.world_size, **waits)
+    named = PrefixStore("align", store)
+    return init_gloo_process_group(named, group_rank=rank, group_size=info.world_size, timeout=patience)
 
 
 def trainer_info(backend: str, address: str, port: int, world: int, rank: int, seconds: float) -> TrainerInitInfo:

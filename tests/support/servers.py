@@ -77,12 +77,17 @@ class StandIn:
         self.tokens += sum(len(choice["token_ids"]) for choice in choices)
         reply = {"model": model, "choices": choices[::-1]}  # in no order
         if "prompt_logprobs" in params:
-            reply["prompt_logprobs"] = [None, *({str(t): {"logprob": -t / 10 + self.gap}} for t in body["token_ids"][1:])]
+            reply["prompt_logprobs"] = [
+                None,
+                *({str(t): {"logprob": -t / 10 + self.gap}} for t in body["token_ids"][1:]),
+            ]
         return 200, reply
 
     def choice(self, index: int, chance: random.Random, params: dict) -> dict:
         ids = [chance.randrange(128) for _ in range(min(params["max_tokens"], chance.randrange(1, 6)))]
-        content = [{"token_id": t, "logprob": -t / 7, "top_logprobs": [{"token_id": 5, "logprob": -9999.0}]} for t in ids]
+        content = [
+            {"token_id": t, "logprob": -t / 7, "top_logprobs": [{"token_id": 5, "logprob": -9999.0}]} for t in ids
+        ]
         span = {"version": self.weights, "start": 0, "end": len(ids)}
         reason = "abort" if self.fault == "abort" else "stop"
         found = {"index": index, "finish_reason": reason, "token_ids": ids, "weight_versions": [span]}
