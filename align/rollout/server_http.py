@@ -32,7 +32,8 @@ class Http:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         context = httpx.create_ssl_context(trust_env=False)
         self._settings = dict(headers=headers, verify=context, trust_env=False)
-        self._client = httpx.Client(**self._settings, timeout=httpx.Timeout(seconds, connect=CONNECT_S))
+        once = httpx.Limits(max_keepalive_connections=0)  # vLLM closes the connection behind an error, unannounced
+        self._client = httpx.Client(**self._settings, limits=once, timeout=httpx.Timeout(seconds, connect=CONNECT_S))
 
     def asynchronous(self) -> httpx.AsyncClient:
         """A client for one event loop, whose requests wait for as long as they may."""

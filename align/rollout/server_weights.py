@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ ATTEMPTS = 3  # to send weights, each time to those servers that still answer
 
 Examine = Callable[[Server], None]  # raises `ServerError` where a server is not what the recipe needs
 
-FAILURES = (httpx.HTTPError, RuntimeError, ValueError)  # gloo and NCCL raise kinds of RuntimeError
+FAILURES = (httpx.HTTPError, RuntimeError, ValueError, OSError)  # gloo and NCCL raise kinds of RuntimeError
 
 
 class Way(Protocol):
@@ -227,9 +227,10 @@ class Control:
             except (httpx.HTTPError, ServerError) as error:
                 raise ServerError(f"{url}: {told(error)}") from error
 
-        with ThreadPoolExecutor(len(self._urls)) as pool:
-            jobs = [pool.submit(one, url, *found) for url, found in zip(self._urls, asked, strict=True)]
-        for job in jobs:
+        pool = ThreadPoolExecutor(len(self._urls))
+        jobs = [pool.submit(one, url, *found) for url, found in zip(self._urls, asked, strict=True)]
+        pool.shutdown(wait=False)  # where one fails the others may wait for it
+        for job in as_completed(jobs):
             job.result()
 
     def init_weight_transfer_engine(self, info: dict[str, Any]) -> None:

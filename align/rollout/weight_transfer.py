@@ -11,6 +11,7 @@ import base64
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -149,7 +150,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
             pool = ThreadPoolExecutor(1)
             asked = pool.submit(client.init_weight_transfer_engine, asdict(worker))
             pool.shutdown(wait=False)
-            self.group = _join(init_info, 0)
+            self.group = _join(init_info, 0, lambda: asked.done() and asked.result())
             asked.result()
         return self
 
@@ -178,18 +179,33 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
         self.group = None
 
 
-def _join(info: GlooInit | GlooTrainerInfo, rank: int):
+def _join(info: GlooInit | GlooTrainerInfo, rank: int, failed: Callable[[], None] = lambda: None):
     """This process's place in the group of a trainer and the workers of its servers.
 
     The trainer has the store itself: where torch's launcher started it, torch's `rendezvous` would look for the
-    launcher's there. And it does not wait for the others in the store, since threads that ask them to come stand still
-    meanwhile.
+    launcher's there. It waits until all the others are there, or `failed` raises, before it meets them: gloo keeps the
+    interpreter meanwhile, and with it the threads that ask them to come.
     """
     patience = timedelta(seconds=info.seconds)
     waits = dict(is_master=rank == 0, wait_for_workers=False, timeout=patience)
     store = TCPStore(info.master_address, info.master_port, info.world_size, **waits)
+    if rank == 0:
+        _wait_for([f"here/{other}" for other in range(1, info.world_size)], store, info.seconds, failed)
+    else:
+        store.set(f"here/{rank}", "")
     named = PrefixStore("align", store)
     return init_gloo_process_group(named, group_rank=rank, group_size=info.world_size, timeout=patience)
+
+
+def _wait_for(keys: Sequence[str], store: TCPStore, seconds: float, failed: Callable[[], None]) -> None:
+    """Wait until a store has all keys. Raises `TimeoutError` after so many seconds, and what `failed` raises."""
+    until = time.monotonic() + seconds
+    while not store.check(list(keys)):
+        failed()
+        if time.monotonic() > until:
+            there = sum(store.check([key]) for key in keys)
+            raise TimeoutError(f"{there} of {len(keys)} workers of the servers came within {seconds:g} s")
+        time.sleep(0.02)
 
 
 def trainer_info(backend: str, address: str, port: int, world: int, rank: int, seconds: float) -> TrainerInitInfo:
