@@ -131,3 +131,8 @@ def kl_k3_policy_ref(logprob: Tensor, ref_logprob: Tensor) -> Tensor:
 def ref_ratio_bounded(logprob: Tensor, ref_logprob: Tensor) -> Tensor:
     """Bool: where the reference gives a token more than 100 times the policy's probability, beyond the bound of k3."""
     return ref_logprob - logprob > math.log(REF_RATIO)
+
+
+def directions(width: int) -> Tensor:
+    """[width,8] fixed random directions, along which the rows of a table are told apart."""
+    return torch.randn(width, 8, generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat
@@ -33,6 +34,17 @@ def _named(value: str) -> str:
     return value
 
 
+def _address(value: str) -> str:
+    """The address of a server, without a slash at its end. Raises `ValueError` for another kind of address, or one with
+    a password in it."""
+    found = urlsplit(value)
+    if found.scheme not in ("http", "https") or not found.hostname or found.port is None:
+        raise ValueError("is no address of a server; write http://HOST:PORT")
+    if found.username or found.path.strip("/") or found.query or found.fragment:
+        raise ValueError("holds more than an address; write http://HOST:PORT, and a token as ALIGN_SERVER_TOKEN")
+    return f"{found.scheme}://{found.netloc}"
+
+
 def _warm(value: float) -> float:
     """A sampling temperature. Raises `ValueError` below 0.01, where vLLM samples at 0.01 instead."""
     if value < 0.01:
@@ -41,6 +53,7 @@ def _warm(value: float) -> float:
 
 
 Name = Annotated[str, AfterValidator(_named)]  # of a file, a folder, a model or a function
+ServerUrl = Annotated[str, AfterValidator(_address)]  # http://HOST:PORT
 
 # Factors
 Coef = Annotated[float, Ge(0)]  # of a term of the loss, the reward or the advantage; 0 leaves it out

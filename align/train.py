@@ -28,14 +28,16 @@ from align.environments.nursery import EnvironmentFailed
 from align.losses.pairs import PairError
 from align.model.locate import ModelError
 from align.result.push import NotPushed
+from align.rollout.server_http import ServerError
 from align.rollout.sync_faults import SyncError
 from align.run import folder
 from align.run.arguments import parse
 from align.run.finish import NothingLearned, finish
 from align.run.log import CallbackError, RunLog
+from align.run.processes import make_accelerator, set_threads
 from align.run.samples import Record
 from align.run.sentinel import SentinelError, Watch
-from align.run.setup import Run, load, make_accelerator, set_threads
+from align.run.setup import Run, load
 from align.run.terminal import evaluation_of, is_main, progress, quiet, say, stage, tell_imports
 from align.scoring.worker import RewardError
 from align.system import roll
@@ -50,7 +52,7 @@ from align.system.parent import end_with_launcher, say_last
 USER_ERRORS = (
     *(CheckError, ConfigError, DataError, ModelError, CheckpointError, RewardError, PairError, MissingQuantity),
     *(SentinelError, SyncError, DeadlineError, NotPushed, FileNotFoundError, DiskError, HeldError, NothingLearned),
-    *(UserExit, CallbackError, EnvironmentFailed),
+    *(UserExit, CallbackError, EnvironmentFailed, ServerError),
 )
 
 OWN_ERRORS = (
@@ -61,6 +63,7 @@ OWN_ERRORS = (
     UserExit,
     CallbackError,
     PairError,
+    ServerError,
 )  # of one rank; the others fail on all alike
 
 

@@ -6,7 +6,7 @@ found, so that a broken model hides no broken data file and no broken reward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -34,6 +34,7 @@ from align.check.requirements import (
     needs_sampler,
 )
 from align.check.rewards import ROWS, Trial, started, try_reward
+from align.check.servers import try_servers
 from align.check.survey import CheckError, Survey
 from align.checkpoint import resume
 from align.config import locations
@@ -115,6 +116,7 @@ def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
     """
     found = survey(experiment, of_accelerator(accelerator))
     problems = [*found.problems, *found.missing_stages]
+    problems += try_servers(found) if accelerator.is_main_process else []
     if accelerator.is_main_process and found.launch.hardware.is_gpu and not problems:
         for note in summary.too_large(found, summary.setup(found)):  # an estimate that nobody measured ends no run
             accelerator.print(f"note: {note}")

@@ -60,7 +60,7 @@ def choices(recipe: Recipe, model_config: PretrainedConfig, launch: Launch) -> I
     if optim.layout is None:
         layout = layouts.choose(None, model_config)
         yield Choice("optim", "layout", layout, "the fastest that the model can")
-    if sampling.engine == "vllm" and sampling.sync is None:
+    if sampling.engine != "transformers" and sampling.sync is None:
         yield _sync(recipe, hardware)
     yield from _engine(sampling, hardware)
     if sampling.tolerance is None:
@@ -113,7 +113,7 @@ def _engine(sampling: Sampling, hardware: Hardware) -> Iterator[Choice]:
     if sampling.max_sequences is None:
         value, why = (256, "on GPUs, as vLLM's own default") if on_gpu else (64, "on a CPU")
         yield Choice("sampling", "max_sequences", value, why)
-    if sampling.sleep is None and on_gpu:
+    if sampling.sleep is None and on_gpu and sampling.engine != "server":
         yield Choice("sampling", "sleep", True, "on GPUs, so that the update has the cache's memory")
 
 

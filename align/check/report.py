@@ -12,6 +12,7 @@ from rich.text import Text
 
 from align.check import summary
 from align.check.check import survey, try_resume, try_rewards
+from align.check.servers import try_servers
 from align.config import launch
 from align.config.experiment import examine
 from align.config.launch import Launch
@@ -39,6 +40,7 @@ def checkup(
     found = survey(experiment, machine)
     try_resume(found)
     trials = try_rewards(found)
+    found.problems += try_servers(found)
     problems += [*found.problems, *(text for trial in trials.values() for text in (*trial.problems, *trial.doubts))]
     if problems:
         return _result([scrub(problem, experiment.file.data) for problem in problems])

@@ -145,7 +145,7 @@ def kept_per_token(model: nn.Module, dtype: torch.dtype = torch.float32) -> floa
 def _sampler(found: Survey) -> Sampler | None:
     """The engine; None where none is loaded beside the trainer's weights."""
     sampling = found.experiment.recipe.sampling
-    if found.context is None or sampling.engine == "transformers":
+    if found.context is None or sampling.engine != "vllm":
         return None
     return Sampler(
         sequences=sampling.max_sequences,

@@ -166,7 +166,9 @@ def loaded(found: Survey) -> dict[str, str]:
     if found.context is not None:
         shared, n = recipe.sampling.engine == "transformers", recipe.sampling.tensor_parallel
         where = "a process" if n == 1 else f"for {n} processes"
-        out["sampler"] = "the policy's own weights" if shared else f"vLLM, one {where}, sync {recipe.sampling.sync}"
+        own = "the policy's own weights" if shared else f"vLLM, one {where}, sync {recipe.sampling.sync}"
+        servers = len(recipe.sampling.servers)
+        out["sampler"] = f"vLLM, {servers} servers, sync {recipe.sampling.sync}" if servers else own
     return out
 
 

@@ -102,9 +102,11 @@ def lineage(
     """[(step, fingerprint)] of each recipe on the way to this run's weights, and the step from which it was followed.
 
     A fingerprint is the hash of everything that decides a step: the resolved recipe without evaluation, logs and hub,
-    the versions and the number of processes.
+    the versions and the number of processes. Which servers sample decides nothing.
     """
     decides = {name: value for name, value in recipe.items() if name not in ("run", "eval", "hub")}
+    if sampling := decides.get("sampling"):
+        decides["sampling"] = {name: value for name, value in sampling.items() if name not in ("servers", "liveness_s")}
     decides |= {"seed": recipe["run"]["seed"], "versions": dict(versions), "processes": processes}
     fingerprint = sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     before = list(origin.lineage)

@@ -28,7 +28,7 @@ from align.model.load import end_tokens, load_config, load_model
 from align.model.locate import locate
 from align.model.policy import Policy, read_tokens
 from align.rollout import tensors
-from align.run.setup import set_threads
+from align.run.processes import set_threads
 from align.system.hardware import here
 
 

@@ -18,7 +18,8 @@ from align.config.experiment import Experiment, examine
 from align.config.recipe_file import ConfigError
 from align.result import report
 from align.run.log import question
-from align.run.setup import load, make_accelerator, set_threads
+from align.run.processes import make_accelerator, set_threads
+from align.run.setup import load
 from align.run.terminal import quiet, stage
 from align.system.clock import Clock
 from align.system.text import for_terminal

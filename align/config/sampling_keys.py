@@ -17,6 +17,7 @@ from align.ranges import (
     RelativeProbability,
     Seconds,
     Section,
+    ServerUrl,
     Several,
     Temperature,
 )
@@ -47,7 +48,19 @@ class Sampling(Section):
         256, description="a longer response is cut and counts as truncated; of an episode: all that both sides say"
     )
     max_turn_tokens: Count | None = Field(None, description="of one turn of an episode; default: all that is left")
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "server", "transformers"] = Field(
+        "vllm",
+        description="vllm: one in each process; server: those of servers; transformers: the trainer's own module",
+    )
+    servers: list[ServerUrl] = Field(
+        [],
+        description="addresses of vLLM servers, each started with PORT=8000 bash launch/serve.sh RECIPE; no other "
+        "address is asked; the variable ALIGN_SERVER_TOKEN is their token, where it is set on both sides",
+    )
+    liveness_s: Seconds = Field(
+        30.0,
+        description="seconds in which a server must give one token, or part of the weights; else it counts as lost",
+    )
     sync: Literal["adapter", "merged"] | None = Field(None, description="default: merged on CPU, adapter on GPUs")
     dynamic_sampling: DynamicSampling | None = None
     staleness: Literal[0, 1] = Field(
@@ -57,7 +70,9 @@ class Sampling(Section):
     )
     old_logprob: Literal["sampler", "trainer"] = Field("sampler", description="whose log-probabilities the ratio has")
     tensor_parallel: Count = Field(
-        1, description="processes that share one engine, each with its part of every layer; a power of 2"
+        1,
+        description="processes that share one engine, each with its part of every layer; a power of 2; of each server: "
+        "its GPUs, which launch/serve.sh takes from here as it does cache_gib, compile and max_sequences",
     )
     cache_gib: Gib | None = Field(
         None,
@@ -71,7 +86,7 @@ class Sampling(Section):
     sleep: bool | None = Field(
         None,
         description="leave the cache's memory to the update, and with sync: merged that of the weights; "
-        "default: true on GPUs, the only place where vLLM can",
+        "default: true on GPUs, the only place where vLLM can; not with servers, whose memory is their own",
     )
     tolerance: Positive | None = Field(
         None, description="mean nats a token that sampler and trainer may differ by; default: by model.dtype"

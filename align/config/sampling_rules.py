@@ -72,4 +72,25 @@ def _importance_of(objective: Objective) -> str:
     return f"write sampling.old_logprob: sampler, or {weight}" if has_ratio else weight
 
 
-SAMPLING = support_rules, staleness_rules
+def server_rules(recipe: Recipe, objectives: tuple[Objective, ...], file: RecipeFile) -> list[str]:
+    """Find servers without the engine that asks them, that engine without servers, and keys that mean nothing there."""
+    sampling, problems = recipe.sampling, []
+    if sampling is None or sampling.engine != "server":
+        if sampling and sampling.servers:
+            problems.append(file.problem(("sampling", "servers"), "need sampling.engine: server; or leave them out"))
+        return problems
+    if not sampling.servers:
+        what = "is empty; name those that sample, such as [http://127.0.0.1:8000]"
+        problems.append(file.problem(("sampling", "servers"), what))
+    twice = sorted({url for url in sampling.servers if sampling.servers.count(url) > 1})
+    problems += [file.problem(("sampling", "servers"), f"{url} stands twice; keep one") for url in twice]
+    if sampling.sleep:
+        what = "the memory of servers is their own, and nothing of it is the trainer's; leave it out"
+        problems.append(file.problem(("sampling", "sleep"), what))
+    if recipe.model and recipe.model.quantize:
+        what = "servers have the base as its files have it, not in 4 bits; leave it out, or write sampling.engine: vllm"
+        problems.append(file.problem(("model", "quantize"), what))
+    return problems
+
+
+SAMPLING = support_rules, staleness_rules, server_rules

@@ -22,6 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from align.learner.sharding import gathered
 from align.model.load import shapes
 from align.model.quantize import count, whole
+from align.ops import directions
 from align.system.heap import given_back
 
 SHARD = 2**29  # bytes of a file of a saved model, or else one layer: the most that its writer holds of it
@@ -183,11 +184,6 @@ def base_size(model: nn.Module) -> int:
     """Number of the base model's parameters, a tied head's once; also of those that are partitioned or quantised."""
     own = [parameter for name, parameter in model.named_parameters() if "lora_" not in name]
     return sum(map(count, own))
-
-
-def directions(width: int) -> Tensor:
-    """[width,8] fixed random directions, along which the rows of a table are told apart."""
-    return torch.randn(width, 8, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

@@ -33,6 +33,25 @@ def engine_arguments(path: str, recipe: Recipe, context: int, hardware: Hardware
     Raises `ValueError` for a recipe that the engine would die of.
     """
     sampling = recipe.sampling
+    arguments = dict(
+        **shared_arguments(path, recipe, context, hardware),
+        distributed_executor_backend="external_launcher",
+        gpu_memory_utilization=0.05,  # only checked at the start; the next line sizes the cache
+        kv_cache_memory_bytes=cache,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )
+    if sampling.sleep:
+        arguments["enable_sleep_mode"] = True
+    return arguments
+
+
+def shared_arguments(path: str, recipe: Recipe, context: int, hardware: Hardware) -> dict[str, Any]:
+    """The arguments that an engine has wherever it runs, in the trainer's process or in a server's.
+
+    Raises `ValueError` for a recipe that the engine would die of.
+    """
+    sampling = recipe.sampling
     if problem := sync_problem(recipe, hardware):
         raise ValueError(f"sampling.sync: {problem}")
     arguments = dict(
@@ -40,26 +59,19 @@ def engine_arguments(path: str, recipe: Recipe, context: int, hardware: Hardware
         dtype=recipe.model.dtype,
         load_format="safetensors",
         trust_remote_code=False,
-        distributed_executor_backend="external_launcher",
         tensor_parallel_size=sampling.tensor_parallel,
         max_model_len=context,
         max_num_seqs=sampling.max_sequences,
-        gpu_memory_utilization=0.05,  # only checked at the start; the next line sizes the cache
-        kv_cache_memory_bytes=cache,
         enable_prefix_caching=True,
         enforce_eager=not sampling.compile,
         logprobs_mode="processed_logprobs",
         max_logprobs=LIKELIEST,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
         seed=recipe.run.seed,
     )
     if not hardware.is_gpu:
         arguments["block_size"] = CPU_BLOCK
     if sampling.sync == "adapter":
         arguments |= lora_arguments(recipe.model.adapter)
-    if sampling.sleep:
-        arguments["enable_sleep_mode"] = True
     return arguments
 
 
@@ -108,7 +120,7 @@ def parallel_problem(sampling: Sampling, config: PretrainedConfig, processes: in
         return None
     if sampling.engine == "transformers":
         return "only vLLM divides a model; write 1, or engine: vllm"
-    if processes % n:
+    if processes % n and sampling.engine == "vllm":
         return f"groups of {n} do not divide the {processes} processes of a machine, and one is not over several"
     heads, shared = text.num_attention_heads, kv_heads(text)
     if heads % n:

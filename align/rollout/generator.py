@@ -23,6 +23,15 @@ class SamplerLogprobs:
     following: dict[int, float]  # {next token: ...} of the likeliest and the one sampled, as it is sampled; -inf: never
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one engine says of a few tokens."""
+
+    logprobs: SamplerLogprobs
+    settings: Mapping[str, Any]  # that it had for them: see `asked`
+    vocabulary: Mapping[str, Tensor]  # the rows of its tables
+
+
 class Generator(Protocol):
     """An engine on this rank. `sync` is collective; the others are not, but of processes that share an engine
     (`sampling.tensor_parallel`) all must make the same calls.
@@ -64,9 +73,20 @@ class Generator(Protocol):
         the trainer's weights."""
         ...
 
+    def answers(self, ids: Sequence[int], *, temperature: float) -> Mapping[str, Answer]:
+        """{engine: what it says of a prompt's tokens} of the engines that this rank has to check: its own, which needs
+        no name, or its part of the servers, at least one."""
+        ...
+
     def close(self) -> None:
         """Release memory and process groups; call it before the trainer ends its own."""
         ...
+
+
+def answer_of(generator: Generator, ids: Sequence[int], temperature: float) -> Answer:
+    """The answer of a generator that is one engine."""
+    logprobs = generator.logprobs(ids, temperature=temperature)  # first, for the settings are those of the newest call
+    return Answer(logprobs, generator.settings, generator.vocabulary())
 
 
 def asked(sampling: Sampling, temperature: float, max_tokens: int) -> dict[str, Any]:

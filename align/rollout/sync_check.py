@@ -12,7 +12,7 @@ bit for bit those after an earlier sync, although the policy has moved on since,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,7 +26,7 @@ from align.learner import weights
 from align.learner.learner import Learner
 from align.model.adapters import ModelRole, adapted_parts, scaled
 from align.model.cut import Cut
-from align.rollout.generator import Generator, SamplerLogprobs, asked
+from align.rollout.generator import Answer, Generator, SamplerLogprobs, asked
 from align.rollout.seeds import PROBE, Seeds
 from align.rollout.sync_drift import Drift, Other, Probe, Scores
 from align.rollout.sync_faults import (
@@ -67,6 +67,18 @@ class Gaps:
         return max(self.prompt, self.following)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What one engine says of a few tokens, beside the trainer."""
+
+    name: str  # of the engine; none of a process's own
+    sampler: SamplerLogprobs
+    trainer: TrainerLogprobs
+    gaps: Gaps
+    failed: bool
+    asked_for: Finding | None  # what is wrong with its settings or its tables
+
+
 @dataclass
 class SyncCheck:
     """Checks each sync on the same tokens, and remembers their log-probabilities of earlier syncs."""
@@ -84,28 +96,40 @@ class SyncCheck:
         return {"sync/gap": gaps.mean, "sync/gap_max": gaps.largest, **shares}
 
     def _few(self, generator: Generator, learner: Learner) -> Gaps:
-        """Compare all that a sampler says of a few tokens, its settings and its tables; the gaps of the worst rank."""
+        """Compare all that the engines say of a few tokens, their settings and tables; the gaps of the worst rank."""
+        answers = generator.answers(self.ids, temperature=self.sampling.temperature)
+        whole, tables = trainer_logprobs(learner, self.ids), weights.vocabulary(learner.model)
+        looks = [self._look(name, answer, whole, tables) for name, answer in answers.items()]
+        worst = max(looks, key=lambda look: (look.failed or look.asked_for is not None, look.gaps.mean))
+        gathered = gather_object([(worst.gaps, worst.failed or worst.asked_for is not None)])
+        if any(failed for _, failed in gathered):
+            mine = self._find(worst, list(self._candidates(learner)))
+            raise self._error(*next(found for found in gather_object([(mine, worst.gaps)]) if found[0]))
+        what = f"it still has the policy of sync {len(self.earlier)}"
+        said = [answer.logprobs.prompt for answer in answers.values()]
+        self.earlier.append(Candidate(stale(learner), what, worst.trainer.prompt, said))
+        return max((gaps for gaps, _ in gathered), key=lambda gaps: gaps.mean)
+
+    def _look(self, name: str, answer: Answer, whole: TrainerLogprobs, tables: Mapping[str, Tensor]) -> Look:
+        """Compare what one engine says with what the trainer says."""
         temperature, tolerance = self.sampling.temperature, self.sampling.tolerance
-        sampler, whole = generator.logprobs(self.ids, temperature=temperature), trainer_logprobs(learner, self.ids)
+        sampler = answer.logprobs
         trainer = cut_alike(whole, sampler, Cut.of(self.sampling), tolerance)
         gaps = compare(sampler, trainer)
         likeliest = tolerance if self.drift is None else LIKELIEST_PART * tolerance
         failed = gaps.prompt > tolerance or gaps.following > likeliest
         failed = failed or left_behind(sampler, trainer, self.earlier, tolerance)
-        settings = other_settings(generator.settings, asked(self.sampling, temperature, 1))
-        asked_for = settings or other_rows(generator.vocabulary(), weights.vocabulary(learner.model), self.ids)
-        gathered = gather_object([(gaps, failed or asked_for is not None)])
-        if any(failed for _, failed in gathered):
-            candidates = list(self._candidates(learner))
-            mine = (
-                diagnose(sampler, trainer, candidates, temperature=temperature, tolerance=tolerance) if failed else None
-            )
-            if mine is None or mine.kind == SUPPORT:  # the weights that the tokens ran through are right
-                mine = asked_for or mine
-            raise self._error(*next(found for found in gather_object([(mine, gaps)]) if found[0]))
-        what = f"it still has the policy of sync {len(self.earlier)}"
-        self.earlier.append(Candidate(stale(learner), what, trainer.prompt, sampler.prompt))
-        return max((gaps for gaps, _ in gathered), key=lambda gaps: gaps.mean)
+        settings = other_settings(answer.settings, asked(self.sampling, temperature, 1))
+        asked_for = settings or other_rows(answer.vocabulary, tables, self.ids)
+        return Look(name, sampler, trainer, gaps, failed, asked_for)
+
+    def _find(self, look: Look, candidates: Sequence[Candidate]) -> Finding | None:
+        """The cause of a look that failed; None of one that did not."""
+        limits = dict(temperature=self.sampling.temperature, tolerance=self.sampling.tolerance)
+        mine = diagnose(look.sampler, look.trainer, candidates, **limits) if look.failed else None
+        if mine is None or mine.kind == SUPPORT:  # the weights that the tokens ran through are right
+            mine = look.asked_for or mine
+        return replace(mine, what=f"{look.name}: {mine.what}") if mine and look.name else mine
 
     def _many(self, generator: Generator, learner: Learner, gaps: Gaps) -> dict[str, float]:
         """Compare how many tokens changed in sampler and trainer; the bounds of the share."""
@@ -127,7 +151,7 @@ class SyncCheck:
         adapted = isinstance(learner.model, PeftModel)
         if learner.has_reference:
             base = trainer_logprobs(learner, self.ids, "base" if adapted else "reference").prompt
-            before = next((one.sampler for one in self.earlier if torch.equal(one.prompt, base)), None)
+            before = next((one.samplers for one in self.earlier if torch.equal(one.prompt, base)), ())
             yield Candidate("base only", "it has the base model without what was trained", base, before)
         yield from reversed(self.earlier)
         if adapted and "guide" in learner.model.peft_config:

@@ -53,7 +53,7 @@ class Candidate:
     kind: str
     what: str  # what it would mean, for the message
     prompt: Tensor  # [P-1] the trainer's log-probabilities with these weights
-    sampler: list[float] | None = None  # P-1: the sampler's, where it had these weights before
+    samplers: Sequence[list[float]] = ()  # P-1 each: those of engines that had these weights before
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def left_behind(
     sampler: SamplerLogprobs, trainer: TrainerLogprobs, earlier: Sequence[Candidate], tolerance: float
 ) -> bool:
     """Whether the sampler still gives the log-probabilities of an earlier sync, from which the trainer's have moved."""
-    same = [candidate for candidate in earlier if candidate.sampler == sampler.prompt]
+    same = [candidate for candidate in earlier if sampler.prompt in candidate.samplers]
     return any(mean_of(distance(candidate.prompt, trainer.prompt)) > MOVED * tolerance for candidate in same)
 
 

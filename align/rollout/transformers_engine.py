@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokeni
 from align.config.sampling_keys import Sampling
 from align.data.prompts import Response
 from align.model.cut import Cut
-from align.rollout.generator import LIKELIEST, SamplerLogprobs
+from align.rollout.generator import LIKELIEST, SamplerLogprobs, answer_of
 from align.rollout.seeds import PROBE
 
 
@@ -148,6 +148,10 @@ class Transformers:
     def vocabulary(self):
         """No rows: the tables are the trainer's."""
         return {}
+
+    def answers(self, ids, *, temperature):
+        """What it says of a few tokens, as `Generator.answers` says."""
+        return {"": answer_of(self, ids, temperature)}
 
     def close(self):
         """Do nothing: it has no memory of its own."""

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from align.config.recipe import Recipe
 from align.data.prompts import Response
 from align.learner import weights
-from align.rollout import shared_memory
+from align.rollout import shared_memory, tables
 from align.rollout.engine_arguments import engine_arguments, request_seeds, request_settings
-from align.rollout.generator import LIKELIEST, SamplerLogprobs
+from align.rollout.generator import LIKELIEST, SamplerLogprobs, answer_of
 from align.rollout.heads import leave_head
 from align.rollout.mixtures import pack_experts
 from align.rollout.seeds import PROBE, Seeds
@@ -147,22 +146,13 @@ class VLLM:
             self._llm.apply_model(pack_experts)
 
     def vocabulary(self):
-        """The rows of the tables as `Generator.vocabulary` says; the head's by a product, for it may have a copy."""
-        from vllm.distributed import tensor_model_parallel_all_gather
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-
-        @torch.inference_mode()
-        def read(model: nn.Module) -> dict[str, torch.Tensor]:
-            tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-            embedding = next(table for table in tables if not isinstance(table, ParallelLMHead))
-            head = next((table for table in tables if isinstance(table, ParallelLMHead)), embedding)
-            along = [weights.directions(table.weight.shape[1]).to(table.weight) for table in (embedding, head)]
-            rows = embedding.weight @ along[0], head.quant_method.apply(head, along[1].T.contiguous()).T
-            whole = [tensor_model_parallel_all_gather(part.contiguous(), dim=0) for part in rows]
-            return {name: found.float().cpu() for name, found in zip(("embedding", "head"), whole, strict=True)}
-
-        [found] = self._llm.apply_model(read)
+        """The rows of the tables as `Generator.vocabulary` says."""
+        [found] = self._llm.apply_model(tables.read)
         return found
+
+    def answers(self, ids, *, temperature):
+        """What it says of a few tokens, as `Generator.answers` says."""
+        return {"": answer_of(self, ids, temperature)}
 
     def close(self):
         """Shut the engine down and remove the adapter's files; the trainer keeps its process group."""

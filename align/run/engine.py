@@ -6,11 +6,14 @@ import torch
 
 from align.check.requirements import CheckedRun
 from align.config.experiment import Experiment
+from align.config.recipe import Recipe
 from align.config.recipe_file import ConfigError
 from align.learner.learner import Learner
 from align.learner.weights import base_size
+from align.rollout import server_facts
 from align.rollout.engine_arguments import cache_bytes, cache_problem, token_bytes
 from align.rollout.generator import Generator
+from align.rollout.served_engine import Served
 from align.rollout.transformers_engine import Transformers
 from align.rollout.vllm_engine import VLLM
 from align.run.terminal import say
@@ -19,17 +22,26 @@ from align.system.hardware import GIB, free_bytes, here
 
 def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
     """This rank's engine, with the policy's base. Collective. Raises `ConfigError` where its cache does not fit beside
-    the trainer."""
+    the trainer, and `ServerError` where no server fits the recipe."""
     recipe = checked.experiment.recipe
     if recipe.sampling.engine == "transformers":
         pad_id = checked.tokenizer.pad_token_id or 0
         return Transformers(learner.model, checked.ends, pad_id, recipe.sampling, checked.tokenizer)
+    if recipe.sampling.engine == "server":
+        wanted = server_facts.wanted(recipe.sampling, recipe.model, learner.model.config, checked.context)
+        place = learner.accelerator.process_index, learner.accelerator.num_processes
+        return Served(recipe, learner.model, wanted, place, checked.experiment.file.name, say)
     given = recipe.sampling.cache_gib
     cache = cache_beside(learner, checked.experiment, checked.context) if given is None else int(given * GIB)
     engine = VLLM(checked.path, recipe, checked.context, here(), cache)
     if recipe.model.quantize:
         engine.take_base(learner.model)
     return engine
+
+
+def shared_by(recipe: Recipe) -> int:
+    """How many processes of the run share an engine in one of them; servers are nobody's."""
+    return 1 if recipe.sampling.engine == "server" else recipe.sampling.tensor_parallel
 
 
 def cache_beside(learner: Learner, experiment: Experiment, context: int) -> int:

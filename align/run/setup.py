@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import add_response_schema
 
@@ -47,13 +46,11 @@ from align.rollout.sampler import Sampler
 from align.rollout.sources import PairSource, RolloutSource, Source
 from align.rollout.sync_check import ROWS as DRIFT_ROWS
 from align.rollout.sync_check import SyncCheck, choose, start_drift
-from align.run import machines
-from align.run.engine import make_generator
+from align.run.engine import make_generator, shared_by
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
 from align.run.terminal import say, stage
 from align.scoring.worker import Worker, close
-from align.system import baton, files
-from align.system.hardware import gpus
+from align.system import files
 from align.system.node import Node, of_main
 
 
@@ -118,7 +115,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
         compiles = recipe.sampling.engine == "vllm" and recipe.sampling.compile
         with stage("engine", "(compiles at the first start)" if compiles else ""):
             generator = make_generator(checked, learner)
-        process = Process(rank, accelerator.num_processes, recipe.sampling.tensor_parallel)
+        process = Process(rank, accelerator.num_processes, shared_by(recipe))
         sync_check = make_sync_check(experiment, checked.sources, generator, learner)
         played = environments_of(checked, nurseries) if nurseries else None
         sampler = Sampler(generator, sync_check, process, recipe.sampling, played)
@@ -127,7 +124,7 @@ def load(checked: CheckedRun, origin: Origin, accelerator: Accelerator) -> Run:
     scorer = Scorer(workers, experiment, tokenizer, say)
     lineage = of_main(lambda: resume.lineage(origin, decided(experiment), versions(), accelerator.num_processes))
     # processes that share an engine sample together, so either all of them read their entries or none does
-    agreed = all_say if recipe.sampling.tensor_parallel > 1 else bool
+    agreed = all_say if shared_by(recipe) > 1 else bool
     journal = Journal(Path(recipe.run.out) / "rollouts", lineage, agreed)
     sources = make_sources(replace(checked, experiment=experiment), sampler, scorer, journal)
     training_sampler = sampler if has_rollouts(experiment) else None
@@ -271,40 +268,8 @@ def make_sync_check(
     rows = [part for source in sources.values() for part in (source.train, source.held_out) if part]
     recipe, drift = experiment.recipe, None
     roomy = recipe.sampling.max_response_tokens > 1  # for a response, and the token that an engine samples behind it
-    if recipe.model.dtype == "bfloat16" and recipe.sampling.engine == "vllm" and roomy:  # which has its own weights
+    # of an engine that has its own weights
+    if recipe.model.dtype == "bfloat16" and recipe.sampling.engine != "transformers" and roomy:
         short = [ids for part in rows for ids in shortest(part, DRIFT_ROWS)]
         drift = start_drift(generator, learner, short, recipe.sampling)
     return SyncCheck(choose(learner, max((longest(part).ids for part in rows), key=len)), recipe.sampling, drift)
-
-
-def make_accelerator(experiment: Experiment) -> Accelerator:
-    """Join the processes of the run; DeepSpeed builds its op here where it is not built yet. Raises `ConfigError`
-    where the launcher does not start DeepSpeed, or more processes than this machine has GPUs, or where machines of the
-    run are missing."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
-        alone = "python recipes/train.py RECIPE without a launcher (one process)"
-        raise ConfigError(
-            [f"no DeepSpeed: start with accelerate launch --config_file launch/cpu_zero2.yaml, or {alone}"]
-        )
-    ranks, have = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), gpus()
-    if 0 < have < ranks:
-        what = f"{ranks} processes on a machine with {have} GPU{'s' if have > 1 else ''}"
-        raise ConfigError([f"{what}; launch with --num_processes {have}"])
-    baton.install()
-    patience = machines.meet()
-    backend = "nccl" if torch.cuda.is_available() else "gloo"  # accelerate names none without an accelerator
-    run = experiment.recipe.run  # None where it is wrong, which the check is about to say
-    accelerator = Accelerator(
-        log_with=list(run.trackers) or None if run else None,
-        project_dir=run.out if run else None,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=patience)],
-    )
-    machines.be_patient()
-    return accelerator
-
-
-def set_threads() -> None:
-    """accelerate exports OMP_NUM_THREADS=1; on a CPU this rank's share of the cores is what it should use."""
-    if not torch.cuda.is_available():
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))

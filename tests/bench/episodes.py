@@ -24,7 +24,8 @@ from align.rollout import rollouts
 from align.rollout.rollouts import Sampled
 from align.rollout.sampler import Sampler
 from align.rollout.seeds import Draw
-from align.run.setup import load, make_accelerator, set_threads
+from align.run.processes import make_accelerator, set_threads
+from align.run.setup import load
 from align.system.clock import Clock
 
 TURNS, TOKENS, PROMPTS, GROUP = 4, 12, 8, 8

@@ -27,7 +27,8 @@ LR = 1e-9
 def ours(parent: Connection, folder: str) -> None:
     """Steps of the recipe as it is shipped: GFPO, which trains 6 of each 8 responses."""
     from align.checkpoint.resume import Origin
-    from align.run.setup import load, make_accelerator, set_threads
+    from align.run.processes import make_accelerator, set_threads
+    from align.run.setup import load
 
     set_threads()
     experiment = load_experiment(

@@ -57,8 +57,9 @@ def run(folder: Path) -> None:
     from align.rollout.journal import Journal
     from align.rollout.rollouts import Scorer
     from align.run.log import RunLog
+    from align.run.processes import make_accelerator, set_threads
     from align.run.sentinel import Watch
-    from align.run.setup import load, make_accelerator, set_threads
+    from align.run.setup import load
     from align.scoring.score import arguments_of
 
     set_threads()

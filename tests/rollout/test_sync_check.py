@@ -103,7 +103,7 @@ def test_a_sampler_that_stays_as_it_was_is_stale_however_little_the_policy_moved
     sampler = sampler_of(LOGITS)  # rounded as this engine does
     for moved, stale in ((0.5, False), (2.0, True)):
         trainer = TrainerLogprobs(TRAINER.prompt + moved * MOVED * TOLERANCE, TRAINER.following)
-        before = Candidate("stale adapter", "the last sync", TRAINER.prompt, sampler.prompt)
+        before = Candidate("stale adapter", "the last sync", TRAINER.prompt, [sampler.prompt])
         assert compare(sampler, trainer).mean < TOLERANCE
         assert left_behind(sampler, trainer, [before], TOLERANCE) == stale
     finding = diagnose(sampler, trainer, [before], temperature=HEAT, tolerance=TOLERANCE)
@@ -114,7 +114,7 @@ def test_a_sampler_that_stays_as_it_was_is_stale_however_little_the_policy_moved
 def test_what_the_sampler_said_before_tells_weights_apart_that_the_tolerance_does_not():
     sampler, wide = sampler_of(STALE), 1.0
     near = Candidate("base only", "base", prompt_of(STALE))
-    seen = Candidate("stale adapter", "the last sync", prompt_of(STALE) + 0.01, sampler.prompt)
+    seen = Candidate("stale adapter", "the last sync", prompt_of(STALE) + 0.01, [sampler.prompt])
     assert diagnose(sampler, TRAINER, [near, seen], temperature=HEAT, tolerance=wide).kind == "stale adapter"
 
 

@@ -12,7 +12,8 @@ from align.config.recipe_file import ConfigError
 from align.model import layouts
 from align.model.policy import Policy
 from align.run import setup
-from align.run.setup import check_packing, make_accelerator
+from align.run.processes import make_accelerator
+from align.run.setup import check_packing
 from align.system.baton import Baton
 
 

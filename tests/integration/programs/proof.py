@@ -13,7 +13,8 @@ from align.check.check import check_run
 from align.checkpoint.resume import Origin
 from align.config.experiment import load_experiment
 from align.rollout.sync_faults import SyncError
-from align.run.setup import load, make_accelerator, set_threads
+from align.run.processes import make_accelerator, set_threads
+from align.run.setup import load
 from align.run.terminal import quiet
 from align.system.clock import Clock
 

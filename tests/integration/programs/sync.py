@@ -13,7 +13,8 @@ from align.config.experiment import load_experiment
 from align.rollout import rollouts, tensors
 from align.rollout.rollouts import Scorer
 from align.rollout.seeds import Draw
-from align.run.setup import Run, load, make_accelerator, set_threads
+from align.run.processes import make_accelerator, set_threads
+from align.run.setup import Run, load
 from align.run.terminal import quiet
 from align.system.clock import Clock
 

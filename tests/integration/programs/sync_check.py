@@ -17,7 +17,8 @@ from align.learner import weights
 from align.model.adapters import add_adapter, add_guide
 from align.rollout.sync_faults import SyncError
 from align.run import setup
-from align.run.setup import load, make_accelerator, set_threads
+from align.run.processes import make_accelerator, set_threads
+from align.run.setup import load
 from align.run.terminal import quiet
 from align.system.clock import Clock
 

@@ -1,0 +1,63 @@
+"""Ask the vLLM servers of a recipe whether they are there, and what it needs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from align.check.survey import Survey
+from align.rollout import server_facts
+from align.rollout.fleet import ONE_TOKEN
+from align.rollout.server_arguments import command, token
+from align.rollout.server_http import GENERATE, Http, ServerError, Unauthorized, told
+from align.rollout.server_weights import LOADED
+
+
+def try_servers(found: Survey) -> list[str]:
+    """What is wrong with the servers, each with the recipe's line and the command that starts it right; [] where the
+    recipe names none, or nothing is known of its model."""
+    sampling, file = found.experiment.recipe.sampling, found.experiment.file
+    if sampling is None or sampling.engine != "server" or found.config is None or not sampling.servers:
+        return []
+    wanted = server_facts.wanted(sampling, found.experiment.recipe.model, found.config, found.context)
+    http = Http(token(), sampling.liveness_s)
+    with ThreadPoolExecutor(len(sampling.servers)) as pool:
+        looks = list(pool.map(lambda url: look(http, url, wanted), sampling.servers))
+    http.close()
+    return [
+        file.problem(("sampling", "servers", i), f"{url}: {what}; start it with {command(file.name, url)}")
+        for i, (url, problems) in enumerate(zip(sampling.servers, looks, strict=True))
+        for what in problems
+    ]
+
+
+def look(http: Http, url: str, wanted: dict[str, Any]) -> list[str]:
+    """What is wrong with one server."""
+    try:
+        facts = http.call(url, "align_facts")
+    except httpx.TransportError as error:
+        hangs = isinstance(error, httpx.ReadTimeout)
+        return [f"it hangs: {told(error)}" if hangs else f"it cannot be reached: {told(error)}"]
+    except Unauthorized as error:
+        return [str(error)]
+    except ServerError as error:
+        return [f"it was not started by launch/serve.sh: {error}"]
+    if out := server_facts.problems(facts, wanted):
+        return out
+    try:
+        paused = http.get(url, "is_paused")["is_paused"]
+        if "lora_rank" in wanted:
+            version = http.get(url, "weight_info")["weight_version"]
+            if version != LOADED:
+                out.append(f"another run has put the weights {version} in place of the base's")
+            if paused:
+                out.append("it is paused, as a run leaves it that ends while it sends weights")
+        if not paused:
+            http.post(url, GENERATE, ONE_TOKEN)
+    except httpx.TimeoutException:
+        out.append("it hangs: it gives no token in time (sampling.liveness_s)")
+    except (httpx.HTTPError, ServerError) as error:
+        out.append(f"it gives no token: {told(error)}")
+    return out

@@ -1,0 +1,302 @@
+"""What a vLLM server gets beside what vLLM brings: weights over gloo, adapters as bytes, the rows of its tables.
+
+A server's workers import it (`--worker-extension-cls`), and so does a trainer that sends whole weights. vLLM's own
+weight transfer is the one code path: on GPUs its backend is NCCL, on CPUs the one here, and only the information that
+they start from differs (`trainer_info`). Read against vLLM 0.32; NCCL was not yet run here.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore
+from vllm.distributed.utils import init_gloo_process_group
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    TrainerInitInfo,
+    TrainerWeightTransferEngine,
+    WeightSource,
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+
+from align.rollout import server_facts, tables
+from align.rollout.heads import leave_head
+from align.rollout.mixtures import pack_experts
+
+BUCKET = 2**26  # bytes that travel at once
+
+
+@dataclass
+class GlooInit(WeightTransferInitInfo):
+    """From what a worker joins the group; the trainer is its rank 0."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int  # of the server's first worker
+    world_size: int
+    seconds: float  # of one broadcast, after which it counts as hung
+
+
+@dataclass
+class Tensors(WeightTransferUpdateInfo):
+    """What is about to be sent, in order."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """The type of each."""
+        return [getattr(torch, name) for name in self.dtype_names]
+
+    @property
+    def buckets(self) -> list[list[tuple[int, int]]]:
+        """[(index, bytes)] of those that travel together; both sides cut alike."""
+        sizes = [
+            torch.Size(shape).numel() * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
+        ]
+        out, used = [[]], 0
+        for index, size in enumerate(sizes):
+            if out[-1] and used + size > BUCKET:
+                out.append([])
+                used = 0
+            out[-1].append((index, size))
+            used += size
+        return out
+
+
+class GlooEngine(WeightTransferEngine):
+    """Receives weights in a worker, and loads them as if they came from the model's files."""
+
+    init_info_cls, update_info_cls = GlooInit, Tensors
+    group = None
+
+    def init_transfer_engine(self, init_info: GlooInit) -> None:
+        """Join the trainer's group."""
+        parallel = self.parallel_config
+        own = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self.group = _join(init_info, init_info.rank_offset + own)
+
+    def start_weight_update(self) -> None:
+        """Get ready for weights layer by layer."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: Tensors) -> None:
+        """Take all of them."""
+        for bucket in update_info.buckets:
+            flat = torch.empty(sum(size for _, size in bucket), dtype=torch.uint8)
+            self.group.broadcast(flat, 0).wait()
+            parts = zip(bucket, flat.split([size for _, size in bucket]), strict=True)
+            self.model.load_weights(
+                (update_info.names[i], part.view(update_info.dtypes[i]).view(update_info.shapes[i]))
+                for (i, _), part in parts
+            )
+
+    def finish_weight_update(self) -> None:
+        """Put what was loaded in its place."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        pack_experts(self.model)
+
+    def shutdown(self) -> None:
+        """Leave the group."""
+        self.group = None
+
+
+@dataclass
+class GlooTrainerInfo(TrainerInitInfo):
+    """From what the trainer opens the group."""
+
+    backend: ClassVar[str] = "gloo"
+
+    master_address: str
+    master_port: int
+    world_size: int
+    seconds: float
+
+
+class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
+    """Sends weights to the workers of all servers at once."""
+
+    init_info_cls = GlooTrainerInfo
+    group = None
+
+    @classmethod
+    def trainer_init(cls, init_info, *, client, source=None):
+        """Open the group. The workers wait for it inside the request that asks them to join."""
+        self = cls(client=client, source=source, is_sender=init_info.is_sender)
+        if self.is_sender:
+            address, port = init_info.master_address, init_info.master_port
+            worker = GlooInit(address, port, 1, init_info.world_size, init_info.seconds)
+            pool = ThreadPoolExecutor(1)
+            asked = pool.submit(client.init_weight_transfer_engine, asdict(worker))
+            pool.shutdown(wait=False)
+            self.group = _join(init_info, 0, lambda: asked.done() and asked.result())
+            asked.result()
+        return self
+
+    def send_weights(self) -> None:
+        """Send all of them, as `TrainerWeightTransferEngine.send_weights` says."""
+        sent = tensors(self.source.metadata())
+        values = iter(self.source)
+        if not self.is_sender:
+            for _ in values:
+                pass
+            return
+        self.client.start_weight_update()
+        pool = ThreadPoolExecutor(1)
+        asked = pool.submit(self.client.update_weights, asdict(sent))
+        pool.shutdown(wait=False)
+        for bucket in sent.buckets:
+            parts = [next(values)[1].detach().cpu().contiguous().view(-1).view(torch.uint8) for _ in bucket]
+            if asked.done():
+                asked.result()  # refused before anything was sent
+            self.group.broadcast(torch.cat(parts), 0).wait()
+        asked.result()
+        self.client.finish_weight_update()
+
+    def shutdown(self) -> None:
+        """Leave the group."""
+        self.group = None
+
+
+def _join(info: GlooInit | GlooTrainerInfo, rank: int, failed: Callable[[], None] = lambda: None):
+    """This process's place in the group of a trainer and the workers of its servers.
+
+    The trainer has the store itself: where torch's launcher started it, torch's `rendezvous` would look for the
+    launcher's there. It waits until all the others are there, or `failed` raises, before it meets them: gloo keeps the
+    interpreter meanwhile, and with it the threads that ask them to come.
+    """
+    patience = timedelta(seconds=info.seconds)
+    waits = dict(is_master=rank == 0, wait_for_workers=False, timeout=patience)
+    store = TCPStore(info.master_address, info.master_port, info.world_size, **waits)
+    if rank == 0:
+        _wait_for([f"here/{other}" for other in range(1, info.world_size)], store, info.seconds, failed)
+    else:
+        store.set(f"here/{rank}", "")
+    named = PrefixStore("align", store)
+    return init_gloo_process_group(named, group_rank=rank, group_size=info.world_size, timeout=patience)
+
+
+def _wait_for(keys: Sequence[str], store: TCPStore, seconds: float, failed: Callable[[], None]) -> None:
+    """Wait until a store has all keys. Raises `TimeoutError` after so many seconds, and what `failed` raises."""
+    until = time.monotonic() + seconds
+    while not store.check(list(keys)):
+        failed()
+        if time.monotonic() > until:
+            there = sum(store.check([key]) for key in keys)
+            raise TimeoutError(f"{there} of {len(keys)} workers of the servers came within {seconds:g} s")
+        time.sleep(0.02)
+
+
+def trainer_info(backend: str, address: str, port: int, world: int, rank: int, seconds: float) -> TrainerInitInfo:
+    """From what a transfer starts on the trainer's side; `world`: workers of all servers and the trainer."""
+    if backend == "gloo":
+        return GlooTrainerInfo(address, port, world, seconds, rank=rank)
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    return NCCLTrainerInitInfo(address, port, world, rank=rank)
+
+
+def connect(info: TrainerInitInfo, client, source: Source) -> TrainerWeightTransferEngine:
+    """Open the group of the trainer and its servers."""
+    return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)
+
+
+class Source(WeightSource):
+    """The trainer's weights as vLLM asks for them. Each pass is collective where they are partitioned."""
+
+    def __init__(self, give: Callable[[], Iterator[tuple[str, Tensor]]]):
+        self.give = give
+        self._metadata, self._under_way = None, None
+
+    def metadata(self) -> list[ParamMeta]:
+        """The name, type and shape of each, by one pass: what a library splits on its way is only known then."""
+        if self._metadata is None:
+            self._metadata = [ParamMeta(name, value.dtype, tuple(value.shape)) for name, value in self.give()]
+        return self._metadata
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._under_way = self.give()
+        return self._under_way
+
+    def begin(self) -> None:
+        """Forget the pass before."""
+        self._under_way = None
+
+    def drain(self) -> None:
+        """Go through what is left of a pass that broke off, or never began: the other ranks gather it too."""
+        for _ in self.give() if self._under_way is None else self._under_way:
+            pass
+
+    @property
+    def size(self) -> int:
+        """Bytes of a pass."""
+        return sum(size for bucket in tensors(self.metadata()).buckets for _, size in bucket)
+
+
+def tensors(found: Sequence[ParamMeta]) -> Tensors:
+    """What is sent, as the workers are told."""
+    names, kinds = [one.name for one in found], [str(one.dtype).removeprefix("torch.") for one in found]
+    return Tensors(names, kinds, [list(one.shape) for one in found])
+
+
+class Extension:
+    """Mixed into a server's workers: what the trainer calls there by name."""
+
+    def align_facts(self) -> dict[str, Any]:
+        """What the server is, and what it adds to every request: see `server_facts`."""
+        return server_facts.of(self.vllm_config, self.device.type)
+
+    def align_put(self, name: str, files: dict[str, str]) -> str:
+        """Write the files of an adapter, base64 of each, to this machine's disk; the folder."""
+        folder = self._align_folder() / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            part = folder / f".{file}.{os.getpid()}"  # other workers write the same
+            part.write_bytes(base64.b64decode(data))
+            part.rename(folder / file)
+        if self.device.type == "cpu":
+            leave_head(self.get_model())
+        return str(folder)
+
+    def align_drop(self, name: str) -> None:
+        """Remove the files of an adapter."""
+        shutil.rmtree(self._align_folder() / name, ignore_errors=True)
+
+    def align_vocabulary(self) -> dict[str, str]:
+        """The rows of the tables, as base64 of their [V,8] float32."""
+        found = tables.read(self.get_model())
+        return {name: base64.b64encode(rows.numpy().tobytes()).decode() for name, rows in found.items()}
+
+    def _align_folder(self) -> Path:
+        """The same on all workers of a server, and on no other."""
+        base = Path(tempfile.gettempdir()) / f"align-adapters-{os.getuid()}"
+        base.mkdir(mode=0o700, exist_ok=True)
+        if base.stat().st_uid != os.getuid():
+            raise PermissionError(f"{base} belongs to another user; set TMPDIR to a folder of your own")
+        return base / self.vllm_config.instance_id
+
+
+if "gloo" not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine("gloo", GlooEngine)
+    WeightTransferTrainerFactory.register_engine("gloo", GlooTrainer)

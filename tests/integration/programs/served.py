@@ -1,0 +1,52 @@
+"""A run against servers, or in process with their seeds: RECIPE OUT FAULT [key=value ...].
+
+Writes what was sampled at each step, the losses and the gaps as JSON. FAULT is `none`, `own` (the in-process engine,
+asked as servers are), or a signal and the process group of a server that gets it in the middle of the second step,
+such as `KILL:1234`.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+from accelerate.utils import gather_object
+
+from align.check.check import check_run
+from align.checkpoint.resume import Origin
+from align.config.experiment import load_experiment
+from align.rollout import vllm_engine
+from align.run.processes import make_accelerator, set_threads
+from align.run.setup import load
+from align.run.terminal import quiet
+from align.train import start
+
+recipe, out, fault, *overrides = sys.argv[1:]
+quiet()
+set_threads()
+if fault == "own":  # on a CPU this engine draws from one stream by itself, and dies of seeds where prompts are cut
+    arguments = vllm_engine.engine_arguments
+    whole = dict(enable_chunked_prefill=False, max_num_batched_tokens=4096)
+    vllm_engine.engine_arguments = lambda *asked: {**arguments(*asked), **whole}
+    vllm_engine.request_seeds = lambda seeds, hardware: list(seeds.requests)
+experiment = load_experiment(recipe, overrides)
+accelerator = make_accelerator(experiment)
+run = load(check_run(experiment, accelerator), Origin(), accelerator)
+start(run, Origin(), ())
+steps, told = [], []
+for step in range(experiment.recipe.run.steps):
+    if ":" in fault and step == 1 and accelerator.is_main_process:
+        name, group = fault.split(":")
+        threading.Timer(0.05, os.killpg, (int(group), getattr(signal, f"SIG{name}"))).start()
+    record = run.loop.step(step)
+    sampled = [rollout.response.ids for batch in record.batches for rollout in batch.collected.sampled]
+    names = "loss", "sync/gap", "sync/gap_max", "seconds/sync", "seconds/proof", "seconds/generate"
+    steps.append({"ids": sampled, **{name: record.metrics[name] for name in names}})
+servers = getattr(run.sampler.generator, "_fleet", None)
+ready = gather_object([[one.url for one in servers.ready] if servers else []])
+if accelerator.is_main_process:
+    with open(out, "w") as file:
+        json.dump({"steps": steps, "ready": ready}, file)
+run.close()
+accelerator.end_training()

@@ -1,0 +1,122 @@
+"""Served generation with real vLLM servers: two of them, two trainer ranks, both ways to sync, and what goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from support import tiny_task
+from support.paths import PROGRAMS, PYTHONPATH, ROOT
+from support.zygote import forked, free_port
+
+pytestmark = pytest.mark.engine
+ADAPTER = ", adapter: {rank: 4, alpha: 8}"
+
+
+class Servers:
+    """Two servers of launch/serve.sh, each in a process group of its own."""
+
+    def __init__(self, recipe, sync):
+        self.recipe, self.sync = recipe, sync
+        self.ports = [free_port(), free_port()]
+        self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
+        self.processes = [self.start(port) for port in self.ports]
+
+    def start(self, port):
+        words = ["bash", str(ROOT / "launch/serve.sh"), str(self.recipe), *self.keys]
+        log = (self.recipe.parent / f"{port}.log").open("a")
+        known = {**os.environ, "PYTHONPATH": PYTHONPATH, "PORT": str(port), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(words, cwd=ROOT, env=known, stdout=log, stderr=log, start_new_session=True)
+
+    @property
+    def keys(self):
+        return [f"sampling.sync={self.sync}", f"sampling.servers={json.dumps(self.urls)}", "sampling.engine=server"]
+
+    def wait(self):
+        until = time.monotonic() + 300
+        for i, url in enumerate(self.urls):
+            while True:
+                log = (self.recipe.parent / f"{self.ports[i]}.log").read_text()
+                assert self.processes[i].poll() is None and time.monotonic() < until, log[-4000:]
+                try:
+                    if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    time.sleep(0.5)
+
+    def restart(self, i):
+        self.end(i)
+        self.processes[i] = self.start(self.ports[i])
+
+    def end(self, i):
+        os.killpg(self.processes[i].pid, signal.SIGKILL)
+        self.processes[i].wait()
+
+
+@pytest.fixture(scope="module")
+def recipe(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("served") / "recipe.yaml"
+    path.write_text(tiny_task.RECIPE.format(folder=folder, adapter=ADAPTER, out=path.parent / "run"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def fleets(recipe):
+    """{way to sync: two servers}, which start side by side."""
+    found = {sync: Servers(recipe, sync) for sync in ("adapter", "merged")}
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(Servers.wait, found.values()))
+        yield found
+    finally:
+        for servers in found.values():
+            for i in range(2):
+                servers.end(i)
+
+
+def ran(recipe, tmp_path, keys, fault="none", steps=3):
+    out = tmp_path / f"{fault.partition(':')[0]}.json"
+    more = ["sampling.liveness_s=10", "sampling.deadline_s=150", f"run.steps={steps}", *keys]
+    forked("cpu_zero2", PROGRAMS / "served.py", recipe, out, fault, *more, timeout=300)
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def own(recipe, tmp_path_factory):
+    """What the in-process engine samples, asked with the servers' seeds."""
+    return ran(recipe, tmp_path_factory.mktemp("own"), ["sampling.sync=merged"], "own")
+
+
+def assert_same(found, own):
+    """To the token; losses differ as engines round."""
+    assert [step["ids"] for step in found["steps"]] == [step["ids"] for step in own["steps"]]
+    assert [step["loss"] for step in found["steps"]] == pytest.approx([step["loss"] for step in own["steps"]], abs=1e-4)
+    assert all(step["sync/gap_max"] < 1e-4 for step in found["steps"]), found
+
+
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_servers_sample_what_the_engine_in_process_does(sync, fleets, own, recipe, tmp_path):
+    found = ran(recipe, tmp_path, fleets[sync].keys)
+    assert_same(found, own)
+    assert all(len(ready) == 2 for ready in found["ready"])
+
+
+@pytest.mark.parametrize("name", ["STOP", "KILL"])
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_a_server_lost_in_the_middle_changes_nothing(sync, name, fleets, own, recipe, tmp_path):
+    servers = fleets[sync]
+    found = ran(recipe, tmp_path, servers.keys, f"{name}:{servers.processes[1].pid}")
+    assert_same(found, own)
+    assert all(ready == servers.urls[:1] for ready in found["ready"]), found["ready"]
+    if name == "STOP":
+        os.killpg(servers.processes[1].pid, signal.SIGCONT)
+    else:
+        servers.restart(1)
+        servers.wait()
+        again = ran(recipe, tmp_path, servers.keys)
+        assert_same(again, own)
+        assert all(len(ready) == 2 for ready in again["ready"])
