@@ -120,3 +120,41 @@ def test_a_server_lost_in_the_middle_changes_nothing(sync, name, fleets, own, re
         again = ran(recipe, tmp_path, servers.keys)
         assert_same(again, own)
         assert all(len(ready) == 2 for ready in again["ready"])
+
+
+def test_a_run_sampled_ahead_and_killed_ends_as_one_left_alone(fleets, recipe, tmp_path):
+    keys = [*fleets["adapter"].keys, "sampling.staleness=1", "run.steps=4", "run.save_every=1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert started(recipe, [*keys, f"run.out={whole}"]).wait(300) == 0
+    run = started(recipe, [*keys, f"run.out={killed}"])
+    until = time.monotonic() + 300
+    while len(steps_in(killed)) < 2:
+        assert run.poll() is None and time.monotonic() < until, (recipe.parent / "ahead.log").read_text()[-4000:]
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert started(recipe, [*keys, f"run.out={killed}", "--resume"]).wait(300) == 0
+    found, expected = steps_in(killed), steps_in(whole)
+    assert [step["response/lag"] for step in expected] == [0, 1, 1, 1]
+    assert [step.get("overlap/hidden") is not None for step in expected] == [True, True, True, False]
+    told = ("seconds/", "memory/", "overlap/")
+    assert [exact(step, told) for step in found] == [exact(step, told) for step in expected]
+    assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+
+
+def started(recipe, words):
+    log = (recipe.parent / "ahead.log").open("a")
+    known = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    command = ["python", str(ROOT / "recipes/train.py"), str(recipe), *words]
+    return subprocess.Popen(command, cwd=ROOT, env=known, stdout=log, stderr=log, start_new_session=True)
+
+
+def steps_in(out):
+    """The metrics of the steps that a run has done."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [found for line in lines if "response/lag" in (found := json.loads(line))]
+
+
+def exact(metrics, but):
+    return {name: value for name, value in metrics.items() if not name.startswith(but)}
