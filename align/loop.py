@@ -39,14 +39,14 @@ class Loop:
     ahead: Ahead | None = None  # samples the step to come while this one is updated; None with sampling.staleness: 0
 
     def step(self, step: int) -> StepRecord:
-        """Sample, score, credit, update, sync: one optimiser step, counted from 0. Every rank runs it with the same
-        batch. Raises `RewardError`, `DeadlineError` and `SyncError`."""
+        """Sample, score, credit, update, sync: one optimiser step, counted from 0. Every rank runs it with its
+        groups. Raises `RewardError`, `DeadlineError` and `SyncError`."""
         clock = Clock()
         forward = ForwardPasses(self.learner, self.old_logprob, clock)  # runs a model only when something asks
         # before the first update the policy is the old one: where there is one update, it gives that quantity itself
         given_by_update = ("old_logprob",) if self.updates_per_step == 1 else ()
 
-        # 1. Sample and score: rollouts of prompts, or preference pairs. Gathered: all ranks hold all of them.
+        # 1. Sample and score: rollouts of prompts, or preference pairs. Each rank holds those of its own groups.
         collected = [source.collect(step, clock) for source in self.sources]
         if self.sampler:
             self.sampler.sleep()  # until the sync its memory is the trainer's

@@ -108,6 +108,8 @@ class Response:
     @property
     def length(self) -> int:
         """Tokens that the policy chose."""
+        if not self.turns:
+            return len(self.ids)
         return sum(number >= 0 for number in turn_numbers(len(self.ids), self.turns))
 
     @property

@@ -9,8 +9,9 @@ it, and the lines of samples.jsonl are written before the next step. Since: each
 credits its own groups, rows go where the plan of micro-batches sends them, and the lines are written beside.
 
 Sizes: the quickstart's batch (8 groups of 8, up to 24 tokens) 1, 4 and 16 times, and 64 groups of 16 of up to 500
-tokens. Seconds are those of a rank's own core (`process_time`), the dearest rank's, so that more ranks than cores
-measure the same. `held` is a rank's high-water mark over what it held with its rollouts as lists, per token of all.
+tokens once and 4 times. Seconds are those of a rank's own core (`process_time`), the dearest rank's, so that more ranks
+than cores measure the same but for what they wait for each other. `held` is a rank's high-water mark over what it held
+with its rollouts as lists, per token of all.
 """
 
 import argparse
@@ -50,7 +51,13 @@ from align.run.samples import Record
 from align.run.together import on_main
 from align.system.clock import Clock
 
-SIZES = {"quickstart": (8, 8, 24), "4 times": (32, 8, 24), "16 times": (128, 8, 24), "long": (64, 16, 500)}
+SIZES = {
+    "quickstart": (8, 8, 24),
+    "4 times": (32, 8, 24),
+    "16 times": (128, 8, 24),
+    "long": (64, 16, 500),
+    "4 times long": (256, 16, 500),
+}
 OBJECTIVES = {"gfpo": lambda: objectives.gfpo(k=6), "d3s": lambda: objectives.d3s(rows=4, share=0.5)}
 REPEATS = 3
 
@@ -216,11 +223,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
     wanted, out = parser.parse_args(), {}
     for size in wanted.sizes:
         for count in wanted.ranks:
-            for name in OBJECTIVES:
-                for way in WAYS:
+            for name in wanted.objectives:
+                for way in wanted.ways:
                     found = over_ranks(on_ranks(lambda w=way, n=name, s=size: measured(w, n, s), count, patience=600))
                     out.setdefault(size, {}).setdefault(f"{count} ranks", {}).setdefault(name, {})[way] = found
                     print(size, count, name, way, found, flush=True)

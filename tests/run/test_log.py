@@ -109,7 +109,7 @@ def test_a_long_record_is_divided_and_a_resumed_run_cuts_its_parts(tmp_path, mai
     """After the cut the files are those of a run up to there; what is before the last part is not read."""
 
     class Lines(Record):
-        def lines(self, step, batches, outputs):
+        def lines(self, step, batches, outputs, chosen):
             return [json.dumps({"version": 1, "step": step, "text": "x" * 400})] * 3
 
     def log(start, folder=tmp_path):
@@ -217,9 +217,11 @@ def test_samples_are_written_beside_the_run(tmp_path, main_process):
         if step == 2:
             raise OSError(28, "No space left on device")
 
-    log = RunLog(tmp_path, main_process, 0, record=SimpleNamespace(lines=lines, choose=lambda *_: [], last={}))
+    record = SimpleNamespace(lines=lines, choose=lambda *_: [], last={}, part_bytes=2**30)
+    log = RunLog(tmp_path, main_process, 0, record=record)
     log.step(1, {"loss": 0.5}, [])
-    assert (tmp_path / "metrics.jsonl").read_text() and not (tmp_path / "samples.jsonl").exists()
+    written = tmp_path / "samples.jsonl"
+    assert (tmp_path / "metrics.jsonl").read_text() and not (written.exists() and written.read_text())
     go.set()
     log.to_disk()
     assert steps(tmp_path / "samples.jsonl") == [1]
