@@ -108,7 +108,7 @@ def train(loaded: Run, origin: Origin) -> None:
     changes = resume.changed(loaded.experiment, origin)
     start(loaded, origin, changes)
     settings = loaded.experiment.recipe.run
-    record = Record(settings.samples, settings.seed)
+    record = Record(settings.samples, settings.seed, settings.samples_part_mib * 2**20)
     log = RunLog(loaded.out, loaded.accelerator, origin.step, loaded.experiment.callbacks, record)
     log.describe(resolved(loaded.experiment), versions(), folder.noted(origin, changes, loaded.out))
     first_evaluation(loaded, log, origin.step)

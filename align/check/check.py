@@ -6,7 +6,7 @@ found, so that a broken model hides no broken data file and no broken reward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -31,7 +31,7 @@ from align.check.requirements import (
     needs,
     needs_sampler,
 )
-from align.check.rewards import Trial, started, try_reward
+from align.check.rewards import ROWS, Trial, started, try_reward
 from align.check.survey import CheckError, Survey
 from align.checkpoint import resume
 from align.config import locations
@@ -42,9 +42,10 @@ from align.config.recipe import RewardLimits
 from align.config.recipe_file import ConfigError, KeyPath
 from align.config.redact import scrub
 from align.config.rules import check_measure
-from align.data.prompts import DataError, Pair, Prompt
-from align.data.read import by_row, by_text, is_missing, read_rows, split_rows
-from align.data.tokenise import is_open
+from align.data.prompts import DataError
+from align.data.read import is_missing, read_rows
+from align.data.split import by_row, by_text, split_rows
+from align.data.store import Stored, forms
 from align.metrics import evaluation
 from align.model.load import context_length
 from align.model.locate import locate
@@ -72,27 +73,35 @@ def survey(experiment: Experiment, launch: Launch) -> Survey:
         _source(found, name, source)
     if recipe.run and recipe.optim and (recipe.run.steps or (found.sources and not found.problems)):
         found.experiment = fill_steps(found.experiment, found.sources)
-        origin = found.attempt(resume.find, found.experiment.recipe.run, key=("run", "resume"))
-        if origin and found.experiment.recipe.run.resume and not experiment.problems:
-            found.attempt(resume.changed, found.experiment, origin, key=("run", "resume"))
     _together(found)
     if experiment.rewards and recipe.eval:
         found.attempt(_gate, experiment)
     return found
 
 
+def try_resume(found: Survey) -> None:
+    """Look for what the run would go on from, which reads a whole checkpoint. Training does so once, when it takes its
+    folder, and not in its check, which every rank makes."""
+    run, key = found.experiment.recipe.run, ("run", "resume")
+    origin = found.attempt(resume.find, run, key=key) if run and run.steps and run.resume else None
+    if origin and not found.experiment.problems:
+        found.attempt(resume.changed, found.experiment, origin, key=key)
+
+
 def try_rewards(found: Survey) -> dict[str, Trial]:
     """{reward or environment: its trial} on the first rows that responses would be sampled for; without rows it is only
     loaded."""
-    everything = [row for rows in found.rows.values() for row in rows]
-    rows = [row for row in everything if not isinstance(row, Pair)] or everything  # as in the evaluation
+    sampled = [rows for all_rows in found.rows.values() if (rows := all_rows.of(lambda form: not form.pair))]
+    rows = sampled or [rows for rows in found.rows.values() if rows]  # as in the evaluation
     tokenizer = found.tokenizer or bytewise()
     limits = found.experiment.recipe.reward_limits or RewardLimits()  # None where that section is wrong
     played, episodes = try_environments(found, rows)
     if found.experiment.recipe.environment and not episodes:
         rows = []  # nothing was played that could be scored
     with started(found.experiment.reward_functions, limits) as workers:
-        trials = [try_reward(worker, rows, tokenizer, found.experiment.file, episodes) for worker in workers]
+        some = [row for source in rows for row in source[:ROWS]]
+        columns = {name for source in rows for form in forms(source) for name in form.columns}
+        trials = [try_reward(worker, some, columns, tokenizer, found.experiment.file, episodes) for worker in workers]
     return played | {worker.reward.name: trial for worker, trial in zip(workers, trials, strict=True)}
 
 
@@ -157,25 +166,25 @@ def _source(found: Survey, name: str, source: Data) -> None:
     if lost := _missing_files(found, name, source):
         found.problems += lost
         return
-    rows = read_rows(readable, tokenizer, found.ends)
+    known_by = by_row if found.experiment.recipe.environment else by_text
+    rows = read_rows(readable, tokenizer, found.ends, known_by)
     found.problems += [_placed(found, name, text) for text in rows.problems]
-    found.rows[name] = [*rows.own, *rows.evaluation]
+    found.rows[name] = rows.everything
     if not found.experiment.file.data.get("environment"):  # not even one that is wrong
-        found.problems += [found.placed(text) for text in _empty(rows.own + rows.evaluation)]
+        found.problems += [found.placed(text) for text in _empty(rows.everything)]
     seed = found.experiment.recipe.run.seed if found.experiment.recipe.run else 0
     if not rows.problems:
         try:
-            known_by = by_row if found.experiment.recipe.environment else by_text
-            found.sources[name] = split_rows(readable, rows, seed, known_by)
+            found.sources[name] = split_rows(readable, rows, seed)
         except DataError as error:
             found.problems += [_placed(found, name, text) for text in error.problems]
 
 
-def _empty(rows: Sequence[Prompt]) -> list[str]:
+def _empty(rows: Stored) -> list[str]:
     """Name prompts that say nothing, which only an environment would fill."""
-    empty = [row for row in rows if row.conversational and is_open(row.prompt)]
+    empty = sum(count for form, count in forms(rows).items() if form.open)
     what = "the last message of 'prompt' is empty, and there is no environment that would fill it; write text"
-    return [f"data: {len(empty)} of {len(rows)} rows: {what}"] if empty else []
+    return [f"data: {empty} of {len(rows)} rows: {what}"] if empty else []
 
 
 def _source_key(found: Survey, name: str) -> KeyPath:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from align.config.environment_keys import Environment as EnvironmentKeys
 from align.config.problems import nearest
 from align.config.recipe_file import KeyPath
 from align.data.prompts import DataError, Episode, Prompt
+from align.data.store import Stored
 from align.data.templates import append_only, end_texts
 from align.data.tokenise import opened
 from align.environments.calls import response_schema_problem
@@ -38,7 +40,7 @@ class _Tried:
     found: Survey
     name: str
     keys: EnvironmentKeys
-    rows: Sequence[Prompt]  # that choose it
+    rows: Sequence[Prompt]  # the first that choose it
     problems: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # why episodes broke off
@@ -62,11 +64,13 @@ class _Tried:
             (self.doubts if self.episode else self.problems).append(self.placed(f"environment {self.name!r}: {what}"))
 
 
-def try_environments(found: Survey, rows: Sequence[Prompt]) -> tuple[dict[str, Trial], dict[str, Episode]]:
-    """({environment: its trial}, {environment: an episode of it}); without rows each is only loaded."""
+def try_environments(found: Survey, rows: Sequence[Stored]) -> tuple[dict[str, Trial], dict[str, Episode]]:
+    """({environment: its trial}, {environment: an episode of it}) on rows of several sources; without rows each is only
+    loaded."""
     recipe, problems = found.experiment.recipe, _column_problems(found, rows)
     sections = recipe.environments()
-    chosen = {name: rows if len(sections) == 1 else _choosing(rows, name) for name in sections}
+    one = len(sections) == 1
+    chosen = {name: [*islice((row for row in chain(*rows) if one or _chosen(row) == name), ROWS)] for name in sections}
     trials, episodes = {}, {}
     with ExitStack() as held:
         made = {name: held.enter_context(closing(nursery(name, keys))) for name, keys in sections.items()}
@@ -83,21 +87,25 @@ def try_environments(found: Survey, rows: Sequence[Prompt]) -> tuple[dict[str, T
     return trials, episodes
 
 
-def _choosing(rows: Sequence[Prompt], name: str) -> list[Prompt]:
-    return [row for row in rows if row.columns.get("environment") == name]
+def _chosen(row: Prompt) -> Any:
+    return row.columns.get("environment")
 
 
-def _column_problems(found: Survey, rows: Sequence[Prompt]) -> list[str]:
+def _column_problems(found: Survey, rows: Sequence[Stored]) -> list[str]:
     """Rows that choose no environment, where there are several."""
     recipe = found.experiment.recipe
     if not isinstance(recipe.environment, dict):
         return []
     names = list(recipe.environments())
-    wrong = [row for row in rows if row.columns.get("environment") not in names]
+    wrong, given = 0, None
+    for chosen in map(_chosen, chain(*rows)):
+        if chosen not in names:
+            given = given if wrong else chosen
+            wrong += 1
     if not wrong:
         return []
-    given = wrong[0].columns.get("environment")
-    what = f"{len(wrong)} of {len(rows)} rows choose none of them by their column 'environment', the first by {given!r}"
+    what = f"{wrong} of {sum(map(len, rows))} rows choose none of them by their column 'environment', the first by"
+    what = f"{what} {given!r}"
     return [found.experiment.file.problem(("environment",), f"{what}; {nearest(str(given), names)}")]
 
 
@@ -114,7 +122,7 @@ def _try(tried: _Tried, made: Nursery, offers: Description) -> None:
     sampling = tried.found.experiment.recipe.sampling
     most = LONG_TOKEN * (sampling.max_turn_tokens or sampling.max_response_tokens)
     replies = [_reply(offers), *([Reply(text[:most]) for text in HOSTILE] if offers.contract == "text" else [])]
-    first, *others = tried.rows[:ROWS]
+    first, *others = tried.rows
     for row, reply in [*((first, reply) for reply in replies), *((row, replies[0]) for row in others)]:
         _episode(tried, made, offers, row, reply)
         if tried.problems or len(tried.broken) == MOST:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from align.check import summary
-from align.check.check import survey, try_rewards
+from align.check.check import survey, try_resume, try_rewards
 from align.config import launch
 from align.config.experiment import examine
 from align.config.launch import Launch
@@ -37,6 +37,7 @@ def checkup(
     except ConfigError as error:  # no recipe at all
         return _result([scrub(problem) for problem in [*problems, *error.problems]])
     found = survey(experiment, machine)
+    try_resume(found)
     trials = try_rewards(found)
     problems += [*found.problems, *(text for trial in trials.values() for text in (*trial.problems, *trial.doubts))]
     if problems:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +14,8 @@ from align.config.experiment import Experiment
 from align.config.recipe import Recipe
 from align.data import bank
 from align.data.bank import Bank
-from align.data.prompts import DataError, Prompt, Prompts, pairs_in
+from align.data.prompts import DataError, Pair, Prompt, Prompts
+from align.data.store import NONE, longest, sizes
 from align.losses.head import Head
 from align.model.activations import recorded
 from align.model.adapter_files import is_adapter
@@ -49,16 +51,20 @@ def check_stages(experiment: Experiment) -> None:
 def check_pairs(experiment: Experiment, sources: Mapping[str, Prompts], limit: int | None) -> None:
     """Raise `DataError` for a pair without a rejected response where an objective needs it, and for one that is longer
     than the model's context; `limit` is the context in tokens."""
-    pairs = {name: pairs_in([*source.train, *source.held_out]) for name, source in sources.items()}
-    for pair in (pair for of_source in pairs.values() for pair in of_source):
-        length = len(pair.ids) + max(len(answer.ids) for answer in pair.answers)
-        if limit is not None and length > limit:
-            what = f"a pair takes {length} tokens and the model's context has {limit}"
+    for rows in (rows for source in sources.values() for rows in (source.train, source.held_out)):
+        found = sizes(rows)
+        lengths = np.where(found.answers[:, 0] == NONE, 0, found.prompt + found.answers.max(1))
+        if limit is not None and (lengths > limit).any():
+            place = int((lengths > limit).argmax())
+            pair, what = rows[place], f"a pair takes {lengths[place]} tokens and the model's context has {limit}"
             raise DataError(f"data: row {pair.row}: {what}; lower data.max_response_tokens: {pair.text[:60]!r}...")
     for objective in experiment.objectives:
-        name = objective.data or next(iter(sources))
-        for pair in pairs[name] if objective.pairs else ():
-            if pair.rejected is None:
+        source = sources[objective.data or next(iter(sources))]
+        for rows in (source.train, source.held_out) if objective.pairs else ():
+            chosen, rejected = sizes(rows).answers.T
+            alone = (chosen != NONE) & (rejected == NONE)
+            if alone.any():
+                pair = rows[int(alone.argmax())]
                 what = f"row {pair.row} has no 'rejected', which {objective.name} needs"
                 raise DataError(f"data: {what}: {pair.text[:60]!r}...")
 
@@ -89,27 +95,28 @@ def needs_sampler(experiment: Experiment, sources: Mapping[str, Prompts]) -> boo
 
 def needed_context(sources: Mapping[str, Prompts], recipe: Recipe, limit: int | None) -> int:
     """Most tokens of prompt and response together. Raises `DataError` where the model's context `limit` is shorter."""
-    most = {name: prompt_tokens(recipe, name, source.train + source.held_out) for name, source in sources.items()}
+    most = {name: prompt_tokens(recipe, name, source.train, source.held_out) for name, source in sources.items()}
     name = max(most, key=most.get)
     context = most[name] + recipe.sampling.max_response_tokens
     if limit is not None and context > limit:
-        longest = max((*sources[name].train, *sources[name].held_out), key=lambda prompt: len(prompt.ids))
-        filled = most[name] > len(longest.ids)
+        both = sources[name].train, sources[name].held_out
+        first = max((longest(rows) for rows in both if rows), key=lambda prompt: len(prompt.ids))
+        filled = most[name] > len(first.ids)
         which = "data.max_prompt_tokens, which the environment may fill up to," if filled else "the longest prompt"
         raise DataError(
             f"data: {which} ({most[name]} tokens) and sampling.max_response_tokens"
             f" ({recipe.sampling.max_response_tokens}) need {context} tokens, and the model's context has {limit};"
-            f" the prompt: {longest.text[:80]!r}..."
+            f" the prompt: {first.text[:80]!r}..."
         )
     return context
 
 
-def prompt_tokens(recipe: Recipe, name: str, prompts: Iterable[Prompt]) -> int:
+def prompt_tokens(recipe: Recipe, name: str, *parts: Sequence[Prompt]) -> int:
     """Most tokens of a source's prompts; an environment may add to them, up to what the source allows."""
-    longest = max(len(prompt.ids) for prompt in prompts)
+    most = max(int(sizes(prompts).prompt.max()) for prompts in parts if prompts)
     source = recipe.sources()[name]
     plays = recipe.environment and (source.sampled or source.eval_prompts)
-    return max(longest, source.max_prompt_tokens) if plays else longest
+    return max(most, source.max_prompt_tokens) if plays else most
 
 
 def head_specs(objectives: Iterable[Objective]) -> list[Head]:
@@ -132,8 +139,8 @@ def load_banks(
         if source.bank:
             where = "data.bank" if len(sources) == 1 else f"data.{name}.bank"
             out[name] = bank.read(Path(source.bank), bank_identity(experiment, tokenizer), where)
-            split = sources[name]
-            out[name].check(pairs_in([*split.train, *split.held_out]), where)
+            pairs = (row for rows in (sources[name].train, sources[name].held_out) for row in rows)
+            out[name].check((row for row in pairs if isinstance(row, Pair)), where)
     return out
 
 

@@ -80,18 +80,20 @@ def started(rewards: Sequence[RewardFunction], limits: RewardLimits) -> Iterator
 def try_reward(
     worker: Worker,
     prompts: Sequence[Prompt],
+    columns: Collection[str],
     tokenizer: PreTrainedTokenizerBase,
     file: RecipeFile,
     episodes: Mapping[str, Episode],
 ) -> Trial:
     """Call a reward as training does, on the first few prompts, with responses that no model wrote; without prompts it
-    is only loaded. Its parameters are looked at before. `episodes` are those that were tried, {environment: one}."""
+    is only loaded. Its parameters are looked at before: `columns` are those of all rows. `episodes` are those that were
+    tried, {environment: one}."""
     reward = worker.reward
     try:
         worker.wait()
         notes = tuple(f"reward {reward.name!r}: {note}" for note in worker.ready.notes)
         always = GIVEN | ({"environments"} if episodes else set())
-        problems = parameter_problems(reward, worker.ready.parameters, prompts, file, always) if prompts else []
+        problems = parameter_problems(reward, worker.ready.parameters, columns, file, always) if prompts else []
         if problems or not prompts:
             return Trial(tuple(problems), notes=notes)
         found = _tried(worker, prompts, tokenizer, episodes)
@@ -161,13 +163,12 @@ def answers(prompt: Prompt) -> dict[str, str]:
 def parameter_problems(
     reward: RewardFunction,
     parameters: Sequence[Argument],
-    prompts: Sequence[Prompt],
+    columns: Collection[str],
     file: RecipeFile,
     always: Collection[str],
 ) -> list[str]:
     """What of the function's parameters, the recipe's arguments and the columns of the data does not fit; it is called
     with those in `always`, whatever the data."""
-    columns = {str(name) for prompt in prompts for name in prompt.columns}
     given = {*always, *columns, *reward.args}
     named = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     names = {p.name for p in named}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,7 +20,7 @@ from align.check.requirements import REFERENCE, head_specs, needs, prompt_tokens
 from align.check.survey import Survey
 from align.config.launch import engine_stage
 from align.config.model_keys import Adapter
-from align.data.prompts import Pair
+from align.data.store import NONE, sizes
 from align.model import layouts
 from align.model.adapters import add_adapter, experts
 from align.rollout.engine_arguments import kv_heads, token_bytes
@@ -105,8 +106,9 @@ def step_tokens(found: Survey) -> tuple[int, int]:
             prompt = prompt_tokens(recipe, name, prompts)
             groups = [(prompt, [recipe.sampling.max_response_tokens] * recipe.sampling.group_size)]
         else:
-            pairs = [prompt for prompt in prompts if isinstance(prompt, Pair)]
-            groups = [(len(pair.ids), [len(answer.ids) for answer in pair.answers]) for pair in pairs]
+            of_rows = sizes(prompts)
+            each = np.unique(np.column_stack([of_rows.prompt, of_rows.answers]), axis=0).tolist()
+            groups = [(prompt, [n for n in answers if n != NONE]) for prompt, *answers in each]
         total += source.prompts_per_step * max(_positions(layout, *group) for group in groups)
         longest = max(longest, *(_positions(layout, ids, [max(answers)]) for ids, answers in groups))
     return total, longest

@@ -14,7 +14,7 @@ from align.check.rewards import GIVEN, Trial
 from align.check.sizes import adapted, heads_of, setup_of, step_tokens
 from align.check.survey import Survey
 from align.config.data_keys import Data
-from align.data.prompts import Pair
+from align.data.store import NONE, sizes
 from align.learner.passes import PROVIDED_BY
 from align.model.load import context_length
 from align.system.hardware import gpus
@@ -89,21 +89,22 @@ def template(found: Survey) -> str:
 
 def lengths(source: Any, data: Data) -> dict[str, Any]:
     """Numbers of prompts, quantiles of their tokens, and how many recorded responses are cut."""
-    prompts = [*source.train, *source.held_out]
-    answers = [answer for prompt in prompts if isinstance(prompt, Pair) for answer in prompt.answers]
+    both = [sizes(rows) for rows in (source.train, source.held_out)]
+    answers = np.concatenate([found.answers.ravel() for found in both])
+    answers = answers[answers != NONE]
     out = {
         "train": len(source.train),
         "held_out": len(source.held_out),
-        "prompt_tokens": quantiles([len(prompt.ids) for prompt in prompts]),
+        "prompt_tokens": quantiles(np.concatenate([found.prompt for found in both])),
         "over max_prompt_tokens": source.dropped,  # else one would have been a problem
     }
-    if answers:
-        cut = sum(answer.truncated for answer in answers)
-        out |= {"response_tokens": quantiles([len(a.ids) for a in answers]), "responses": len(answers), "cut": cut}
+    if len(answers):
+        cut = sum(int(found.cut.sum()) for found in both)
+        out |= {"response_tokens": quantiles(answers), "responses": len(answers), "cut": cut}
     return out
 
 
-def quantiles(values: Sequence[int]) -> dict[str, int]:
+def quantiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
     """{name: value}, each one of the values."""
     levels = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {name: int(np.quantile(values, level, method="higher")) for name, level in levels.items()}
@@ -131,7 +132,7 @@ def per_prompt(found: Survey, name: str) -> int:
     """Rows that a prompt of a source becomes."""
     if found.experiment.recipe.sources()[name].sampled:
         return found.experiment.recipe.sampling.group_size
-    return max(len(pair.answers) for pair in found.sources[name].train)
+    return int((sizes(found.sources[name].train).answers != NONE).sum(1).max())
 
 
 def loaded(found: Survey) -> dict[str, str]:
@@ -192,10 +193,10 @@ def notes(found: Survey) -> list[str]:
         if dropped := found.sources[name].dropped:
             count = dropped + len(everything)
             out.append(f"{name}: {dropped} of {count} prompts are longer than max_prompt_tokens and left out")
-        answers = [answer for pair in everything if isinstance(pair, Pair) for answer in pair.answers]
-        cut = sum(answer.truncated for answer in answers)
-        if cut:
-            out.append(f"{name}: {cut} of {len(answers)} responses are cut at max_response_tokens; raise it")
+        lengths = everything.sizes()
+        if cut := int(lengths.cut.sum()):
+            count = int((lengths.answers != NONE).sum())
+            out.append(f"{name}: {cut} of {count} responses are cut at max_response_tokens; raise it")
     out += _unused(found)
     if recipe.optim.schedule == "linear" and recipe.optim.schedule_steps < recipe.run.steps:
         what = f"lr is 0 from step {recipe.optim.schedule_steps} of {recipe.run.steps} on"
@@ -224,7 +225,7 @@ def _unused(found: Survey) -> list[str]:
     recipe, rewards, out = found.experiment.recipe, found.experiment.rewards, []
     for name, data in recipe.sources().items():
         rows = found.rows[name]
-        if not any(row.conversational for row in rows):
+        if not any(form.conversational for form in rows.forms()):
             for key in ("system", "chat_template_kwargs"):
                 if getattr(data, key):
                     out.append(f"{name}.{key}: has no effect, for no prompt is a list of messages; leave it out")
@@ -232,7 +233,7 @@ def _unused(found: Survey) -> list[str]:
             out.append(f"{name}.holdout_by: has no effect without holdout or eval_prompts; leave it out")
         if data.eval_args and not data.eval_prompts:
             out.append(f"{name}.eval_args: has no effect without eval_prompts; leave it out")
-        hidden = sorted(GIVEN & {column for row in rows for column in row.columns})
+        hidden = sorted(GIVEN & {column for form in rows.forms() for column in form.columns})
         if hidden and rewards:
             out.append(f"{name}: rewards get {hidden[0]} of the run, not the column of this name; rename it")
     if rewards and not any(reward.weight for reward in rewards):
@@ -244,7 +245,7 @@ def _end_notes(found: Survey) -> list[str]:
     """Notes on end tokens with which responses may never stop."""
     tokenizer, names = found.tokenizer, found.tokenizer.convert_ids_to_tokens(found.ends)
     sources, out = found.experiment.recipe.sources(), []
-    talking = [name for name, rows in found.rows.items() if any(prompt.conversational for prompt in rows)]
+    talking = [name for name, rows in found.rows.items() if any(form.conversational for form in rows.forms())]
     variables = [sources[name].chat_template_kwargs for name in talking]
     if not all(model_files.ends_answers(tokenizer, found.ends, given) for given in variables):
         what = f"its chat template ends no answer with {' or '.join(names)}: a response may never stop"

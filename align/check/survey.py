@@ -16,7 +16,8 @@ from align.config.experiment import Experiment
 from align.config.launch import Launch
 from align.config.recipe_file import KeyPath
 from align.data import bank
-from align.data.prompts import Prompt, Prompts
+from align.data.prompts import Prompts
+from align.data.store import Stored
 from align.model.load import UNREADABLE
 from align.model.locate import ModelError
 from align.system.problems import ProblemList
@@ -42,7 +43,7 @@ class Survey:
     ends: list[int] | None = None  # ids of the tokens that end a response
     config: PretrainedConfig | None = None
     skeleton: nn.Module | None = None  # the policy with its adapter on the meta device
-    rows: dict[str, list[Prompt]] = field(default_factory=dict)  # {source: rows that could be read}
+    rows: dict[str, Stored] = field(default_factory=dict)  # {source: rows that could be read}
     sources: dict[str, Prompts] = field(default_factory=dict)
     banks: dict[str, bank.Bank] = field(default_factory=dict)
     context: int | None = None  # most tokens of prompt and response; None where nothing is sampled

@@ -9,6 +9,7 @@ from align.config.problems import nearest
 from align.result import verifiers
 from align.result.samples import ReplayError, read
 from align.system import files
+from align.system.parts import parts
 
 FORMATS = {"verifiers": ("traces.jsonl", verifiers.episode)}  # {name: (file, a line's object)}
 
@@ -27,7 +28,7 @@ def export(path: Path, kind: str, out: Path | None) -> str:
         raise ReplayError(f"--format: no format is called {kind!r}; {nearest(kind, FORMATS)}")
     name, convert = FORMATS[kind]
     record = path / RECORD if path.is_dir() else path
-    if not record.is_file():
+    if not any(map(Path.is_file, parts(record))):
         raise ReplayError(f"{record}: missing, so there is no sample to export; name the folder of a run")
     out = out or record.with_name(name)
     if out.exists():

@@ -97,6 +97,9 @@ class Run(Section):
     samples: Literal["all", "none"] | Count = Field(
         "all", description="responses a step and source that samples.jsonl has: a number takes whole groups at random"
     )
+    samples_part_mib: Count = Field(
+        1024, description="MiB from which on samples.jsonl becomes samples.00001.jsonl, ..., and a new one begins"
+    )
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
     callbacks: list[str] = Field(
         [], description="module:function, each called as f(step, metrics) after every step and evaluation"

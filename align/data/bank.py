@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Bank:
         found = {name: pad([self.entries[k][name] for k in keys], torch.float32) for name in self.quantities}
         return replace(batch, **found)
 
-    def check(self, pairs: Sequence[Pair], where: str) -> None:
+    def check(self, pairs: Iterable[Pair], where: str) -> None:
         """Raise `DataError` for the first pair that is not in the bank; `where` is the recipe's key that names it."""
         for number, pair in enumerate(pairs):
             for answer in pair.answers:

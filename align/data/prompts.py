@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -118,8 +119,8 @@ class Response:
 class Prompts:
     """Training and held-out prompts, or pairs; no text of a prompt is in both."""
 
-    train: list[Prompt]
-    held_out: list[Prompt]
+    train: Sequence[Prompt]
+    held_out: Sequence[Prompt]
     dropped: int = 0  # rows left out for the length of their prompt
 
     def step(self, step: int, count: int, seed: int) -> list[Prompt]:
@@ -145,12 +146,12 @@ def turn_numbers(size: int, turns: Sequence[Turn]) -> list[int]:
     return out
 
 
-def pairs_in(prompts: Sequence[Prompt]) -> list[Pair]:
+def pairs_in(prompts: Iterable[Prompt]) -> list[Pair]:
     """The pairs among the prompts."""
     return [prompt for prompt in prompts if isinstance(prompt, Pair)]
 
 
-def fingerprint(prompts: list[Prompt]) -> str:
+def fingerprint(prompts: Iterable[Prompt]) -> str:
     """SHA-256 over prompts in their order: tokens of prompt and responses, their turns, and the other columns."""
     digest = hashlib.sha256()
     for prompt in prompts:
@@ -165,6 +166,6 @@ def _told(answer: Answer) -> list:
 
 
 @lru_cache(maxsize=2)
-def _order(size: int, seed: int, epoch: int) -> list[int]:
+def _order(size: int, seed: int, epoch: int) -> array[int]:
     """The order of an epoch."""
-    return random.Random(f"{seed}-{epoch}").sample(range(size), size)
+    return array("q", random.Random(f"{seed}-{epoch}").sample(range(size), size))

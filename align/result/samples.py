@@ -1,4 +1,4 @@
-"""The record of a run's responses, `samples.jsonl`: one JSON object a line, each of which stands alone.
+"""The record of a run's responses, `samples.jsonl` and its older parts: one JSON object a line, each stands alone.
 
 A line has the response, what was known of each of its tokens (the streams), and what each objective of its source
 decided. What was not computed is absent, or null at the tokens that lack it: never 0. Any lines of a file, of which
@@ -20,7 +20,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 
 from align.data.prompts import POLICY, turn_numbers
 from align.ranges import Recorded
-from align.system import files
+from align.system import files, parts
 
 VERSION = 1  # of the lines that this version writes
 
@@ -177,25 +177,26 @@ def _decision(recorded: RecordedDecision, kept: bool, advantage: Stream | None) 
 
 
 def read(path: str | Path, steps: Container[int] | None = None) -> dict[str, RecordedRollout]:
-    """{`file:line`: rollout} of a file, or of those of its lines that are of `steps`; other lines are not parsed.
+    """{`file:line`: rollout} of a file and its older parts, or of those lines that are of `steps`; other lines are not
+    parsed, nor are parts read that have none.
 
     A run's last line that has no end yet, as where it was killed, is left out. Raises `ReplayError` for the first line
     that is wrong, and where there is none.
     """
     rollouts = {}
-    with open(path, "rb") as file:  # not splitlines, which also splits within a text, at U+2028
-        for number, line in enumerate(file, 1):
-            if not line.strip() or (steps is not None and (step := step_of(line)) is not None and step not in steps):
-                continue
-            try:
-                rollout = _parsed(f"{path}:{number}", line)
-            except ReplayError:
-                written = BEGINNING.match(line) or any(rollout.version for rollout in rollouts.values())
-                if written and not line.endswith(b"\n"):
-                    break
-                raise
-            if steps is None or rollout.step in steps:
-                rollouts[f"{path}:{number}"] = rollout
+    there = parts.parts(Path(path)) if steps is None else parts.with_steps(Path(path), steps, step_of)
+    for place, line in parts.lines(there or [Path(path)]):
+        if not line.strip() or (steps is not None and (step := step_of(line)) is not None and step not in steps):
+            continue
+        try:
+            rollout = _parsed(place, line)
+        except ReplayError:
+            written = BEGINNING.match(line) or any(rollout.version for rollout in rollouts.values())
+            if written and not line.endswith(b"\n"):
+                break
+            raise
+        if steps is None or rollout.step in steps:
+            rollouts[place] = rollout
     if not rollouts:
         raise ReplayError(f"{path}: no rollouts; write one JSON object a line (run.samples: none records none)")
     return rollouts
@@ -208,9 +209,8 @@ def step_of(line: bytes) -> int | None:
 
 
 def steps_of(path: str | Path) -> list[int]:
-    """The steps that a run's record has, ascending, from the beginnings of its lines."""
-    with open(path, "rb") as file:
-        return sorted({step for line in file if (step := step_of(line)) is not None})
+    """The steps that a run's record has, ascending, from the beginnings of its lines, of its older parts too."""
+    return sorted({step for _, line in parts.lines(parts.parts(Path(path))) if (step := step_of(line)) is not None})
 
 
 def ends_whole(path: Path, step: int) -> set[str]:

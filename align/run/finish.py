@@ -102,7 +102,7 @@ def page_of(out: Path, experiment: Experiment | None, evaluated: Sequence[int]) 
 
     Raises `ReplayError`.
     """
-    steps = steps_of(out / "samples.jsonl") if (out / "samples.jsonl").exists() else []
+    steps = steps_of(out / "samples.jsonl")
     shown = ends(steps, evaluated)
     found = look(out, set(shown) or None, experiment)
     if len(shown) < len(steps):

@@ -14,7 +14,7 @@ from align.checkpoint.checkpoint import CheckpointError
 from align.checkpoint.provenance import resolved, versions
 from align.checkpoint.resume import Origin
 from align.config.experiment import Experiment
-from align.run.log import GREEDY, LINES, METRICS, describe, kept_lines
+from align.run.log import GREEDY, LINES, METRICS, check_lines, describe
 from align.run.terminal import say
 from align.system import files, lock
 from align.system.files import DiskError
@@ -48,7 +48,7 @@ def _take(experiment: Experiment, held: ExitStack) -> Origin:
     changes = resume.changed(experiment, origin)
     if origin.in_place:
         for name in (METRICS, GREEDY):
-            kept_lines(out / name, origin.step)  # raises before anything is loaded
+            check_lines(out / name, origin.step)  # raises before anything is loaded
         return origin
     if used(out):
         moved = set_aside(out)

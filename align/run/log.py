@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import chain, takewhile
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,9 +21,11 @@ from align.rollout.rollouts import Rollout
 from align.rollout.sources import SourceBatch
 from align.run.samples import Record
 from align.run.terminal import say
-from align.system import files
+from align.system import files, parts
 from align.system.blame import no_exit, user_line
 from align.system.clock import Clock
+
+EVALUATION = b'"eval/'
 
 NO_CALLBACKS: Mapping[str, Callable] = MappingProxyType({})
 
@@ -56,12 +58,9 @@ class RunLog:
         self._metrics, self._samples, self._greedy = self._files
         if self.writes:
             out.mkdir(parents=True, exist_ok=True)
-            kept = {path: kept_lines(path, start) for path in (self._metrics, self._greedy)}
-            evaluated = {row["step"] for row in kept[self._metrics] if _is_evaluation(row)}
-            kept[self._greedy] = [row for row in kept[self._greedy] if row["step"] in evaluated]
-            for path, rows in kept.items():
-                files.write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-            cut_behind(self._samples, start)
+            for path in (self._metrics, self._samples):
+                parts.cut(path, start, step_of)
+            parts.cut(self._greedy, _last_evaluation(self._metrics), step_of)
             self.record.last |= dict.fromkeys(ends_whole(self._samples, start), start)
         accelerator.wait_for_everyone()
 
@@ -88,7 +87,7 @@ class RunLog:
             if self.record.samples != "none":
                 outputs = gather_object(list(outputs))
             if self.writes:
-                self._write(self._samples, self.record.lines(step, batches, outputs))
+                self._write_samples(self.record.lines(step, batches, outputs))
         metrics = {**metrics, **clock.seconds()}
         self._append(self._metrics, [{"step": step, **metrics}])
         self._tell(step, metrics)
@@ -102,7 +101,7 @@ class RunLog:
 
     def evaluations(self) -> list[dict[str, float]]:
         """All evaluations of this run so far; a resumed one has those before its start."""
-        rows = [row for row in _read(self._metrics) if _is_evaluation(row)]
+        rows = _evaluations(self._metrics)
         return [{name: value for name, value in row.items() if name != "step"} for row in rows]
 
     def evaluated(self, step: int) -> bool:
@@ -111,7 +110,7 @@ class RunLog:
 
     def evaluated_steps(self) -> list[int]:
         """After how many steps there are evaluations, in order."""
-        return [row["step"] for row in _read(self._metrics) if _is_evaluation(row)]
+        return [row["step"] for row in _evaluations(self._metrics)]
 
     def steps(self) -> list[dict[str, float]]:
         """The metrics of all steps of this run so far, without evaluations."""
@@ -128,9 +127,9 @@ class RunLog:
 
     def greedy_samples(self) -> tuple[list[dict], list[dict]]:
         """(before, after): greedy responses to the held-out prompts at the first and the last evaluation."""
-        rows = _read(self._greedy)
-        first, last = rows[0]["step"], rows[-1]["step"]
-        return [r for r in rows if r["step"] == first], [r for r in rows if r["step"] == last]
+        from_start = files.json_lines(_lines(self._greedy))
+        from_end = files.json_lines(line for _, line in files.backwards(self._greedy))
+        return [*_of_first_step(from_start)], [*_of_first_step(from_end)][::-1]
 
     def page(self, page: Path, step: int) -> None:
         """Give the page to the trackers that show pages, whose `Html` classes take the same arguments."""
@@ -155,13 +154,18 @@ class RunLog:
         if self.writes:
             self._write(path, map(json.dumps, rows))
 
+    def _write_samples(self, lines: Iterable[str]) -> None:
+        """Write the lines of a step; the parts of the record are divided between steps."""
+        parts.turn(self._samples, self.record.part_bytes)
+        self._write(self._samples, lines)
+
     def _write(self, path: Path, lines: Iterable[str]) -> None:
         with files.writing(path), path.open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
     def to_disk(self) -> None:
         """Wait until the lines are on the disk: before a checkpoint, which must not outlive them."""
-        for path in self._files if self.writes else ():
+        for path in filter(Path.exists, self._files if self.writes else ()):
             files.to_disk(path)
 
 
@@ -172,45 +176,54 @@ def describe(out: Path, config: dict, versions: dict[str, str], changes: Sequenc
     files.write_whole(out / "versions.json", json.dumps(versions, indent=2) + "\n")
 
 
-def kept_lines(path: Path, start: int) -> list[dict]:
-    """The rows of a file of lines up to the step `start`, which the checkpoint of that step goes with.
+def check_lines(path: Path, start: int) -> None:
+    """Look for damage in a file of lines up to the step `start`, which the checkpoint of that step goes with.
 
-    A line that cannot be read is left out, and told, where it stands behind them, as a power cut may leave it. Raises
+    A line that cannot be read is told where it stands behind them, as a power cut may leave it: it is cut off. Raises
     `CheckpointError` where it stands among them.
     """
-    rows, bad, among = [], None, False
+    bad, among, done = None, False, path.name != METRICS or start == 0
     for number, line in enumerate(_lines(path), 1):
         row = _row(line)
         if row is None:
             bad = bad or number * bool(line.strip())
         elif row["step"] <= start:
             among = bool(bad)
-            rows.append(row)
+            done = done or ("loss" in row and row["step"] == start)
     if not bad:
-        return rows
-    done = path.name != METRICS or start == 0 or any("loss" in row and row["step"] == start for row in rows)
+        return
     if among or not done:
         what = f"line {bad} cannot be read, and is of the steps that are done"
         raise CheckpointError(f"run.resume: {path}: {what}; mend that line or take it out")
     say(f"{path}: line {bad}, behind step {start}, cannot be read; it is left out")
-    return rows
 
 
-def cut_behind(path: Path, start: int) -> None:
-    """Cut a file of lines behind the last one of a step up to `start`.
+def step_of(line: bytes) -> int | None:
+    """The step of a line; None where it is damaged."""
+    row = _row(line)
+    return None if row is None else row["step"]
 
-    It is read from its end up to that line, not as a whole: what is damaged before is found by who reads it.
-    """
-    if not path.exists():
-        return
-    wanted = (end for end, line in files.backwards(path) if (row := _row(line)) is not None and row["step"] <= start)
-    end = next(wanted, 0)
-    with files.writing(path):
-        os.truncate(path, end)
+
+def _evaluations(metrics: Path) -> list[dict]:
+    """The rows of evaluations; the lines of steps, which are most, are not parsed."""
+    return [*filter(_is_evaluation, files.json_lines(line for line in _lines(metrics) if EVALUATION in line))]
+
+
+def _last_evaluation(metrics: Path) -> int:
+    """The step of the last evaluation; -1 where there is none."""
+    lines = (line for _, line in files.backwards(metrics) if EVALUATION in line) if metrics.exists() else ()
+    return next((row["step"] for row in map(json.loads, lines) if _is_evaluation(row)), -1)
+
+
+def _of_first_step(rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows before the first one of another step."""
+    rows = iter(rows)
+    first = next(rows)
+    return chain([first], takewhile(lambda row: row["step"] == first["step"], rows))
 
 
 def _is_evaluation(row: dict) -> bool:
-    return any(name.startswith("eval/") for name in row)
+    return any(name.startswith("eval/") for name in row)  # so `EVALUATION` is in its line
 
 
 def question(rollout: Rollout) -> str:

@@ -33,6 +33,7 @@ class Record:
 
     samples: Literal["all", "none"] | int = "all"  # responses of a step and source; a number takes whole groups
     seed: int = 0
+    part_bytes: int = 2**30  # of samples.jsonl, from which on it becomes a part
     last: dict[str, int | None] = field(default_factory=dict)  # {source: its newest step; None: not all of it is there}
 
     def lines(self, step: int, batches: Sequence[SourceBatch], outputs: Sequence[Outputs]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from align.config.experiment import Experiment
 from align.config.recipe_file import ConfigError
 from align.data.bank import Bank
 from align.data.prompts import Prompts, pairs_in
+from align.data.store import longest, shortest
 from align.environments.nursery import Nursery
 from align.learner.learner import Learner
 from align.learner.optimizer import configure
@@ -42,6 +43,7 @@ from align.rollout.journal import Journal
 from align.rollout.rollouts import Process, Scorer
 from align.rollout.sampler import Sampler
 from align.rollout.sources import PairSource, RolloutSource, Source
+from align.rollout.sync_check import ROWS as DRIFT_ROWS
 from align.rollout.sync_check import SyncCheck, choose, start_drift
 from align.run.engine import make_generator
 from align.run.evaluation import Evaluation, ResponseEvaluation, eval_prompts, has_rollouts
@@ -248,12 +250,13 @@ def make_sync_check(
 ) -> SyncCheck:
     """The check of each sync: on tokens of the longest prompt, and in bfloat16 also on responses to short ones. They
     are chosen before anything is trained, so that a resumed run has the same."""
-    prompts = [prompt.ids for source in sources.values() for prompt in (*source.train, *source.held_out)]
+    rows = [part for source in sources.values() for part in (source.train, source.held_out) if part]
     recipe, drift = experiment.recipe, None
     roomy = recipe.sampling.max_response_tokens > 1  # for a response, and the token that an engine samples behind it
     if recipe.model.dtype == "bfloat16" and recipe.sampling.engine == "vllm" and roomy:  # which has its own weights
-        drift = start_drift(generator, learner, prompts, recipe.sampling)
-    return SyncCheck(choose(learner, max(prompts, key=len)), recipe.sampling, drift)
+        short = [ids for part in rows for ids in shortest(part, DRIFT_ROWS)]
+        drift = start_drift(generator, learner, short, recipe.sampling)
+    return SyncCheck(choose(learner, max((longest(part).ids for part in rows), key=len)), recipe.sampling, drift)
 
 
 PATIENCE = timedelta(hours=6)  # of ranks for each other; what can hang has limits of its own

@@ -10,6 +10,7 @@ from align.config.experiment import Experiment
 from align.replay import replay
 from align.result.samples import RecordedRollout, ReplayError, by_batch, incomplete, read, steps_of
 from align.system.files import finished_json_lines
+from align.system.parts import size_of
 from align.xray.credits import Credits, recorded, replayed, with_loss
 from align.xray.data import Look, Seen
 
@@ -31,7 +32,7 @@ def look(
     metrics, greedy = _measured(folder) if folder else ([], [])
     title = path.resolve().name if folder else path.name
     chosen, notes = spread(record, BYTES) if steps is None else (steps, [])
-    if folder and (not record.exists() or record.stat().st_size == 0):
+    if folder and size_of(record) == 0:
         notes.append(
             "samples.jsonl has no response, so there are no tokens to see; run.samples says how many it keeps."
         )
@@ -63,7 +64,7 @@ def _measured(folder: Path) -> tuple[list[Mapping[str, Any]], ...]:
 def spread(record: Path, most: int) -> tuple[Sequence[int] | None, list[str]]:
     """(steps to read, what to say of it): all of a record of at most so many bytes (None), else evenly spaced ones, the
     first and the last among them."""
-    size = record.stat().st_size if record.exists() else 0
+    size = size_of(record)
     steps = steps_of(record) if size > most else []
     count = max(2, most * len(steps) // size) if steps else 0
     if count >= len(steps):

@@ -13,9 +13,11 @@ from support.rollouts import WORDS, failing, rollout
 
 from align.credit import assign
 from align.objectives import grpo
+from align.result.samples import steps_of
 from align.rollout import rollouts
 from align.rollout.sources import Collected, SourceBatch
 from align.run.log import CallbackError, RunLog
+from align.run.samples import Record
 
 
 def write(path, rows, tail=""):
@@ -97,6 +99,49 @@ def test_a_resume_reads_the_end_of_the_samples_only(tmp_path, main_process):
     assert path.read_text() == kept
     RunLog(tmp_path, main_process, start=0)
     assert path.read_text() == ""
+
+
+def test_a_long_record_is_divided_and_a_resumed_run_cuts_its_parts(tmp_path, main_process):
+    """After the cut the files are those of a run up to there; what is before the last part is not read."""
+
+    class Lines(Record):
+        def lines(self, step, batches, outputs):
+            return [json.dumps({"version": 1, "step": step, "text": "x" * 400})] * 3
+
+    def log(start, folder=tmp_path):
+        return RunLog(folder, main_process, start, record=Lines("none", part_bytes=3000))
+
+    def run(found, *steps):
+        for step in steps:
+            found.step(step, {"loss": step / 2}, [])
+        found.to_disk()
+
+    def there(folder=tmp_path):
+        return {path.name: path.read_text() for path in folder.glob("samples*")}
+
+    run(log(0), *range(1, 12))
+    assert [*sorted(there())] == [*(f"samples.0000{i}.jsonl" for i in (1, 2, 3)), "samples.jsonl"]
+    assert steps_of(tmp_path / "samples.jsonl") == [*range(1, 12)]
+    (tmp_path / "other").mkdir()
+    run(log(0, tmp_path / "other"), *range(1, 6))
+    (tmp_path / "samples.00001.jsonl").chmod(0)
+    again = log(5)
+    (tmp_path / "samples.00001.jsonl").chmod(0o600)
+    assert there() == there(tmp_path / "other")
+    run(again, *range(6, 12))
+    assert steps_of(tmp_path / "samples.jsonl") == [*range(1, 12)] and len(there()) == 4
+
+
+def test_the_greedy_answers_are_those_of_the_first_and_the_last_evaluation(tmp_path, main_process):
+    """Of a long file only these are read."""
+    rows = [{"step": step, "n": n} for step in (0, 5, 9) for n in range(3)]
+    write(tmp_path / "metrics.jsonl", [{"step": step, "eval/reward": 1} for step in (0, 5, 9)])
+    write(tmp_path / "greedy.jsonl", rows)
+    log = RunLog(tmp_path, main_process, 9)
+    assert log.greedy_samples() == (rows[:3], rows[6:]) and log.evaluated_steps() == [0, 5, 9]
+    assert RunLog(tmp_path, main_process, 8).greedy_samples() == (rows[:3], rows[3:6])
+    write(tmp_path / "greedy.jsonl", rows[:3])
+    assert log.greedy_samples() == (rows[:3], rows[:3])
 
 
 def test_a_memory_goes_on_in_a_resumed_run_where_the_step_before_it_is_there_as_a_whole(tmp_path, main_process):

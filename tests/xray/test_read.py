@@ -1,9 +1,13 @@
 """What of a run is read: its steps, its recipe, and files that lack something."""
 
+import shutil
+
 import pytest
 
+from align.commands.credit import credit
 from align.config.experiment import load_experiment
 from align.config.rules import REPLAY
+from align.result import samples
 from align.result.samples import ReplayError
 from align.xray import read
 from align.xray.read import look, spread
@@ -21,6 +25,35 @@ def test_steps_are_chosen_or_spread(runs, tmp_path):
     chosen, notes = spread(tmp_path / "long.jsonl", size // 10 + 1)
     assert len(chosen) == 10 and chosen[0] == 1 and chosen[-1] == 100 and "10 of 100 steps" in notes[0]
     assert spread(tmp_path / "long.jsonl", 1)[0] == [1, 100]
+
+
+def divide(folder, tmp_path):
+    """The run with a part for its first step."""
+    copied = tmp_path / "parts"
+    shutil.copytree(folder, copied)
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    first = [line for line in lines if '"step": 1,' in line]
+    (copied / "samples.00001.jsonl").write_text("".join(first))
+    (copied / "samples.jsonl").write_text("".join(lines[len(first) :]))
+    return copied
+
+
+def test_the_parts_of_a_record_are_read_as_one_file(runs, tmp_path):
+    folder, experiment = runs["several"]
+    parts = divide(folder, tmp_path)
+    assert [b.step for b in look(parts).batches] == [1, 2]
+    assert list(samples.read(parts / "samples.jsonl").values()) == list(samples.read(folder / "samples.jsonl").values())
+    assert credit(experiment, parts / "samples.jsonl") == credit(experiment, folder / "samples.jsonl")
+    places = [*samples.read(parts / "samples.jsonl")]
+    assert places[0] == f"{parts}/samples.00001.jsonl:1" and places[-1].startswith(f"{parts}/samples.jsonl:")
+    assert {rollout.step for rollout in samples.read(parts / "samples.00001.jsonl").values()} == {1}
+    assert samples.steps_of(parts / "samples.jsonl") == [1, 2] and [b.step for b in look(parts, [1]).batches] == [1]
+    (parts / "samples.jsonl").unlink()  # killed just before the next one began
+    assert [b.step for b in look(parts).batches] == [1]
+    (parts / "samples.00001.jsonl").write_text("damaged\n")
+    (parts / "samples.00002.jsonl").write_text((folder / "samples.jsonl").read_text().splitlines()[-1] + "\n")
+    with pytest.raises(ReplayError, match="samples.00001.jsonl:1"):
+        look(parts)
 
 
 def test_what_the_other_recipe_lacks_is_said_by_name(runs):
