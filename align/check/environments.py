@@ -104,9 +104,9 @@ def _column_problems(found: Survey, rows: Sequence[Stored]) -> list[str]:
             wrong += 1
     if not wrong:
         return []
-    what = f"{wrong} of {sum(map(len, rows))} rows choose none of them by their column 'environment', the first by"
-    what = f"{what} {given!r}"
-    return [found.experiment.file.problem(("environment",), f"{what}; {nearest(str(given), names)}")]
+    what = f"{wrong} of {sum(map(len, rows))} rows choose none of them by their column 'environment'"
+    told = f"{what}, the first by {given!r}; {nearest(str(given), names)}"
+    return [found.experiment.file.problem(("environment",), told)]
 
 
 def _try(tried: _Tried, made: Nursery, offers: Description) -> None:

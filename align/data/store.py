@@ -84,8 +84,8 @@ class Store:
     def rows(self) -> Stored:
         """All that it has, in the order in which they came; none is read before `flush`."""
         places = np.arange(len(self))
-        numbers = np.frombuffer(self.numbers, np.intc).reshape(-1, NUMBERS) if len(places) else np.empty((0, NUMBERS))
-        return Stored(self.file, np.frombuffer(self.ends, np.int64), numbers.astype(np.intc), [*self.forms], places)
+        numbers = np.array(self.numbers, np.intc).reshape(-1, NUMBERS)
+        return Stored(self.file, np.array(self.ends, np.int64), numbers, [*self.forms], places)
 
 
 class Stored(Sequence[Prompt]):

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from align.rollout.journal import Journal, write
-from align.run import folder as folders
-from align.run.log import GREEDY, METRICS, RunLog
+from align.run.log import GREEDY, METRICS, RunLog, check_lines
 
 STEPS, DONE, EVERY = 20_000, 19_000, 100
 
@@ -60,8 +59,7 @@ def main(size: float) -> None:
         make(folder, size)
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(f"{'all files':34} {total / 1e6:10.2f} MB")
-        look = getattr(folders, "check_lines", None) or folders.kept_lines
-        tell("damage of metrics and greedy", lambda: [look(folder / name, DONE) for name in (METRICS, GREEDY)])
+        tell("damage of metrics and greedy", lambda: [check_lines(folder / name, DONE) for name in (METRICS, GREEDY)])
         tell("journal: rollouts on disk", lambda: Journal(folder / "rollouts", []).kept(DONE))
         made = []
         tell("the log", lambda: made.append(RunLog(folder, main_process, DONE)))
