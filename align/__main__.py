@@ -170,22 +170,6 @@ def evaluate(
 
 
 @app.command()
-def serve(
-    recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    port: Annotated[int, typer.Option(envvar="PORT", min=1, max=65535)] = 8000,
-    host: Annotated[str, typer.Option(envvar="HOST")] = "127.0.0.1",
-) -> None:
-    """Start a vLLM server that fits the recipe, for runs with sampling.engine: server."""
-    from align.check.survey import CheckError
-    from align.commands import serve as server
-    from align.model.locate import ModelError
-
-    with told(ConfigError, CheckError, ModelError), no_exit("a function that the recipe names"):
-        server.serve(str(recipe), overrides or (), host, port)
-
-
-@app.command()
 def xray(
     run: Annotated[Path, typer.Argument(metavar="RUN|FILE", exists=True, help="a run's folder, or a samples.jsonl")],
     step: Annotated[str | None, typer.Option(metavar="N|A..B", help="these steps only")] = None,

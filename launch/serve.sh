@@ -7,4 +7,4 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 [ $# -gt 0 ] || { sed -n '2,4s/^# //p' "$0"; exit 2; }
 if [ -d "$root/.venv" ]; then export PATH="$root/.venv/bin:$PATH"; fi
 export PYTHONPATH="$root:$PWD${PYTHONPATH:+:$PYTHONPATH}"
-exec python -m align serve "$@"
+exec python -m align.commands.serve "$@"

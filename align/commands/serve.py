@@ -12,13 +12,21 @@ from align.check.survey import CheckError, Survey
 from align.config.experiment import examine
 from align.config.launch import Launch
 from align.config.recipe_file import ConfigError
-from align.model.locate import locate
+from align.config.redact import scrub, scrub_tracebacks
+from align.model.locate import ModelError, locate
 from align.rollout.server_arguments import ENTRY, ENVIRONMENT, is_loopback, server_arguments, token
 from align.system.hardware import here
+from align.system.text import for_terminal
+
+ERRORS = (ConfigError, CheckError, ModelError)
 
 
-def serve(recipe: str, overrides: Sequence[str], host: str, port: int) -> None:
-    """Replace this process by the server. Raises `ConfigError`, `CheckError` and `ModelError`."""
+def serve(recipe: str, overrides: Sequence[str]) -> None:
+    """Replace this process by the server at HOST and PORT of the environment. Raises one of `ERRORS`."""
+    host, port = os.environ.get("HOST", "127.0.0.1"), os.environ.get("PORT", "8000")
+    if not port.isdecimal():
+        raise ConfigError([f"PORT={port} is no port; write a number, such as PORT=8000"])
+    port = int(port)
     found = surveyed(recipe, overrides)
     sampling = found.experiment.recipe.sampling
     if problem := exposed(host, port, sampling.servers):
@@ -50,3 +58,17 @@ def exposed(host: str, port: int, servers: Sequence[str]) -> str | None:
         return None
     what = f"HOST={host}: whoever reaches it could change its weights"
     return f"{what}; set ALIGN_SERVER_TOKEN here and for the trainer, or name http://{host}:{port} in sampling.servers"
+
+
+def main(words: Sequence[str]) -> int:
+    """Serve as `RECIPE [key=value ...]` says; the exit code where that is not possible."""
+    scrub_tracebacks()
+    try:
+        serve(words[0], words[1:])
+    except (*ERRORS, FileNotFoundError) as error:
+        print(for_terminal(scrub(str(error))), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ ENTRY = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` of the whe
 
 BASE = "policy"  # the name of the model that the server starts with; an adapter has the name of its policy
 
-EXTENSION = "align.rollout.weight_transfer.Extension"
+EXTENSION = "align.rollout.server_worker.Extension"
 
 TOKENS = 4096  # least that a server on a CPU takes in one step: there no prompt is computed in parts
 

@@ -1,4 +1,4 @@
-"""What a vLLM server gets beside what vLLM brings: weights over gloo, adapters as bytes, the rows of its tables.
+"""Whole weights for vLLM servers: over gloo on CPUs, as vLLM brings over NCCL on GPUs.
 
 A server's workers import it (`--worker-extension-cls`), and so does a trainer that sends whole weights. vLLM's own
 weight transfer is the one code path: on GPUs its backend is NCCL, on CPUs the one here, and only the information that
@@ -7,17 +7,12 @@ they start from differs (`trainer_info`). Read against vLLM 0.32; NCCL was not y
 
 from __future__ import annotations
 
-import base64
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,8 +29,6 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from align.rollout import server_facts, tables
-from align.rollout.heads import leave_head
 from align.rollout.mixtures import pack_experts
 
 BUCKET = 2**26  # bytes that travel at once
@@ -258,43 +251,6 @@ def tensors(found: Sequence[ParamMeta]) -> Tensors:
     """What is sent, as the workers are told."""
     names, kinds = [one.name for one in found], [str(one.dtype).removeprefix("torch.") for one in found]
     return Tensors(names, kinds, [list(one.shape) for one in found])
-
-
-class Extension:
-    """Mixed into a server's workers: what the trainer calls there by name."""
-
-    def align_facts(self) -> dict[str, Any]:
-        """What the server is, and what it adds to every request: see `server_facts`."""
-        return server_facts.of(self.vllm_config, self.device.type)
-
-    def align_put(self, name: str, files: dict[str, str]) -> str:
-        """Write the files of an adapter, base64 of each, to this machine's disk; the folder."""
-        folder = self._align_folder() / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
-            part = folder / f".{file}.{os.getpid()}"  # other workers write the same
-            part.write_bytes(base64.b64decode(data))
-            part.rename(folder / file)
-        if self.device.type == "cpu":
-            leave_head(self.get_model())
-        return str(folder)
-
-    def align_drop(self, name: str) -> None:
-        """Remove the files of an adapter."""
-        shutil.rmtree(self._align_folder() / name, ignore_errors=True)
-
-    def align_vocabulary(self) -> dict[str, str]:
-        """The rows of the tables, as base64 of their [V,8] float32."""
-        found = tables.read(self.get_model())
-        return {name: base64.b64encode(rows.numpy().tobytes()).decode() for name, rows in found.items()}
-
-    def _align_folder(self) -> Path:
-        """The same on all workers of a server, and on no other."""
-        base = Path(tempfile.gettempdir()) / f"align-adapters-{os.getuid()}"
-        base.mkdir(mode=0o700, exist_ok=True)
-        if base.stat().st_uid != os.getuid():
-            raise PermissionError(f"{base} belongs to another user; set TMPDIR to a folder of your own")
-        return base / self.vllm_config.instance_id
 
 
 if "gloo" not in WeightTransferEngineFactory._registry:

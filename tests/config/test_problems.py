@@ -66,7 +66,7 @@ BAD = [
     (sampling("compile: maybe"), 7, "sampling.compile", "valid boolean, unable to interpret input"),
     (("policy: some/model", "- x"), 1, "model", "valid dictionary or instance of Model, but it is ["),
     (("sampling:\n  group_size: 8\n", "sampling:\n"), 5, "sampling", "but it is None"),
-    (sampling("engine: vlm"), 7, "sampling.engine", "'vllm' or 'transformers', but it is 'vlm'"),
+    (sampling("engine: vlm"), 7, "sampling.engine", "'vllm', 'server' or 'transformers', but it is 'vlm'"),
     (run("trackers: [tensorbord]"), 12, "run.trackers.0", "'trackio', 'tensorboard' or 'wandb', but it is"),
     (run("trackers: wandb"), 12, "run.trackers", "valid list, but it is 'wandb'"),
     (objective("{name: gfpo, k: four}"), 9, "objective.k", "valid integer, unable to parse string"),
