@@ -12,6 +12,7 @@ from align.metrics.step import peak_memory, rollout_metrics, signal_metrics
 from align.rollout.ahead import Ahead
 from align.rollout.sampler import Sampler
 from align.rollout.sources import Source, SourceBatch
+from align.rollout.sync_gate import rollout_gap
 from align.system.clock import Clock
 
 # of a step, as its metrics `seconds/...` name them
@@ -64,15 +65,15 @@ class Loop:
         # 3. Update on the sum of all losses. Each is divided by its count over the whole batch.
         outputs: list[Outputs] = []
         with clock("update"):
-            credits = [batch.credited for batch in batches]
-            updates = [self.learner.update(credits, step, outputs.append)]
-            updates += [self.learner.update(credits, step) for _ in range(self.updates_per_step - 1)]
+            plan = self.learner.plan([batch.credited for batch in batches])
+            updates = [self.learner.update(plan, step, outputs.append)]
+            updates += [self.learner.update(plan, step) for _ in range(self.updates_per_step - 1)]
         update = {**updates[-1], "skipped": sum(one["skipped"] for one in updates)}
 
         # 4. Sync. The sampler must have had the old policy; it gets the new one, and must score the same tokens alike.
         synced = {}
         if self.ahead:
-            synced = self.ahead.wait(clock)
+            synced = {**self.ahead.wait(clock), **rollout_gap(updates[0])}
         elif self.sampler:
             synced = self.sampler.agree(updates[0])
         if self.sampler:

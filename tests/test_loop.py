@@ -21,6 +21,10 @@ class Learner(CountingLearner):
         super().__init__()
         self.events, self.skipped, self.updates, self.told = events, list(skipped), [], []
 
+    def plan(self, sources):
+        self.events.append("plan")
+        return sources
+
     def update(self, sources, step, tell=None):
         self.told.append(tell is not None)
         if tell:
@@ -82,7 +86,7 @@ def loop_of(learner, sampler, *objectives_of_rollouts, updates=1, old_logprob="s
 
 def test_sources_come_in_their_order_then_the_update_then_the_sync(events, sampler):
     loop_of(Learner(events), sampler).step(3)
-    assert events == [("prompts", 3), ("pairs", 3), "sleep", "update", ("agree", 1.0), "sync"]
+    assert events == [("prompts", 3), ("pairs", 3), "sleep", "plan", "update", ("agree", 1.0), "sync"]
 
 
 def test_the_update_gets_the_credited_batches_of_all_sources(events, sampler):
@@ -106,7 +110,7 @@ def test_what_updates_skipped_is_summed_and_all_else_is_of_the_last(events, samp
     learner = Learner(events, skipped=(1, 0, 2))
     metrics = loop_of(learner, sampler, updates=3).step(0).metrics
     assert (metrics["loss"], metrics["skipped"]) == (3.0, 3)
-    assert events[2:] == ["sleep"] + ["update"] * 3 + [("agree", 1.0), "sync"]  # one sync a step
+    assert events[2:] == ["sleep", "plan"] + ["update"] * 3 + [("agree", 1.0), "sync"]  # one plan and one sync a step
     assert metrics["sync/rollout_gap"] == 0.01  # of the first update: before it the policy was the one that sampled
     assert all(sources[0][0] is learner.updates[0][0][0][0] for sources, _ in learner.updates)  # credited once
 

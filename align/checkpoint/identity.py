@@ -71,9 +71,9 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """{dotted key: its value in each recipe} for keys in which recorded recipes differ; None where it is not set."""
-    flat = [flat(_filled(followed(config))) for config in configs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    found = {key: [config.get(key) for config in flat] for key in keys}
+    recipes = [flat(_filled(followed(config))) for config in configs]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    found = {key: [recipe.get(key) for recipe in recipes] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 

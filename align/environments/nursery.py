@@ -41,7 +41,8 @@ class EnvironmentFailed(RuntimeError):
 
 
 class Nursery:
-    """Makes processes of instances. Only the thread that made it may use it.
+    """Makes processes of instances. One thread at a time may use it, and none that ends before the run: the processes
+    that a thread starts end with it.
 
     `log` is the file that gets what the environment prints; without one that is dropped.
     """

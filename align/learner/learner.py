@@ -47,6 +47,16 @@ class Outputs:
     current: Current
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a step's updates compute."""
+
+    sources: Sequence[Sequence[Credited]]  # each source's credited batches, as this rank computes them
+    # of this rank, source after source: number of the source, its rows here, and these in the batch of all ranks
+    micros: Sequence[tuple[int, Micro, Sequence[int]]]
+    trained: Mapping[str, int]  # {metric: how much is trained, over all ranks}
+
+
 class Learner:
     """Owns the trained weights. Methods are collective: all ranks call them with the same batch, or each with its rows
     of it (`Batch.row`), which then go to the rank that the plan of micro-batches says, and their values back."""
@@ -132,39 +142,36 @@ class Learner:
         with self._acting_as(who) as module:
             return module(layouts.padded.inputs(batch, batch.mask), ("logits",))["logits"][0].cpu()
 
-    def update(
-        self, sources: Sequence[Sequence[Credited]], step: int, tell: Callable[[Outputs], None] = lambda outputs: None
-    ) -> dict[str, float]:
+    def update(self, plan: Plan, step: int, tell: Callable[[Outputs], None] = lambda outputs: None) -> dict[str, float]:
         """Take one optimiser update on the sum of all losses; {metric: value}, those of the losses among them.
 
-        `sources` holds the credited batches of each source, one an objective. DeepSpeed averages gradients over ranks,
-        so each rank's sum is multiplied by their number; the counts are those of the whole batch. Where no token
+        DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number; the counts are those
+        of the whole batch. Where no token
         carries gradient, and where loss or gradient is not finite (`skipped`), weights and optimiser stay as they are
         on all ranks. `tell` gets the outputs of each of this rank's micro-batches.
         """
-        sources, plan, done = self._plan(sources)
         lr = self.optim.lr * self.lr_factor(step)
         for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):
             group["lr"] = base * self.lr_factor(step)
         losses, measured, whole = [], [], 0.0
-        for i, (source, micro, numbers) in enumerate(plan):
-            loss, values, current = self._losses(sources[source], micro, sources)
+        for i, (source, micro, numbers) in enumerate(plan.micros):
+            loss, values, current = self._losses(plan.sources[source], micro, plan.sources)
             tell(Outputs(source, numbers, current))
             losses.append(float(loss.detach()))
             measured.append(values)
-            last = i == len(plan) - 1
+            last = i == len(plan.micros) - 1
             if last and not math.isfinite(whole := float(sum(gather_object(losses)))):
                 loss = loss * math.nan  # the gradient tells all ranks
             self.engine.set_gradient_accumulation_boundary(last)
             self.engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
-        moved = {"grad_norm": self._step(), "lr": lr} if plan else {}
+        moved = {"grad_norm": self._step(), "lr": lr} if plan.micros else {}
         values = joined(gather_object(measured))
         return {
             **agreement.summary(values),
             "loss": whole,
             **moved,
             "skipped": int(not math.isfinite(moved.get("grad_norm", 0.0))),
-            **done,
+            **plan.trained,
             **summarised(values),
         }
 
@@ -176,17 +183,17 @@ class Learner:
     @torch.no_grad()
     def measure(self, sources: Sequence[Sequence[Credited]]) -> tuple[float, dict[str, Tensor]]:
         """(loss, {metric: its values}) of a batch, without an update."""
-        sources, plan, _ = self._plan(sources)
-        found = [self._losses(sources[source], micro, sources) for source, micro, _ in plan]
+        plan = self.plan(sources)
+        found = [self._losses(plan.sources[source], micro, plan.sources) for source, micro, _ in plan.micros]
         losses = gather_object([float(loss) for loss, *_ in found])
         return sum(losses), joined(gather_object([values for _, values, _ in found]))
 
-    def _plan(
-        self, sources: Sequence[Sequence[Credited]]
-    ) -> tuple[list[Sequence[Credited]], list[tuple[int, Micro, list[int]]], dict[str, int]]:
-        """(each source's credited batches as this rank computes them, [(number of a source, micro-batch, numbers of its
-        rows in the batch of all ranks)] of this rank, source after source, {what is trained: its number})."""
-        here, plan, counts = [], [], []
+    def plan(self, sources: Sequence[Sequence[Credited]]) -> Plan:
+        """Divide what is trained into micro-batches of all ranks, and move their rows to who computes them. Collective.
+
+        `sources` holds the credited batches of each source, one an objective.
+        """
+        here, micros, counts = [], [], []
         for source, credits in enumerate(sources):
             batch, trained = credits[0].batch, trained_of(credits)
             counts.append(exchange.total(batch, [int(trained.any(1).sum()), int(trained.sum())]))
@@ -196,9 +203,10 @@ class Learner:
                 rows = trained.any(1) | coupled  # an empty response is half of a pair too
                 way = self._route(batch, trained, rows, coupled, self.optim.micro_batch_tokens)
                 here[-1] = moves.bring_credited(way, credits)
-                plan += [(source, micro, way.numbers(micro)) for micro in way.micros]
+                micros += [(source, micro, way.numbers(micro)) for micro in way.micros]
         names = ("rows/trained", "tokens/trained")
-        return here, plan, {name: sum(of_source[i] for of_source in counts) for i, name in enumerate(names)}
+        trained = {name: sum(of_source[i] for of_source in counts) for i, name in enumerate(names)}
+        return Plan(here, micros, trained)
 
     def _route(self, batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, tokens: int) -> moves.Route:
         """This rank's micro-batches of the rows marked, and how these rows get here."""

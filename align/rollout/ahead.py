@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
 
@@ -28,19 +29,26 @@ class SamplesAhead(Protocol):
 
 @dataclass
 class Ahead:
-    """Samples for the step to come, in a thread of its own, from `begin` until `wait` returns."""
+    """Samples for the step to come, in a thread of its own, from `begin` until `wait` returns.
+
+    It is one thread for the whole run: processes of environments that it starts end with it.
+    """
 
     sources: Sequence[SamplesAhead]
     steps: int  # of the run; nothing is sampled behind the last one
     deadline_s: float  # that `wait` waits at most
+    _begun: SimpleQueue[tuple[int, Future[float]]] = field(default_factory=SimpleQueue, init=False)
     _seconds: Future[float] | None = field(default=None, init=False)  # that the sampling takes
+
+    def __post_init__(self) -> None:
+        # a thread that never keeps the process from ending, as one of an executor would
+        Thread(target=self._work, name="samples ahead", daemon=True).start()
 
     def begin(self, step: int) -> None:
         """Sample for a step, counted from 0, with the policy that the engine has now."""
         if step < self.steps:
             self._seconds = Future()
-            # a thread that never keeps the process from ending, as one of an executor would
-            Thread(target=self._sample, args=(step, self._seconds), name="samples ahead", daemon=True).start()
+            self._begun.put((step, self._seconds))
 
     def wait(self, clock: Clock) -> dict[str, float]:
         """Wait until the step is sampled; the engine may get another policy then. Metrics of what that took; {} where
@@ -56,6 +64,10 @@ class Ahead:
             seconds = found.result()
         waited = time.perf_counter() - start
         return {"overlap/seconds": seconds, "overlap/hidden": max(0.0, 1 - waited / seconds)}
+
+    def _work(self) -> None:
+        while True:
+            self._sample(*self._begun.get())
 
     def _sample(self, step: int, seconds: Future[float]) -> None:
         start = time.perf_counter()

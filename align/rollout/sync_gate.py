@@ -33,4 +33,9 @@ def rollouts_agree(update: Mapping[str, float], tolerance: float) -> dict[str, f
             " Sync in the other way (sampling.sync), or with another release of vLLM; where the engine is only less"
             " exact, raise sampling.tolerance.",
         )
-    return {name: update[name] for name in NAMES}
+    return rollout_gap(update)
+
+
+def rollout_gap(update: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that tell, among those of a step's first update; {} where no token of it was sampled and trained."""
+    return {name: update[name] for name in NAMES if name in update}

@@ -27,7 +27,7 @@ from align.result.push import GateShut, NotPushed, push_run, reached, store_summ
 from align.result.samples import ReplayError, steps_of
 from align.run.log import RunLog
 from align.run.setup import Run
-from align.system import files
+from align.system import files, roll
 from align.system.text import for_terminal
 from align.xray.data import Look
 from align.xray.page import write as write_page
@@ -77,6 +77,7 @@ def finish(run: Run, log: RunLog) -> None:
             refused = push(console, out, goal)
         look_at(run, log, console)
     accelerator.wait_for_everyone()
+    roll.close()  # a node may need longer than others for what is left
     run.close()
     accelerator.end_training()
     if refused:

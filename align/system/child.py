@@ -16,6 +16,8 @@ from align.system.output import keep
 from align.system.parent import die_with_parent
 from align.system.pipe import TRANSFER_S
 
+WITHHELD = ("ALIGN_SERVER_TOKEN",)  # variables that user code does not get: with it, it could change servers' weights
+
 
 def spawn(
     module: str, log: Path | None, environ: Mapping[str, str] | None = None
@@ -28,10 +30,11 @@ def spawn(
     ours, theirs = socket.socketpair()
     serve = f"from {module} import serve; serve({theirs.fileno()}, {os.getpid()})"
     try:
+        known = {name: value for name, value in os.environ.items() if name not in WITHHELD}
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-u", "-c", serve],
-                env={**os.environ, **(environ or {}), "PYTHONPATH": os.pathsep.join(sys.path)},
+                env={**known, **(environ or {}), "PYTHONPATH": os.pathsep.join(sys.path)},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if log else subprocess.DEVNULL,  # it would tear the progress bar

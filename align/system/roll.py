@@ -135,17 +135,17 @@ def gone() -> str | None:
     until = time.monotonic() + DEAD_S + 3 * BEAT_S
     while time.monotonic() < until:
         silent = _roll.silent(DEAD_S)
-        if _roll.names[0] not in silent and (told := _roll.left()):
-            return f"{'; '.join(told)}; {ON}"
-        if silent:
-            return f"{' and '.join(silent)} is gone: {silence(DEAD_S)}; {ON}"
+        if silent or _roll.left():
+            return lost(_roll, silent, DEAD_S)
         time.sleep(0.5)
     return None
 
 
-def silence(seconds: float) -> str:
-    """Say how a machine shows that it is gone."""
-    return f"killed, crashed or cut off, it has not been heard for {seconds:g} s"
+def lost(roll: Roll, silent: Sequence[str], seconds: float) -> str:
+    """Say what machines said of why they end, else which have been silent for so long; and the way on."""
+    told = [] if roll.names[0] in silent else roll.left()  # its store is gone too
+    what = f"{' and '.join(silent)} is gone: killed, crashed or cut off, it has not been heard for {seconds:g} s"
+    return f"{'; '.join(told) or what}; {ON}"
 
 
 def close() -> None:
@@ -165,5 +165,5 @@ def _judge(roll: Roll) -> None:
     """End this process where a machine has been silent for too long: its main thread may wait for that one for good."""
     while not roll.ended.wait(BEAT_S):
         if silent := roll.silent(SILENT_S):
-            say_last(f"{' and '.join(silent)} is gone: {silence(SILENT_S)}; {ON}")
+            say_last(lost(roll, silent, SILENT_S))
             os._exit(1)

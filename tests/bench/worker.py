@@ -129,7 +129,7 @@ class Ours:
         start = time.perf_counter()
         credited = assign(objective, batch, passes.for_batch(objective.reads))
         middle = time.perf_counter()
-        found = self.learner.update([[credited]], 0)
+        found = self.learner.update(self.learner.plan([[credited]]), 0)
         return {
             "seconds": time.perf_counter() - start,
             "credit_seconds": middle - start,

@@ -111,11 +111,11 @@ def measure(learner: Learner, case: Case, peak: float) -> dict:
     said = learner.score(batch, batch.kept)["logprob"]
     annotate = ForwardPasses(learner, "sampler", Clock()).for_batch()
     credited = assign(objectives.grpo(), replace(batch, sampler_logprob=said), annotate)
-    first = timed(lambda: learner.update([[credited]], 0))
+    first = timed(lambda: learner.update(learner.plan([[credited]]), 0))
     if device() == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = settled()
-    found = learner.update([[credited]], 1)
+    found = learner.update(learner.plan([[credited]]), 1)
     seconds = settled() - start
     inputs = learner.layout.inputs(batch, credited.trained)
     expected = round(estimate(inputs.input_ids.numel(), case), 2)

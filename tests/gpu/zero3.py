@@ -55,7 +55,7 @@ def part() -> None:
     for tokens in (10**9, TOKENS[where] // 8):
         learner.optim = optim.model_copy(update={"micro_batch_tokens": tokens})
         head.clear()
-        norms[tokens] = learner.update([[credited]], 0)["grad_norm"]
+        norms[tokens] = learner.update(learner.plan([[credited]]), 0)["grad_norm"]
         micros = len(learner._plan([[credited]])[1])
         say(
             device=where,

@@ -115,3 +115,20 @@ def test_hidden_is_the_share_of_sampling_that_nobody_waited_for():
     Slow.done.wait(30)  # an update that takes longer
     time.sleep(0.1)
     assert ahead.wait(Clock())["overlap/hidden"] > 0.9
+
+
+def test_all_steps_are_sampled_in_one_thread_of_the_run():
+    """The system ends a process with the thread that started it, such as those of environments."""
+
+    class Noted:
+        threads = []
+
+        def sample_ahead(self, step):
+            self.threads.append(threading.current_thread())
+
+    ahead = Ahead([Noted()], 9, 5.0)
+    for step in (1, 2):
+        ahead.begin(step)
+        ahead.wait(Clock())
+    first, second = Noted.threads
+    assert first is second and first.is_alive() and first.daemon

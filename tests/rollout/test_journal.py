@@ -190,3 +190,29 @@ def test_what_another_rank_of_the_engine_must_sample_again_is_sampled_together(j
     alone = Journal(journal.folder, LINEAGE, agreed=lambda here: False)  # another rank has no entry
     assert alone.sampled(CALL, PROMPTS, lambda: made.append(1) or sampled()) == sampled() and made
     assert Journal(journal.folder, LINEAGE, agreed=lambda here: here).sampled(CALL, PROMPTS, never) == sampled()
+
+
+def folders(journal):
+    return sorted(path.name for path in journal.folder.iterdir())
+
+
+def test_what_was_sampled_ahead_of_a_kept_checkpoint_stays(tmp_path):
+    journal = Journal(tmp_path, LINEAGE)
+    for step in range(5):
+        journal.sampled(Call(step, 0, 0, 0), PROMPTS, sampled)
+    journal.forget(4, ahead_of=(2, 4))  # checkpoints of 2 and 4 steps
+    assert folders(journal) == ["step_3", "step_5"]
+    journal.forget(4)
+    assert folders(journal) == ["step_5"]
+
+
+def test_another_run_goes_on_with_what_was_sampled_ahead_where_its_lineage_is_the_same(journal, tmp_path):
+    other = Journal(tmp_path / "other", LINEAGE)
+    other.adopt(journal.folder, 4)  # nothing was sampled for that step
+    assert not other.folder.exists() or folders(other) == []
+    other.adopt(journal.folder, 5)
+    assert other.sampled(CALL, PROMPTS, never) == sampled()
+    stranger, made = Journal(tmp_path / "stranger", [(0, "another recipe")]), []
+    stranger.adopt(journal.folder, 5)
+    stranger.sampled(CALL, PROMPTS, lambda: made.append(1) or sampled())
+    assert made

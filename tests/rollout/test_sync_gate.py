@@ -3,14 +3,14 @@
 import pytest
 
 from align.rollout.sync_faults import SyncError
-from align.rollout.sync_gate import NAMES, rollouts_agree
+from align.rollout.sync_gate import NAMES, rollout_gap, rollouts_agree
 
 
 def test_a_small_or_an_uncertain_gap_passes_and_is_told():
     for gap, error in ((0.04, 0.001), (-0.04, 0.001), (0.3, 0.1), (float("nan"), float("nan"))):
         update = {**dict(zip(NAMES, (gap, error), strict=True)), "loss": 1.0}
-        assert list(rollouts_agree(update, 0.25)) == list(NAMES)
-    assert rollouts_agree({"loss": 1.0}, 0.25) == {}
+        assert list(rollouts_agree(update, 0.25)) == list(rollout_gap(update)) == list(NAMES)
+    assert rollouts_agree({"loss": 1.0}, 0.25) == rollout_gap({"loss": 1.0}) == {}
 
 
 @pytest.mark.parametrize("gap", [0.2, -0.2])

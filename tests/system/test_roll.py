@@ -57,6 +57,9 @@ def test_why_a_machine_ended_is_told(two):
     call(5)
     two.set("align/left/1", "b (rank 1) ended: the disk is full")
     assert roll.gone().startswith("b (rank 1) ended: the disk is full; the newest checkpoint that all nodes have")
+    told = roll.lost(roll._roll, ["b (rank 1)"], 90)  # a node that has ended is silent too
+    assert told.startswith("b (rank 1) ended: the disk is full; ")
+    assert roll.lost(roll._roll, [roll._roll.names[0]], 90).endswith(f"not been heard for 90 s; {roll.ON}")  # no store
 
 
 def test_all_that_sign_are_there(two, monkeypatch):

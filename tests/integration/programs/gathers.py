@@ -46,7 +46,7 @@ credited = assign(gfpo(k=3), ragged_batches.batch(), ForwardPasses(learner, "sam
 micro_batches, found = len(learner._plan([[credited]])[1]), []
 for _ in range(3):  # DeepSpeed fetches ahead once it knows the order of the modules
     count[0] = 0
-    learner.update([[credited]], 0)
+    learner.update(learner.plan([[credited]]), 0)
     found.append(count[0])
 if accelerator.is_main_process:
     Path(out).write_text(json.dumps({"micro_batches": micro_batches, "gathers": found}))

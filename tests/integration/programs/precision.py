@@ -50,7 +50,7 @@ for groups in ("one", "many"):
     batch = ragged_batches.twins(1 if groups == "one" else 32 * accelerator.num_processes)
     credited = assign(grpo(), batch, ForwardPasses(learner, "sampler", Clock()).for_batch())
     counts.append(len(learner._plan([[credited]])[1]))
-    learner.update([[credited]], 0)
+    learner.update(learner.plan([[credited]]), 0)
 masters = {name: safe_get_full_fp32_param(p) for name, p in trained.items()}
 told = {
     "micro-batches": counts,

@@ -62,7 +62,7 @@ learner = Learner(accelerator, Policy(model, 0.7), layouts.shared_prefix, optim)
 faults, metrics = {"fine": lambda credited: credited, **{f.__name__: f for f in (advantage, loss, gradient)}}, []
 for word in updates.split(","):
     credited = assign(gfpo(k=3), ragged_batches.batch(), ForwardPasses(learner, "sampler", Clock()).for_batch())
-    metrics.append(learner.update([[faults[word](credited)]], 0))
+    metrics.append(learner.update(learner.plan([[faults[word](credited)]]), 0))
 ranks = gather_object([[row["skipped"] for row in metrics]])
 state = {name: value.clone() for name, value in weights.trainable(learner.model)}
 if accelerator.is_main_process:

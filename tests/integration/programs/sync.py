@@ -65,7 +65,7 @@ first = record = run.loop.step(0)
 for step in range(1, 4):
     record = run.loop.step(step)
 gaps["after four steps"] = gap(run)
-run.learner.update([batch.credited for batch in record.batches], 4)
+run.learner.update(run.learner.plan([batch.credited for batch in record.batches]), 4)
 gaps["updated, not synced"] = gap(run)
 run.sampler.generator.sync(run.learner.model)
 gaps["synced"] = gap(run)

@@ -141,7 +141,7 @@ for step in range(4):
     gaps.append([record.metrics[name] for name in measures])
 found = {}
 for failure in failures.split(","):
-    learner.update([batch.credited for batch in record.batches], 4)  # so that there is something to sync
+    learner.update(learner.plan([batch.credited for batch in record.batches]), 4)  # so that there is something to sync
     with PLANTED[failure]():
         try:
             sampler.sync(learner, Clock())

@@ -56,7 +56,7 @@ for i, objectives in enumerate(updates):
     # the family's ratios are 1, so that a product of them stays one: what is off-policy is tested with gfpo
     annotate = ForwardPasses(learner, "trainer" if family == "policy" else "sampler", Clock()).for_batch()
     batch = exchange.share(ragged_batches.batch()) if shares else ragged_batches.batch()
-    metrics = learner.update([[assign(objective, batch, annotate) for objective in objectives]], i)
+    metrics = learner.update(learner.plan([[assign(objective, batch, annotate) for objective in objectives]]), i)
     found |= {f"loss_{i}": torch.tensor(metrics["loss"]), f"norm_{i}": torch.tensor(metrics.get("grad_norm", 0.0))}
 parts = learner.model, learner.engine.module.heads
 state = {name: value.clone() for part in parts for name, value in weights.trainable(part)}
