@@ -117,7 +117,7 @@ def test_the_engine_is_sized_by_device(tmp_path, hardware, cache, sequences, sle
     "hardware, key, told",
     [
         (CPU, "sampling.sleep=true", r"sampling\.sleep.*vLLM cannot sleep on a CPU; write false"),
-        (CPU, "sampling.tensor_parallel=2", r"sampling\.tensor_parallel.*do not divide the 1 processes of this launch"),
+        (CPU, "sampling.tensor_parallel=2", r"sampling\.tensor_parallel.*do not divide the 1 processes of a machine"),
     ],
 )
 def test_what_the_engine_cannot_do_is_told_at_its_key(tmp_path, hardware, key, told):

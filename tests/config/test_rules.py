@@ -135,7 +135,7 @@ WEIGHT = {"add": [{"importance_weight": {}}]}
         (ROLLOUTS, {"name": "dpo", "add": [{"best_and_worst": {}}]}, AHEAD, None),
         (
             ROLLOUTS,
-            {"chain": [], "loss": {"kl_policy_ref": {}}},
+            {"chain": [], "loss": {"kl_policy_ref": {"coef": 0.1}}},
             AHEAD,
             "add: [{importance_weight: {}}] to it with sampl",
         ),
