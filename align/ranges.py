@@ -35,14 +35,15 @@ def _named(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    """The address of a server, without a slash at its end. Raises `ValueError` for another kind of address, or one with
-    a password in it."""
+    """The address of a server, each in one spelling. Raises `ValueError` for another kind of address, or one with a
+    password in it."""
     found = urlsplit(value)
-    if found.scheme not in ("http", "https") or not found.hostname or found.port is None:
+    if found.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:%-]+", found.hostname or "") or not found.port:
         raise ValueError("is no address of a server; write http://HOST:PORT")
-    if found.username or found.path.strip("/") or found.query or found.fragment:
+    if "@" in found.netloc or found.path.strip("/") or found.query or found.fragment:
         raise ValueError("holds more than an address; write http://HOST:PORT, and a token as ALIGN_SERVER_TOKEN")
-    return f"{found.scheme}://{found.netloc}"
+    host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
+    return f"{found.scheme}://{host}:{found.port}"
 
 
 def _warm(value: float) -> float:

@@ -10,8 +10,9 @@ import httpx
 from align.check.survey import Survey
 from align.rollout import server_facts
 from align.rollout.fleet import ONE_TOKEN
-from align.rollout.server_arguments import command, token
-from align.rollout.server_http import GENERATE, Http, ServerError, Unauthorized, told
+from align.rollout.server_arguments import command
+from align.rollout.server_http import GENERATE, Http, ServerError, Unauthorized, told, understood
+from align.rollout.server_token import token
 from align.rollout.server_weights import LOADED
 
 
@@ -36,20 +37,25 @@ def try_servers(found: Survey) -> list[str]:
 def look(http: Http, url: str, wanted: dict[str, Any]) -> list[str]:
     """What is wrong with one server."""
     try:
-        facts = http.call(url, "align_facts")
-    except httpx.TransportError as error:
+        with understood():
+            problems = server_facts.problems(http.call(url, "align_facts"), wanted)
+    except httpx.HTTPError as error:
         hangs = isinstance(error, httpx.ReadTimeout)
         return [f"it hangs: {told(error)}" if hangs else f"it cannot be reached: {told(error)}"]
     except Unauthorized as error:
         return [str(error)]
     except ServerError as error:
         return [f"it was not started by launch/serve.sh: {error}"]
-    if out := server_facts.problems(facts, wanted):
-        return out
+    return problems or _at_work(http, url, "lora_rank" in wanted)
+
+
+def _at_work(http: Http, url: str, keeps_base: bool) -> list[str]:
+    """Why a server that is the right one gives no token of what it should have."""
+    out = []
     try:
-        paused = http.get(url, "is_paused")["is_paused"]
-        if "lora_rank" in wanted:
-            version = http.get(url, "weight_info")["weight_version"]
+        paused = http.get(url, "is_paused", "is_paused")
+        if keeps_base:
+            version = http.get(url, "weight_info", "weight_version")
             if version != LOADED:
                 out.append(f"another run has put the weights {version} in place of the base's")
             if paused:

@@ -14,7 +14,8 @@ from align.config.launch import Launch
 from align.config.recipe_file import ConfigError
 from align.config.redact import scrub, scrub_tracebacks
 from align.model.locate import ModelError, locate
-from align.rollout.server_arguments import ENTRY, ENVIRONMENT, is_loopback, server_arguments, token
+from align.rollout.server_arguments import ENTRY, ENVIRONMENT, is_loopback, server_arguments
+from align.rollout.server_token import token
 from align.system.hardware import here
 from align.system.text import for_terminal
 

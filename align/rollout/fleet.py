@@ -36,7 +36,7 @@ class Server:
 
     url: str
     weights: str | None = None  # the name of the policy that it has; None: unknown, so it is asked nothing
-    why: str = "it was not asked yet"  # where that is unknown
+    why: str = "it was not asked yet"  # that was unknown when it was last; "": never since the last sync
     instance: str = ""  # which start of it is known
     added: Mapping[str, str] = field(default_factory=dict)  # settings that it adds to every request
     at_work: int = 0  # requests of this rank
@@ -61,14 +61,14 @@ class Limits:
 class Call:
     """Requests that are answered by whichever server has the policy and is free; each exactly once."""
 
-    def __init__(self, fleet: Fleet, bodies: Sequence[Mapping[str, Any]], take: Callable[[Server, Any], Any]):
+    def __init__(self, fleet: Fleet, bodies: Sequence[Mapping[str, Any]], take: Callable[[Any, Any], Any]):
         self._fleet, self._bodies, self._take = fleet, bodies, take
         self._left, self._found = deque(range(len(bodies))), {}
 
     async def answers(self, room: int) -> list[Any]:
         """What `take` makes of each reply, in the order of the requests. Raises `ServerError` where no server gives one
         in time."""
-        self._changed = asyncio.Condition()
+        self._changed, self._answered = asyncio.Condition(), time.monotonic()
         self._outcome = asyncio.get_running_loop().create_future()
         self._lost = {server: asyncio.Event() for server in self._fleet.servers}
         async with self._fleet.http.asynchronous() as self._client:
@@ -104,7 +104,9 @@ class Call:
                 number = self._left.popleft()
             server.at_work += 1
             try:
-                self._found[number] = self._take(server, await self._ask(server, self._bodies[number]))
+                body = self._bodies[number]
+                self._found[number] = self._take(body, await self._ask(server, body))
+                self._answered = time.monotonic()
             except Refused as error:
                 raise Refused(f"{server.url}: {error}") from error
             except (httpx.HTTPError, ServerError) as error:
@@ -177,7 +179,10 @@ class Call:
         except (TimeoutError, httpx.HTTPError):
             return None
         lines = [line for line in reply.text.splitlines() if line.startswith("vllm:generation_tokens_total")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines) if lines else None
+        try:
+            return sum(float(line.rpartition(" ")[2]) for line in lines) if lines else None
+        except ValueError:
+            return None
 
     async def _try(self, server: Server) -> None:
         """Take a lost server back where it answers and has the policy, or gets it."""
@@ -194,14 +199,12 @@ class Call:
         self._fleet.gain(server)
 
     async def _wait(self) -> None:
-        """Raise `ServerError` once no server has had the policy for as long as a call waits."""
-        while True:
-            until = time.monotonic() + self._fleet.limits.patience_s
-            while not self._fleet.ready:
-                if time.monotonic() > until:
-                    raise ServerError(self._fleet.none_left(self._fleet.limits.patience_s))
-                await asyncio.sleep(0.1)
-            await asyncio.sleep(0.5)
+        """Raise `ServerError` once no request was answered for as long as a call waits: also where a server comes back
+        again and again, and fails each time."""
+        patience = self._fleet.limits.patience_s
+        while (left := self._answered + patience - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+        raise ServerError(self._fleet.none_left(patience))
 
 
 @dataclass
@@ -221,8 +224,8 @@ class Fleet:
         """Those that have it."""
         return [server for server in self.servers if server.weights == self.current]
 
-    def answer(self, bodies: Sequence[Mapping[str, Any]], take: Callable[[Server, Any], Any], n: int = 1) -> list[Any]:
-        """What `take(server, reply)` makes of the reply to each request, each for n responses. A server that fails, or
+    def answer(self, bodies: Sequence[Mapping[str, Any]], take: Callable[[Any, Any], Any], n: int = 1) -> list[Any]:
+        """What `take(body, reply)` makes of the reply to each request, each for n responses. A server that fails, or
         whose reply makes `take` raise `ServerError`, is lost, and its requests go elsewhere. Raises `ServerError`."""
         return asyncio.run(Call(self, bodies, take).answers(self.limits.room(n)))
 
@@ -234,12 +237,13 @@ class Fleet:
 
     def gain(self, server: Server) -> None:
         """Ask a server again."""
-        server.weights, server.why = self.current, ""
+        server.weights = self.current
         self.tell(f"{server.url}: it is back, and has the policy")
 
     def none_left(self, seconds: float = 0.0) -> str:
         """Say of each server why it is asked nothing, and what to do; after so many seconds of waiting."""
-        lines = [f"  {server.url}: {server.why}; start it with {self.start(server.url)}" for server in self.servers]
-        waited = f", for {seconds:g} s (sampling.deadline_s)" if seconds else ""
-        what = f"no server has the policy{waited}"
+        slow = "it has the policy, and gives no answer; where it is only slow, raise sampling.deadline_s; else"
+        whys = [(server.url, f"{server.why};" if server.why else slow) for server in self.servers]
+        lines = [f"  {url}: {why} start it with {self.start(url)}" for url, why in whys]
+        what = f"no server has answered for {seconds:g} s" if seconds else "no server has the policy"
         return "\n".join([f"{what}:", *lines, "then go on with --resume: what was sampled is in the run's journal"])

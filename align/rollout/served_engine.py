@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +22,11 @@ from align.rollout import server_facts
 from align.rollout.fleet import Fleet, Limits, Server
 from align.rollout.generator import LIKELIEST, Answer, SamplerLogprobs
 from align.rollout.seeds import PROBE
-from align.rollout.server_arguments import BASE, command, request, token, told_settings
-from align.rollout.server_http import CONNECT_S, GENERATE, Http, ServerError, told
+from align.rollout.server_arguments import BASE, command, request, told_settings
+from align.rollout.server_http import CONNECT_S, GENERATE, Http, ServerError, told, understood
+from align.rollout.server_reply import Reply, read_reply
+from align.rollout.server_token import token
 from align.rollout.server_weights import Adapters, Way, Whole
-
-NEVER = -9999.0  # what a server says instead of -inf, which JSON does not have
 
 AT_ONCE = 16  # rows that a server scores
 
@@ -88,9 +87,10 @@ class Served:
         """Raise `ServerError` where a server does not answer, or is not what the recipe needs."""
         current = server.weights is not None
         facts = self._http.call(server.url, "align_facts", self._sampling.liveness_s if current else CONNECT_S)
-        if found := server_facts.problems({**facts, "added": {}}, self._wanted):
-            raise ServerError("; ".join(found))
-        server.instance, server.added = facts["instance"], facts["added"]
+        with understood():
+            if found := server_facts.problems({**facts, "added": {}}, self._wanted):
+                raise ServerError("; ".join(found))
+            server.instance, server.added = facts["instance"], facts["added"]
 
     def _has(self, name: str, states: Mapping[str, str | None]) -> None:
         """Note which servers have the newest policy, the same on all ranks. Raises `ServerError` where none has."""
@@ -125,35 +125,23 @@ class Served:
         self.settings = told_settings(bodies[0], {k: v for s in self._fleet.servers for k, v in s.added.items()})
         out: list[list[Response]] = [[] for _ in prompts]
         for (i, _), reply in zip(parts, found, strict=True):
-            out[i] += [_response(choice) for choice in reply["choices"]]
+            out[i] += reply.responses
         return out
 
     def _body(self, ids: Sequence[int], seed: int, **settings: Any) -> dict[str, Any]:
         model, _ = self._way.proof(self._fleet.current)
         return request(ids, self._sampling, model=model, seed=seed, salt=self._salt, **settings)
 
-    def _take(self, server: Server, reply: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A reply with its choices in order. Raises `ServerError` where it was not sampled from the newest policy, or
-        not whole."""
-        model, version = self._way.proof(self._fleet.current)
-        choices = sorted(reply["choices"], key=lambda choice: choice["index"])
-        for choice in choices:
-            if choice["finish_reason"] not in ("stop", "length"):
-                raise ServerError(f"a response was ended by {choice['finish_reason']}")
-            versions = {span["version"] for span in choice["weight_versions"] or ()}
-            if versions != {version} or reply["model"] != model:
-                had = ", ".join(sorted(versions))
-                raise ServerError(
-                    f"it sampled from {reply['model']} with the weights {had}, not {model} with {version}"
-                )
-        return {**reply, "choices": choices}
+    def _take(self, body: Mapping[str, Any], reply: Any) -> Reply:
+        """What a reply says. Raises `ServerError` where it was not sampled from the newest policy, or is not whole."""
+        return read_reply(body, reply, self._way.proof(self._fleet.current))
 
     def logprobs(self, ids, *, temperature):
         """Log-probabilities as `Generator.logprobs` says, of whichever server is free."""
         body = self._probe(ids, temperature)
         [reply] = self._fleet.answer([body], self._take)
         self.settings = told_settings(body, {})
-        return _of_reply(ids, reply)
+        return SamplerLogprobs(reply.prompt, reply.following)
 
     def _probe(self, ids: Sequence[int], temperature: float) -> dict[str, Any]:
         asked = dict(temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
@@ -172,11 +160,11 @@ class Served:
             except (httpx.HTTPError, ServerError) as error:
                 self._fleet.lose(server, told(error))
                 continue
-            return [_prompt_of(ids, reply) for ids, reply in zip(rows, replies, strict=True)]
+            return [reply.prompt for reply in replies]
         raise ServerError(self._fleet.none_left())
 
-    def _post(self, server: Server, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._take(server, self._http.post(server.url, GENERATE, body, self._sampling.liveness_s))
+    def _post(self, server: Server, body: Mapping[str, Any]) -> Reply:
+        return self._take(body, self._http.post(server.url, GENERATE, body, self._sampling.liveness_s))
 
     def vocabulary(self):
         """The rows of the tables of the first server that has the policy, as `Generator.vocabulary` says."""
@@ -184,8 +172,9 @@ class Served:
 
     def _tables(self, server: Server) -> dict[str, torch.Tensor]:
         found = self._http.call(server.url, "align_vocabulary", self._sampling.liveness_s)
-        rows = {name: np.frombuffer(base64.b64decode(data), np.float32) for name, data in found.items()}
-        return {name: torch.tensor(flat).view(-1, 8) for name, flat in rows.items()}
+        with understood():
+            flat = {name: np.frombuffer(base64.b64decode(data), np.float32) for name, data in found.items()}
+            return {name: torch.tensor(numbers.reshape(-1, 8)) for name, numbers in flat.items()}
 
     def answers(self, ids, *, temperature):
         """What this rank's part of the servers says, as `Generator.answers` says. One that fails is lost, and where
@@ -207,7 +196,9 @@ class Served:
     def _answer(self, server: Server, ids: Sequence[int], temperature: float) -> Answer:
         body = self._probe(ids, temperature)
         reply = self._post(server, body)
-        return Answer(_of_reply(ids, reply), told_settings(body, server.added), self._tables(server))
+        return Answer(
+            SamplerLogprobs(reply.prompt, reply.following), told_settings(body, server.added), self._tables(server)
+        )
 
     def sync(self, model):
         """Hand over the weights, merged or as an adapter. Collective."""
@@ -233,24 +224,3 @@ class Served:
         """Leave the servers as they were found, as far as they answer."""
         self._way.end(self._fleet.ready)
         self._http.close()
-
-
-def _response(choice: Mapping[str, Any]) -> Response:
-    logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
-    return Response(choice["token_ids"], logprobs, choice["finish_reason"] == "length")
-
-
-def _of_reply(ids: Sequence[int], reply: Mapping[str, Any]) -> SamplerLogprobs:
-    [said] = reply["choices"][0]["logprobs"]["content"]
-    following = {one["token_id"]: _nats(one["logprob"]) for one in (said, *said["top_logprobs"])}
-    return SamplerLogprobs(_prompt_of(ids, reply), following)
-
-
-def _prompt_of(ids: Sequence[int], reply: Mapping[str, Any]) -> list[float]:
-    """The log-probability of each token of a prompt but the first."""
-    found = zip(ids[1:], reply["prompt_logprobs"][1:], strict=True)
-    return [_nats(position[str(token)]["logprob"]) for token, position in found]
-
-
-def _nats(said: float) -> float:
-    return -math.inf if said <= NEVER else said

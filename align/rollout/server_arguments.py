@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from align.config.recipe import Recipe
 from align.config.sampling_keys import Sampling
 from align.rollout.engine_arguments import request_settings, shared_arguments
-from align.rollout.server_token import GUARD, TOKEN
+from align.rollout.server_token import GUARD
 from align.system.hardware import GIB, Hardware
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` of the wheel for CPUs fails
@@ -105,9 +106,9 @@ def command(recipe: str, url: str, overrides: Sequence[str] = ()) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether an address is this machine's own, which no other can reach."""
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
-
-
-def token() -> str | None:
-    """The token that servers ask for; None where the environment has none."""
-    return os.environ.get(TOKEN) or None
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # a name, whoever has it

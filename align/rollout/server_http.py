@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -29,7 +31,7 @@ class Http:
     """Requests to servers. It tells them the token, and nobody else: no proxy is asked."""
 
     def __init__(self, token: str | None, seconds: float):
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         context = httpx.create_ssl_context(trust_env=False)
         self._settings = dict(headers=headers, verify=context, trust_env=False)
         once = httpx.Limits(max_keepalive_connections=0)  # vLLM closes the connection behind an error, unannounced
@@ -45,14 +47,16 @@ class Http:
         limit = {"timeout": httpx.Timeout(seconds, connect=CONNECT_S)} if seconds else {}
         return read(self._client.post(f"{url}/{path}", json=body, params=params, **limit))
 
-    def get(self, url: str, path: str) -> Any:
-        """The same of a request without a body."""
-        return read(self._client.get(f"{url}/{path}"))
+    def get(self, url: str, path: str, name: str) -> Any:
+        """What has this name in the answer to a request without a body; raises likewise."""
+        with understood():
+            return read(self._client.get(f"{url}/{path}"))[name]
 
     def call(self, url: str, method: str, seconds: float | None = None, **arguments: Any) -> Any:
         """What the first worker of a server answers to a call of the extension. Raises `ServerError`."""
         found = self.post(url, "collective_rpc", {"method": method, "kwargs": arguments}, seconds)
-        return found["results"][0] if found else None
+        with understood():
+            return found["results"][0] if found else None
 
     def close(self) -> None:
         """Close all connections."""
@@ -63,12 +67,22 @@ def read(reply: httpx.Response) -> Any:
     """The data of a reply. Raises `ServerError`, and `Refused` where it says that the request is wrong."""
     if reply.status_code == httpx.codes.OK:
         is_data = reply.headers.get("content-type", "").startswith("application/json")
-        return reply.json() if is_data else reply.text
+        with understood():
+            return reply.json() if is_data else reply.text
     if reply.status_code == httpx.codes.UNAUTHORIZED:
         raise Unauthorized(f"it asks for another token; set {TOKEN} to the same on both sides")
     what = f"{reply.request.url.path} gave {reply.status_code}: {' '.join(reply.text.split())[:300]}"
     wrong = reply.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY)
     raise (Refused if wrong else ServerError)(what)
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Raise `ServerError` where what a server said has another form than was expected of it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ServerError(f"its answer cannot be read: {type(error).__name__}: {error}") from error
 
 
 def told(error: Exception) -> str:

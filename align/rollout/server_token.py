@@ -15,12 +15,17 @@ TOKEN = "ALIGN_SERVER_TOKEN"  # variable of the environment, of servers and trai
 GUARD = "align.rollout.server_token.Guard"
 
 
+def token() -> str | None:
+    """The token of the environment; None where it has none."""
+    return os.environ.get(TOKEN, "").strip() or None
+
+
 class Guard:
     """ASGI middleware that answers 401 to whoever does not say the token; without one it lets all pass."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
-        self._app, token = app, os.environ.get(TOKEN)
-        self._needed = f"Bearer {token}".encode() if token else None
+        self._app, needed = app, token()
+        self._needed = f"Bearer {needed}".encode() if needed else None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Callable, send: Callable) -> None:
         """Hand the request on, or refuse it."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from align.learner import weights
 from align.rollout.fleet import Server
 from align.rollout.server_arguments import BASE
-from align.rollout.server_http import Http, ServerError, told
+from align.rollout.server_http import Http, ServerError, told, understood
 
 LOADED = "default"  # vLLM's name of the weights that a server has read from the model's files
 
@@ -86,12 +86,13 @@ class Adapters:
     def give(self, server, name):
         """As `Way.give`: every rank has the files."""
         self._examine(server)
-        version = self._http.get(server.url, "weight_info")["weight_version"]
+        version = self._http.get(server.url, "weight_info", "weight_version")
         if version != LOADED:
             raise ServerError(f"another run has put the weights {version} in place of the base's; start it again")
         if not self._files:  # the base itself
             return
-        there = {one["id"] for one in self._http.get(server.url, "v1/models")["data"]}
+        with understood():
+            there = {one["id"] for one in self._http.get(server.url, "v1/models", "data")}
         if name not in there:
             path = self._http.call(server.url, "align_put", name=name, files=self._files)
             self._http.post(server.url, "v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
@@ -192,7 +193,7 @@ class Whole:
     def give(self, server, name):
         """As `Way.give`: one that was started again waits for the next sync, when all ranks can gather."""
         self._examine(server)
-        version = self._http.get(server.url, "weight_info")["weight_version"]
+        version = self._http.get(server.url, "weight_info", "weight_version")
         if version != name:
             who = "of its files" if version == LOADED else f"{version} of another run or sync"
             raise ServerError(f"it has the weights {who}; it gets the policy at the next sync")
@@ -214,7 +215,7 @@ class Control:
 
     def __init__(self, http: Http, urls: Sequence[str], seconds: float):
         self._http, self._urls, self._seconds, self.name = http, urls, seconds, ""
-        self.workers = [int(http.get(url, "get_world_size")["world_size"]) for url in urls]
+        self.workers = [int(http.get(url, "get_world_size", "world_size")) for url in urls]
 
     def each(self, path: str, body: Any = None, **params: str) -> None:
         """Ask all of them the same. Raises what the first failed one raises."""

@@ -23,6 +23,8 @@ WANTED = {
     "dtype": "float32",
     "context": 48,
     "logprobs_mode": "processed_logprobs",
+    "max_logprobs": 65,
+    "sequences": 64,
     "lora_rank": 4,
 }
 PROMPTS = [[i, i + 1, i + 2] for i in range(20)]
@@ -163,6 +165,7 @@ def test_where_no_server_is_left_each_is_named_with_the_command_that_starts_it(t
     with pytest.raises(ServerError) as raised:
         sample(engine)
     text = str(raised.value)
+    assert "no server has answered for 0.9 s" in text
     for one in two:
         port = one.url.rpartition(":")[2]
         assert f"{one.url}: " in text and f"PORT={port} bash launch/serve.sh recipe.yaml" in text
@@ -203,6 +206,8 @@ def test_a_busy_server_is_not_taken_for_one_that_hangs(two, right):
         ({"dtype": "bfloat16"}, "its dtype is bfloat16 instead of float32"),
         ({"context": 40}, "takes 40 tokens"),
         ({"logprobs_mode": "raw_logprobs"}, "its logprobs_mode is raw_logprobs"),
+        ({"max_logprobs": 20}, "tells 20 log-probabilities of a token, not 65"),
+        ({"sequences": 4}, "works on 4 responses at once"),
         ({"in_parts": True}, "in parts"),
         ({"lora_rank": None}, "adapters of rank 4, and it takes none"),
         ({"lora_rank": 1}, "it takes up to rank 1"),
