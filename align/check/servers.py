@@ -27,26 +27,30 @@ def try_servers(found: Survey) -> list[str]:
     with ThreadPoolExecutor(len(sampling.servers)) as pool:
         looks = list(pool.map(lambda url: look(http, url, wanted), sampling.servers))
     http.close()
-    return [
-        file.problem(("sampling", "servers", i), f"{url}: {what}; start it with {command(file.name, url)}")
-        for i, (url, problems) in enumerate(zip(sampling.servers, looks, strict=True))
-        for what in problems
-    ]
+    first = {start: url for url, (start, _) in reversed([*zip(sampling.servers, looks, strict=True)])}
+    out = []
+    for i, (url, (start, problems)) in enumerate(zip(sampling.servers, looks, strict=True)):
+        key = ("sampling", "servers", i)
+        out += [file.problem(key, f"{url}: {what}; start it with {command(file.name, url)}") for what in problems]
+        if start and first[start] != url:
+            out.append(file.problem(key, f"{url}: it is the same server as {first[start]}; keep one"))
+    return out
 
 
-def look(http: Http, url: str, wanted: dict[str, Any]) -> list[str]:
-    """What is wrong with one server."""
+def look(http: Http, url: str, wanted: dict[str, Any]) -> tuple[str, list[str]]:
+    """(which start of a server answers, what is wrong with it); "": none does."""
     try:
         with understood():
-            problems = server_facts.problems(http.call(url, "align_facts"), wanted)
+            facts = http.call(url, "align_facts")
+            start, problems = facts["instance"], server_facts.problems(facts, wanted)
     except httpx.HTTPError as error:
         hangs = isinstance(error, httpx.ReadTimeout)
-        return [f"it hangs: {told(error)}" if hangs else f"it cannot be reached: {told(error)}"]
+        return "", [f"it hangs: {told(error)}" if hangs else f"it cannot be reached: {told(error)}"]
     except Unauthorized as error:
-        return [str(error)]
+        return "", [str(error)]
     except ServerError as error:
-        return [f"it was not started by launch/serve.sh: {error}"]
-    return problems or _at_work(http, url, "lora_rank" in wanted)
+        return "", [f"it was not started by launch/serve.sh: {error}"]
+    return start, problems or _at_work(http, url, "lora_rank" in wanted)
 
 
 def _at_work(http: Http, url: str, keeps_base: bool) -> list[str]:

@@ -227,7 +227,7 @@ class Fleet:
     def answer(self, bodies: Sequence[Mapping[str, Any]], take: Callable[[Any, Any], Any], n: int = 1) -> list[Any]:
         """What `take(body, reply)` makes of the reply to each request, each for n responses. A server that fails, or
         whose reply makes `take` raise `ServerError`, is lost, and its requests go elsewhere. Raises `ServerError`."""
-        return asyncio.run(Call(self, bodies, take).answers(self.limits.room(n)))
+        return asyncio.run(Call(self, bodies, take).answers(self.limits.room(n))) if bodies else []
 
     def lose(self, server: Server, why: str) -> None:
         """Ask a server nothing until it is taken back."""

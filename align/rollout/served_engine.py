@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +19,15 @@ from torch import nn
 
 from align.config.recipe import Recipe
 from align.data.prompts import Response
-from align.rollout import server_facts
+from align.rollout import fleet, server_facts
 from align.rollout.fleet import Fleet, Limits, Server
-from align.rollout.generator import LIKELIEST, Answer, SamplerLogprobs
+from align.rollout.generator import LIKELIEST, Answer
 from align.rollout.seeds import PROBE
 from align.rollout.server_arguments import BASE, command, request, told_settings
 from align.rollout.server_http import CONNECT_S, GENERATE, Http, ServerError, told, understood
 from align.rollout.server_reply import Reply, read_reply
 from align.rollout.server_token import token
-from align.rollout.server_weights import Adapters, Way, Whole
+from align.rollout.server_weights import Adapters, Way, Whole, each
 
 AT_ONCE = 16  # rows that a server scores
 
@@ -141,7 +142,7 @@ class Served:
         body = self._probe(ids, temperature)
         [reply] = self._fleet.answer([body], self._take)
         self.settings = told_settings(body, {})
-        return SamplerLogprobs(reply.prompt, reply.following)
+        return reply.logprobs
 
     def _probe(self, ids: Sequence[int], temperature: float) -> dict[str, Any]:
         asked = dict(temperature=temperature, max_tokens=1, logprobs=LIKELIEST, prompt_logprobs=0)
@@ -149,19 +150,17 @@ class Served:
 
     def score(self, rows):
         """Log-probabilities as `Generator.score` says, of one server: after each sync of another one, and each rank has
-        its own turn."""
+        its own turn. Where it fails they are those of whichever servers are left, or come back in time."""
         asked = dict(n=1, temperature=1.0, max_tokens=1, prompt_logprobs=0)
-        while ready := self._fleet.ready:
+        bodies, ready = [self._body(row, PROBE, **asked) for row in rows], self._fleet.ready
+        if ready:
             server = ready[(self._rank + self._number) % len(ready)]
             try:
-                bodies = [self._body(row, PROBE, **asked) for row in rows]
                 with ThreadPoolExecutor(AT_ONCE) as pool:
-                    replies = list(pool.map(partial(self._post, server), bodies))
+                    return [reply.logprobs.prompt for reply in pool.map(partial(self._post, server), bodies)]
             except (httpx.HTTPError, ServerError) as error:
                 self._fleet.lose(server, told(error))
-                continue
-            return [reply.prompt for reply in replies]
-        raise ServerError(self._fleet.none_left())
+        return [reply.logprobs.prompt for reply in self._fleet.answer(bodies, self._take)]
 
     def _post(self, server: Server, body: Mapping[str, Any]) -> Reply:
         return self._take(body, self._http.post(server.url, GENERATE, body, self._sampling.liveness_s))
@@ -178,12 +177,12 @@ class Served:
 
     def answers(self, ids, *, temperature):
         """What this rank's part of the servers says, as `Generator.answers` says. One that fails is lost, and where
-        none is left of the part, another one is asked. Raises `ServerError` where none has the policy."""
+        none is left of the part, another one is asked. Raises `ServerError` where none comes back in time."""
         found: dict[str, Answer] = {}
         while not found:
+            if not self._fleet.ready:
+                self._fleet.answer([self._probe(ids, temperature)], self._take)
             ready = self._fleet.ready
-            if not ready:
-                raise ServerError(self._fleet.none_left())
             for server in ready[self._rank :: self._ranks] or [ready[self._rank % len(ready)]]:
                 try:
                     found[server.url] = self._answer(server, ids, temperature)
@@ -196,14 +195,24 @@ class Served:
     def _answer(self, server: Server, ids: Sequence[int], temperature: float) -> Answer:
         body = self._probe(ids, temperature)
         reply = self._post(server, body)
-        return Answer(
-            SamplerLogprobs(reply.prompt, reply.following), told_settings(body, server.added), self._tables(server)
-        )
+        return Answer(reply.logprobs, told_settings(body, server.added), self._tables(server))
 
     def sync(self, model):
         """Hand over the weights, merged or as an adapter. Collective."""
         self._number += 1
+        if self._rank == 0:
+            self._wait_for_one()
         self._has(self._name, self._way.send(model, self._name, self._fleet.servers))
+
+    def _wait_for_one(self) -> None:
+        """Wait until a server is what the recipe needs, a third of `sampling.deadline_s` at most: while the policy was
+        updated, all may have ended and been started again."""
+        until, quiet = time.monotonic() + self._sampling.deadline_s / 3, True
+        while None not in (states := each(self._fleet.servers, self._examine)).values() and time.monotonic() < until:
+            if quiet:
+                self._tell("; ".join(f"{url}: {why}" for url, why in states.items()) + "; waiting for one of them")
+            quiet = False
+            time.sleep(fleet.AGAIN_S)
 
     def _rejoin(self, server: Server) -> None:
         """Give a server that answers again the newest policy. Raises `ServerError` where it does not say of the tokens

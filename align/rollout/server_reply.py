@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data.prompts import Response
+from align.rollout.generator import SamplerLogprobs
 from align.rollout.server_http import ServerError, understood
 
 NEVER = -9999.0  # what a server says instead of -inf and NaN, which JSON does not have
@@ -18,8 +19,7 @@ class Reply:
     """What a server says; nothing of what it was not asked for."""
 
     responses: list[Response]  # in order
-    prompt: list[float]  # nats of each token of the prompt but the first, at temperature 1
-    following: dict[int, float]  # {next token: nats} of the first token's likeliest and itself; -inf: never
+    logprobs: SamplerLogprobs  # of the prompt, and of what follows it
 
 
 def read_reply(body: Mapping[str, Any], reply: Any, proof: tuple[str, str]) -> Reply:
@@ -36,7 +36,7 @@ def read_reply(body: Mapping[str, Any], reply: Any, proof: tuple[str, str]) -> R
         following = _following(logged[0][0]) if logged and params["logprobs"] else {}
         responses = [_response(choice, said) for choice, said in zip(choices, logged, strict=True)] if logged else []
         prompt = _prompt(body["token_ids"], reply["prompt_logprobs"]) if "prompt_logprobs" in params else []
-    return Reply(responses, prompt, following)
+    return Reply(responses, SamplerLogprobs(prompt, following))
 
 
 def _check(choice: Mapping[str, Any], most: int, model: str, proof: tuple[str, str]) -> None:

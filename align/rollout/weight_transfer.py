@@ -176,8 +176,8 @@ def _join(info: GlooInit | GlooTrainerInfo, rank: int, failed: Callable[[], None
     """This process's place in the group of a trainer and the workers of its servers.
 
     The trainer has the store itself: where torch's launcher started it, torch's `rendezvous` would look for the
-    launcher's there. It waits until all the others are there, or `failed` raises, before it meets them: gloo keeps the
-    interpreter meanwhile, and with it the threads that ask them to come.
+    launcher's there. It waits until all the others are there, or `failed` raises, before it meets them, so that what is
+    told is how many came, or why they could not.
     """
     patience = timedelta(seconds=info.seconds)
     waits = dict(is_master=rank == 0, wait_for_workers=False, timeout=patience)

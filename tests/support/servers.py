@@ -32,7 +32,7 @@ class StandIn:
     def __init__(self, url: str):
         self.url, self.facts, self.weights, self.adapters = url, dict(FACTS), "default", {}
         self.fault, self.after, self.served, self.seen, self.paused, self.tokens = None, 0, [], [], False, 0
-        self.token, self.seconds, self.gap = None, 0.0, 0.0
+        self.token, self.seconds, self.gap, self.spoil = None, 0.0, 0.0, lambda reply: reply
 
     def restart(self) -> None:
         self.facts = {**self.facts, "instance": str(int(self.facts["instance"]) + 1)}
@@ -81,7 +81,7 @@ class StandIn:
                 None,
                 *({str(t): {"logprob": -t / 10 + self.gap}} for t in body["token_ids"][1:]),
             ]
-        return 200, reply
+        return 200, self.spoil(reply)
 
     def choice(self, index: int, chance: random.Random, params: dict) -> dict:
         ids = [chance.randrange(128) for _ in range(min(params["max_tokens"], chance.randrange(1, 6)))]
@@ -119,11 +119,13 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if failing == "500" and "generate" in path:
             return self.send(500, {"error": {"message": "EngineCore encountered an issue."}})
+        if failing == "no json" and "generate" in path:
+            return self.send(200, "<html>", "application/json")
         return self.send(*one.answer(path, body))
 
-    def send(self, status, data):
+    def send(self, status, data, kind=None):
         text = data if isinstance(data, str) else json.dumps(data)
-        kind = "text/plain" if isinstance(data, str) else "application/json"
+        kind = kind or ("text/plain" if isinstance(data, str) else "application/json")
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(text.encode())))
