@@ -25,7 +25,7 @@ ERRORS = (ConfigError, CheckError, ModelError)
 def serve(recipe: str, overrides: Sequence[str]) -> None:
     """Replace this process by the server at HOST and PORT of the environment. Raises one of `ERRORS`."""
     host, port = os.environ.get("HOST", "127.0.0.1"), os.environ.get("PORT", "8000")
-    if not port.isdecimal():
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
         raise ConfigError([f"PORT={port} is no port; write a number, such as PORT=8000"])
     port = int(port)
     found = surveyed(recipe, overrides)
@@ -33,7 +33,10 @@ def serve(recipe: str, overrides: Sequence[str]) -> None:
     if problem := exposed(host, port, sampling.servers):
         raise ConfigError([problem])
     path = locate(found.experiment.recipe.model.policy)
-    words = server_arguments(path, found.experiment.recipe, found.context, here(), host, port)
+    try:
+        words = server_arguments(path, found.experiment.recipe, found.context, here(), host, port)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
     command = [sys.executable, "-m", ENTRY, *words]
     print(f"vLLM server for {recipe} on http://{host}:{port}, sampling.sync: {sampling.sync}", flush=True)
     os.execve(command[0], command, {**os.environ, **ENVIRONMENT})
