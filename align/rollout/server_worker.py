@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,10 +30,10 @@ class Extension:
 
     def align_put(self, name: str, files: dict[str, str]) -> str:
         """Write the files of an adapter, base64 of each, to this machine's disk; the folder."""
-        folder = self._align_folder() / name
+        folder = self._align_folder() / _named(name)
         folder.mkdir(parents=True, exist_ok=True)
         for file, data in files.items():
-            part = folder / f".{file}.{os.getpid()}"  # other workers write the same
+            part = folder / f".{_named(file)}.{os.getpid()}"  # other workers write the same
             part.write_bytes(base64.b64decode(data))
             part.rename(folder / file)
         if self.device.type == "cpu":
@@ -41,7 +42,7 @@ class Extension:
 
     def align_drop(self, name: str) -> None:
         """Remove the files of an adapter."""
-        shutil.rmtree(self._align_folder() / name, ignore_errors=True)
+        shutil.rmtree(self._align_folder() / _named(name), ignore_errors=True)
 
     def align_vocabulary(self) -> dict[str, str]:
         """The rows of the tables, as base64 of their [V,8] float32."""
@@ -55,3 +56,10 @@ class Extension:
         if base.stat().st_uid != os.getuid():
             raise PermissionError(f"{base} belongs to another user; set TMPDIR to a folder of your own")
         return base / self.vllm_config.instance_id
+
+
+def _named(name: str) -> str:
+    """A name within a folder. Raises `ValueError` for one that leads out of it."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{name!r} is no name of an adapter or a file of one")
+    return name

@@ -98,8 +98,8 @@ class GlooEngine(WeightTransferEngine):
             flat = torch.empty(sum(size for _, size in bucket), dtype=torch.uint8)
             self.group.broadcast(flat, 0).wait()
             parts = zip(bucket, flat.split([size for _, size in bucket]), strict=True)
-            self.model.load_weights(
-                (update_info.names[i], part.view(update_info.dtypes[i]).view(update_info.shapes[i]))
+            self.model.load_weights(  # each a copy, for in the bucket its first byte may lie where no number begins
+                (update_info.names[i], part.clone().view(update_info.dtypes[i]).view(update_info.shapes[i]))
                 for (i, _), part in parts
             )
 
