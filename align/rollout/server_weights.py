@@ -97,7 +97,7 @@ class Adapters:
             path = self._http.call(server.url, "align_put", name=name, files=self._files)
             self._http.post(server.url, "v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         run = name.rpartition("-v")[0]
-        for old in sorted(one for one in there if one.startswith(run) and one not in self._names):
+        for old in sorted(one for one in there if one.rpartition("-v")[0] == run and one not in self._names):
             self._http.post(server.url, "v1/unload_lora_adapter", {"lora_name": old})
             self._http.call(server.url, "align_drop", name=old)
 

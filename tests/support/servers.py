@@ -26,11 +26,16 @@ FACTS = {
 }
 
 
+TRANSFER = ("/pause", "/resume", "/init_weight_transfer_engine", "/start_weight_update", "/update_weights")
+TRANSFER += ("/finish_weight_update", "/shutdown_weight_transfer_engine")
+
+
 class StandIn:
     """One server. `fault` is how it fails from now on; `after`: how many requests it answers before."""
 
     def __init__(self, url: str):
         self.url, self.facts, self.weights, self.adapters = url, dict(FACTS), "default", {}
+        self.sent = []  # what was asked of its weight transfer
         self.fault, self.after, self.served, self.seen, self.paused, self.tokens = None, 0, [], [], False, 0
         self.token, self.seconds, self.gap, self.spoil = None, 0.0, 0.0, lambda reply: reply
 
@@ -58,7 +63,19 @@ class StandIn:
             return 200, "Success"
         if path == "/inference/v1/generate":
             return self.generate(body)
+        if path == "/get_world_size":
+            return 200, {"world_size": self.facts["workers"]}
+        if path in TRANSFER:
+            return self.transfer(path, body)
         return 404, {"detail": "Not Found"}
+
+    def transfer(self, path: str, body: dict | None) -> tuple[int, object]:
+        self.sent.append((path.strip("/"), body))
+        if path in ("/pause", "/resume"):
+            self.paused = path == "/pause"
+        if path == "/finish_weight_update" and body:
+            self.weights = body["weight_version"]
+        return 200, {}
 
     def call(self, method: str, arguments: dict) -> object:
         if method == "align_facts":
