@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from align.learner import weights
 from align.rollout.fleet import Server
 from align.rollout.server_arguments import BASE
-from align.rollout.server_http import Http, ServerError, told, understood
+from align.rollout.server_http import CONNECT_S, Http, ServerError, told, understood
 
 LOADED = "default"  # vLLM's name of the weights that a server has read from the model's files
 
@@ -109,8 +109,8 @@ class Adapters:
         """As `Way.end`."""
         for name in self._names if self._rank == 0 and self._files else ():
             for server in servers:
-                with_no_answer(self._http.post, server.url, "v1/unload_lora_adapter", {"lora_name": name})
-                with_no_answer(self._http.call, server.url, "align_drop", name=name)
+                with_no_answer(self._http.post, server.url, "v1/unload_lora_adapter", {"lora_name": name}, CONNECT_S)
+                with_no_answer(self._http.call, server.url, "align_drop", CONNECT_S, name=name)
 
 
 class Whole:
@@ -207,7 +207,7 @@ class Whole:
         if self._transfer is not None:
             self._transfer.shutdown()
         for url, _ in self._members:
-            with_no_answer(self._http.post, url, "shutdown_weight_transfer_engine")
+            with_no_answer(self._http.post, url, "shutdown_weight_transfer_engine", None, CONNECT_S)
 
 
 class Control:

@@ -187,3 +187,13 @@ def test_tables_that_are_not_whole_lose_the_server(two):
         {"head": "AAAA"} if method == "align_vocabulary" else before(method, arguments)
     )
     assert set(served(two).answers([1, 2], temperature=1.0)) == {two[0].url}
+
+
+@pytest.mark.parametrize("fault", ["dead", "hang"])
+def test_a_run_ends_though_a_server_does_not_answer(fault, two, monkeypatch):
+    monkeypatch.setattr(server_weights, "CONNECT_S", 0.1)
+    engine = served(two, deadline_s=60.0)
+    engine.sync(None)
+    two[1].fault, start = fault, time.monotonic()
+    engine.close()
+    assert time.monotonic() - start < 3 and not two[0].adapters
