@@ -207,12 +207,13 @@ class Served:
     def _wait_for_one(self) -> None:
         """Wait until a server is what the recipe needs, a third of `sampling.deadline_s` at most: while the policy was
         updated, all may have ended and been started again."""
-        until, quiet = time.monotonic() + self._sampling.deadline_s / 3, True
-        while None not in (states := each(self._fleet.servers, self._examine)).values() and time.monotonic() < until:
-            if quiet:
-                self._tell("; ".join(f"{url}: {why}" for url, why in states.items()) + "; waiting for one of them")
-            quiet = False
+        until = time.monotonic() + self._sampling.deadline_s / 3
+        states = each(self._fleet.servers, self._examine)
+        if None not in states.values():
+            self._tell("; ".join(f"{url}: {why}" for url, why in states.items()) + "; waiting for one of them")
+        while None not in states.values() and time.monotonic() < until:
             time.sleep(fleet.AGAIN_S)
+            states = each(self._fleet.servers, self._examine)
 
     def _rejoin(self, server: Server) -> None:
         """Give a server that answers again the newest policy. Raises `ServerError` where it does not say of the tokens

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from align.config.recipe import Recipe
 from align.config.sampling_keys import Sampling
@@ -99,9 +100,9 @@ def told_settings(body: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[st
 
 def command(recipe: str, url: str, overrides: Sequence[str] = ()) -> str:
     """The command line that starts the server of this address."""
-    host, _, port = url.partition("://")[2].rpartition(":")
-    bound = "" if is_loopback(host) else f"HOST={host} "
-    return " ".join([f"{bound}PORT={port} bash launch/serve.sh {recipe}", *overrides])
+    where = urlsplit(url)
+    bound = "" if is_loopback(where.hostname) else f"HOST={where.hostname} "
+    return " ".join([f"{bound}PORT={where.port} bash launch/serve.sh {recipe}", *overrides])
 
 
 def is_loopback(host: str) -> bool:
@@ -109,6 +110,6 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return False  # a name, whoever has it
