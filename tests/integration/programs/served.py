@@ -17,6 +17,7 @@ from align.check.check import check_run
 from align.checkpoint.resume import Origin
 from align.config.experiment import load_experiment
 from align.rollout import vllm_engine
+from align.rollout.rollouts import Rollout
 from align.run.processes import make_accelerator, set_threads
 from align.run.setup import load
 from align.run.terminal import quiet
@@ -40,9 +41,12 @@ for step in range(experiment.recipe.run.steps):
         name, group = fault.split(":")
         threading.Timer(0.05, os.killpg, (int(group), getattr(signal, f"SIG{name}"))).start()
     record = run.loop.step(step)
-    sampled = [rollout.response.ids for batch in record.batches for rollout in batch.collected.sampled]
+    known = [rollout for batch in record.batches for rollout in batch.collected.sampled]
+    mine = [
+        (one.group, one.index, list(one.response.ids)) for one in known if isinstance(one, Rollout)
+    ]  # others: outlines
     names = "loss", "sync/gap", "sync/gap_max", "seconds/sync", "seconds/proof", "seconds/generate"
-    steps.append({"ids": sampled, **{name: record.metrics[name] for name in names}})
+    steps.append({"ids": sorted(gather_object(mine)), **{name: record.metrics[name] for name in names}})
 servers = getattr(run.sampler.generator, "_fleet", None)
 ready = gather_object([[one.url for one in servers.ready] if servers else []])
 if accelerator.is_main_process:
