@@ -80,7 +80,13 @@ def fleets(recipe):
 
 def ran(recipe, tmp_path, keys, fault="none", steps=3):
     out = tmp_path / f"{fault.partition(':')[0]}.json"
-    more = ["sampling.liveness_s=10", "sampling.deadline_s=150", f"run.steps={steps}", *keys]
+    more = [
+        "sampling.liveness_s=10",
+        "sampling.deadline_s=150",
+        f"run.steps={steps}",
+        f"run.out={out.with_suffix('')}",
+        *keys,
+    ]
     forked("cpu_zero2", PROGRAMS / "served.py", recipe, out, fault, *more, timeout=300)
     return json.loads(out.read_text())
 
