@@ -6,7 +6,6 @@ In both ways all ranks gather, the first one sends, and all are told which serve
 from __future__ import annotations
 
 import base64
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 
 from align.learner import weights
 from align.rollout.fleet import Server
-from align.rollout.server_arguments import BASE
+from align.rollout.server_arguments import BASE, is_loopback
 from align.rollout.server_http import CONNECT_S, Http, ServerError, told, understood
+from align.system.network import address_towards, listening
 
 LOADED = "default"  # vLLM's name of the weights that a server has read from the model's files
 
@@ -182,9 +182,8 @@ class Whole:
         self._control.each("pause", mode="abort")
         for server in servers:
             with_no_answer(self._http.post, server.url, "finish_weight_update")
-        address = towards(servers[0].url)
-        with socket.socket() as free:
-            free.bind((address, 0))
+        address = group_address([server.url for server in servers])
+        with listening(address) as free:
             port = free.getsockname()[1]
         world = 1 + sum(self._control.workers)
         info = weight_transfer.trainer_info(self._backend, address, port, world, 0, self._seconds)
@@ -280,9 +279,8 @@ def with_no_answer(ask: Callable[..., Any], *arguments: Any, **named: Any) -> No
         return
 
 
-def towards(url: str) -> str:
-    """This machine's address as a server sees it."""
-    where = urlsplit(url)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((where.hostname, where.port or 80))
-        return probe.getsockname()[0]
+def group_address(urls: Sequence[str]) -> str:
+    """This machine's address for a group with all these servers: as those see it that are elsewhere, if any is, for
+    those of this machine reach that one too."""
+    hosts = [urlsplit(url).hostname for url in urls]
+    return address_towards(next((host for host in hosts if not is_loopback(host)), hosts[0]))

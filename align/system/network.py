@@ -47,11 +47,22 @@ def interface(found: Mapping[str, Sequence[str]], named: str | None, own: str) -
 
 
 def _own_address(master: str) -> str:
-    """This machine's address on the way to another one. Raises `ValueError` for a name that is not known."""
+    """This machine's address on the way to the first node. Raises `ValueError` for a name that is not known."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as way:
-            way.connect(address)  # sends nothing
-            return way.getsockname()[0]
+        return address_towards(master)
     except OSError as error:
         raise ValueError(f"--main_process_ip: {master} cannot be reached from here: {error}") from error
+
+
+def address_towards(host: str) -> str:
+    """This machine's address, of IPv4 or IPv6, as another one sees it. Raises `OSError` for a name that is not known."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as way:
+        way.connect(address)  # sends nothing
+        return way.getsockname()[0]
+
+
+def listening(address: str, port: int = 0) -> socket.socket:
+    """A socket that listens at one address of this machine alone; port 0: at any that is free."""
+    family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((address, port), family=family)

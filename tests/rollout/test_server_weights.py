@@ -13,7 +13,7 @@ from torch import nn
 from align.rollout import server_weights
 from align.rollout.fleet import Server
 from align.rollout.server_http import Http, Refused, ServerError
-from align.rollout.server_weights import Adapters, Control, Whole, each, towards, with_no_answer
+from align.rollout.server_weights import Adapters, Control, Whole, each, group_address, with_no_answer
 
 WEIGHTS = [("a", torch.zeros(2)), ("b", torch.ones(3))]
 
@@ -216,8 +216,20 @@ def test_what_need_not_be_done_may_fail():
         with_no_answer(fail, ZeroDivisionError())
 
 
-def test_this_machines_address_towards_itself():
-    assert towards("http://127.0.0.1:8000") == "127.0.0.1"
+@pytest.mark.parametrize(
+    "urls, seen",
+    [
+        (["http://127.0.0.1:8000"], "127.0.0.1"),
+        (["http://[::1]:8000"], "::1"),
+        (["http://localhost:8000", "http://10.1.2.3:8000"], "10.1.2.3"),
+        (["http://10.1.2.3:8000", "http://127.0.0.1:8000", "http://10.4.5.6:8000"], "10.1.2.3"),
+    ],
+)
+def test_the_groups_address_is_one_that_all_servers_reach(urls, seen, monkeypatch):
+    """A server elsewhere does not reach the loopback one."""
+    known = server_weights.address_towards
+    monkeypatch.setattr(server_weights, "address_towards", lambda host: host if host[0] == "1" else known(host))
+    assert group_address(urls) == seen
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """The interface by which nodes reach each other, where gloo by itself takes another."""
 
 import os
+import socket
 from types import SimpleNamespace
 
 import pytest
 
 from align.system import network
-from align.system.network import choose_interface, interface
+from align.system.network import address_towards, choose_interface, interface, listening
 
 FOUND = {"lo": ["127.0.0.1"], "eth0": ["10.0.0.1", "fe80::1"], "ib0": ["10.1.0.1"]}
 
@@ -47,3 +48,19 @@ def test_the_environment_gets_it(monkeypatch):
 
 def test_a_name_that_nobody_knows_is_told():
     assert "no.such.host.invalid cannot be reached from here" in choose_interface("no.such.host.invalid")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_one_address_alone_is_listened_at(address):
+    if address == "::1" and not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("no IPv6 here")
+    assert address_towards(address) == address
+    with listening(address) as found:
+        host, port, *_ = found.getsockname()
+        assert host == address
+        with pytest.raises(OSError, match="in use"):
+            listening(address, port)
+        socket.create_connection((address, port)).close()
+        other = "127.0.0.2" if address == "127.0.0.1" else "127.0.0.1"
+        with pytest.raises(OSError):
+            socket.create_connection((other, port))
