@@ -6,8 +6,8 @@ In both ways all ranks gather, the first one sends, and all are told which serve
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from align.learner import weights
 from align.rollout.fleet import Server
 from align.rollout.server_arguments import BASE, is_loopback
+from align.rollout.server_control import Absent, Control, Failed
 from align.rollout.server_http import CONNECT_S, Http, ServerError, told, understood
 from align.system.network import address_towards, listening
 
@@ -141,28 +142,41 @@ class Whole:
         self._source.give = give
         self._source.metadata()
         states: dict[str, str | None] = {}
+        failed: dict[str, str] = {}
         for _ in range(ATTEMPTS):
             self._source.begin()
-            states = agreed(self._attempt(name, servers))
+            states = agreed(self._attempt(name, servers, failed))
             if any(why is None for why in states.values()):
                 break
         return states
 
-    def _attempt(self, name: str, servers: Sequence[Server]) -> dict[str, str | None]:
-        """Send once, to those that answer; on other ranks gather alone."""
+    def _attempt(self, name: str, servers: Sequence[Server], failed: dict[str, str]) -> dict[str, str | None]:
+        """Send once, to those that answer; on other ranks gather alone. `failed`: {url: why} of those by which earlier
+        attempts failed, and this one; they are left out while there are others."""
         states: dict[str, str | None] = {}
         try:
             if self._rank == 0:
                 states = each(servers, self._examine)
                 there = [server for server in servers if states[server.url] is None]
+                there = [server for server in there if server.url not in failed] or there
+                sent = {server.url for server in there}
+                states |= {url: failed[url] for url, why in states.items() if why is None and url not in sent}
                 if there:
                     self._transmit(name, there)
         except FAILURES as error:
             self._members = []
-            states |= {url: f"the transfer of weights failed: {told(error)}" for url, why in states.items() if not why}
+            what = f"the transfer of weights failed: {told(error)}"
+            failed |= dict.fromkeys(self._who(error), what)
+            states |= {url: what for url, why in states.items() if not why}
         finally:
             self._source.drain()
         return states
+
+    def _who(self, error: Exception) -> set[str]:
+        """The servers by which a transfer failed; none where it does not say."""
+        if isinstance(error, Absent):
+            return self._control.servers_of(error.ranks)
+        return {error.url} if isinstance(error, Failed) else set()
 
     def _transmit(self, name: str, servers: Sequence[Server]) -> None:
         members = [(server.url, server.instance) for server in servers]
@@ -207,49 +221,6 @@ class Whole:
             self._transfer.shutdown()
         for url, _ in self._members:
             with_no_answer(self._http.post, url, "shutdown_weight_transfer_engine", None, CONNECT_S)
-
-
-class Control:
-    """What vLLM's transfer asks of one engine (`VLLMWeightSyncClient`), of several servers at once."""
-
-    def __init__(self, http: Http, urls: Sequence[str], seconds: float):
-        self._http, self._urls, self._seconds, self.name = http, urls, seconds, ""
-        self.workers = [int(http.get(url, "get_world_size", "world_size")) for url in urls]
-
-    def each(self, path: str, body: Any = None, **params: str) -> None:
-        """Ask all of them the same. Raises what the first failed one raises."""
-        self._all([(path, body)] * len(self._urls), params)
-
-    def _all(self, asked: Sequence[tuple[str, Any]], params: Mapping[str, str]) -> None:
-        def one(url: str, path: str, body: Any) -> None:
-            try:
-                self._http.post(url, path, body, self._seconds, **params)
-            except (httpx.HTTPError, ServerError) as error:
-                raise ServerError(f"{url}: {told(error)}") from error
-
-        pool = ThreadPoolExecutor(len(self._urls))
-        jobs = [pool.submit(one, url, *found) for url, found in zip(self._urls, asked, strict=True)]
-        pool.shutdown(wait=False)  # where one fails the others may wait for it
-        for job in as_completed(jobs):
-            job.result()
-
-    def init_weight_transfer_engine(self, info: dict[str, Any]) -> None:
-        """Have the workers join, each server's behind those of the servers before it."""
-        before = [sum(self.workers[:i]) for i in range(len(self.workers))]
-        bodies = [{"init_info": info | {"rank_offset": info["rank_offset"] + n}} for n in before]
-        self._all([("init_weight_transfer_engine", body) for body in bodies], {})
-
-    def start_weight_update(self) -> None:
-        """Have them get ready."""
-        self.each("start_weight_update")
-
-    def update_weights(self, info: Any) -> None:
-        """Have them receive."""
-        self.each("update_weights", {"update_info": info})
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Have them use what they received, under the policy's name."""
-        self.each("finish_weight_update", {"weight_version": weight_version or self.name})
 
 
 def each(servers: Sequence[Server], do: Callable[[Server], None]) -> dict[str, str | None]:

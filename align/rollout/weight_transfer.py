@@ -30,6 +30,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 from align.rollout.mixtures import pack_experts
+from align.rollout.server_control import Absent
 
 BUCKET = 2**26  # bytes that travel at once
 
@@ -183,21 +184,23 @@ def _join(info: GlooInit | GlooTrainerInfo, rank: int, failed: Callable[[], None
     waits = dict(is_master=rank == 0, wait_for_workers=False, timeout=patience)
     store = TCPStore(info.master_address, info.master_port, info.world_size, **waits)
     if rank == 0:
-        _wait_for([f"here/{other}" for other in range(1, info.world_size)], store, info.seconds, failed)
+        _wait_for_all(info, store, failed)
     else:
         store.set(f"here/{rank}", "")
     named = PrefixStore("align", store)
     return init_gloo_process_group(named, group_rank=rank, group_size=info.world_size, timeout=patience)
 
 
-def _wait_for(keys: Sequence[str], store: TCPStore, seconds: float, failed: Callable[[], None]) -> None:
-    """Wait until a store has all keys. Raises `TimeoutError` after so many seconds, and what `failed` raises."""
-    until = time.monotonic() + seconds
-    while not store.check(list(keys)):
+def _wait_for_all(info: GlooTrainerInfo, store: TCPStore, failed: Callable[[], None]) -> None:
+    """Wait until all workers have come. Raises `Absent` with those that have not in time, and what `failed` raises."""
+    until, keys = time.monotonic() + info.seconds, {rank: f"here/{rank}" for rank in range(1, info.world_size)}
+    while not store.check([*keys.values()]):
         failed()
         if time.monotonic() > until:
-            there = sum(store.check([key]) for key in keys)
-            raise TimeoutError(f"{there} of {len(keys)} workers of the servers came within {seconds:g} s")
+            gone = [rank for rank, key in keys.items() if not store.check([key])]
+            came = f"{len(keys) - len(gone)} of {len(keys)} workers of the servers"
+            where = f"{info.master_address}, any port"
+            raise Absent(f"{came} came within {info.seconds:g} s; open the way from each to {where}", gone)
         time.sleep(0.02)
 
 

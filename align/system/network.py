@@ -55,7 +55,7 @@ def _own_address(master: str) -> str:
 
 
 def address_towards(host: str) -> str:
-    """This machine's address, of IPv4 or IPv6, as another one sees it. Raises `OSError` for a name that is not known."""
+    """This machine's address, of IPv4 or IPv6, as another one sees it. Raises `OSError` for a name nobody knows."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as way:
         way.connect(address)  # sends nothing

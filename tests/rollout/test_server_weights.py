@@ -1,7 +1,6 @@
 """How the policy gets to servers, and what is said of those that it does not get to."""
 
 import sys
-import threading
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -12,8 +11,9 @@ from torch import nn
 
 from align.rollout import server_weights
 from align.rollout.fleet import Server
+from align.rollout.server_control import Absent
 from align.rollout.server_http import Http, Refused, ServerError
-from align.rollout.server_weights import Adapters, Control, Whole, each, group_address, with_no_answer
+from align.rollout.server_weights import Adapters, Whole, each, group_address, with_no_answer
 
 WEIGHTS = [("a", torch.zeros(2)), ("b", torch.ones(3))]
 
@@ -161,35 +161,53 @@ def test_another_rank_gathers_alone_and_asks_nobody(http, gathered):
         assert not one.seen and gathered == [2] * server_weights.ATTEMPTS  # nobody told it that the first has done it
 
 
+def test_a_server_that_cannot_join_is_left_out_and_the_others_go_on(http, gathered, monkeypatch):
+    """It answers over HTTP, and does not come to the trainer's store."""
+    init = Transfer.__init__
+
+    def join(self, info, control, source):
+        init(self, info, control, source)
+        if control.workers[1:]:
+            raise Absent("2 of 4 workers came", [2, 3])
+
+    monkeypatch.setattr(Transfer, "__init__", join)
+    with stand_ins(3) as servers:
+        servers[1].facts["workers"] = 2
+        states = whole(http).send(None, "v1", [Server(one.url) for one in servers[:2]])
+        assert states == {
+            servers[0].url: None,
+            servers[1].url: "the transfer of weights failed: Absent: 2 of 4 workers came",
+        }
+        assert servers[0].weights == "v1" and gathered == [2, 2]
+
+
+@pytest.mark.parametrize("path", ["/init_weight_transfer_engine", "/update_weights", "/get_world_size"])
+def test_a_server_that_fails_in_a_transfer_is_left_out_of_the_next(http, gathered, path):
+    with stand_ins(3) as servers:
+        before = servers[1].answer
+        servers[1].answer = lambda asked, body: (500, {"error": "ill"}) if asked == path else before(asked, body)
+        states = whole(http).send(None, "v1", [Server(one.url) for one in servers])
+        assert f"failed: {servers[1].url}: {path} gave 500" in states[servers[1].url]
+        assert [states[one.url] for one in servers[::2]] == [None, None] and gathered == [2, 2]
+
+
+def test_a_server_that_failed_is_tried_again_where_it_is_the_only_one(http, gathered):
+    with stand_ins(2) as servers:
+        fails, before = [1], servers[1].answer
+
+        def answer(path, body):
+            return (500, {}) if path == "/update_weights" and fails and fails.pop() else before(path, body)
+
+        servers[1].answer, servers[0].fault = answer, "dead"
+        assert whole(http).send(None, "v1", [Server(one.url) for one in servers])[servers[1].url] is None
+
+
 @pytest.mark.parametrize("version, what", [("default", "of its files"), ("v0", "v0 of another run or sync")])
 def test_a_server_that_lost_whole_weights_waits_for_the_next_sync(http, gathered, version, what):
     with stand_ins(1) as [one]:
         one.weights = version
         with pytest.raises(ServerError, match=f"has the weights {what}; it gets the policy at the next sync"):
             whole(http).give(Server(one.url), "v1")
-
-
-def control(http, servers):
-    return Control(http, [one.url for one in servers], 0.5)
-
-
-@pytest.mark.parametrize("fault", ["dead", "hang"])
-def test_a_server_that_fails_in_a_transfer_is_named_at_once(http, fault):
-    """Though the other one may wait for it."""
-    with stand_ins(2) as servers:
-        found, slow = control(http, servers), threading.Event()
-        servers[1].fault = fault
-        servers[0].transfer = lambda path, body: (slow.wait(3), (200, {}))[1]
-        with pytest.raises(ServerError, match=servers[1].url if fault == "dead" else "no answer in time"):
-            found.each("start_weight_update")
-        slow.set()
-
-
-def test_a_server_that_does_not_say_how_many_workers_it_has(http):
-    with stand_ins(1) as servers:
-        servers[0].answer = lambda path, body: (200, {"size": 1})
-        with pytest.raises(ServerError, match="cannot be read"):
-            control(http, servers)
 
 
 def test_one_servers_failure_is_its_own():
