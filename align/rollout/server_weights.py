@@ -23,6 +23,7 @@ from align.rollout.fleet import Server
 from align.rollout.server_arguments import BASE, is_loopback
 from align.rollout.server_control import Absent, Control, Failed
 from align.rollout.server_http import CONNECT_S, Http, ServerError, told, understood
+from align.system.deadline import DeadlineError
 from align.system.network import address_towards, listening
 
 LOADED = "default"  # vLLM's name of the weights that a server has read from the model's files
@@ -163,13 +164,14 @@ class Whole:
                 states |= {url: failed[url] for url, why in states.items() if why is None and url not in sent}
                 if there:
                     self._transmit(name, there)
+        except DeadlineError:
+            raise  # the run ends, so nothing is tried or gathered any more
         except FAILURES as error:
             self._members = []
             what = f"the transfer of weights failed: {told(error)}"
             failed |= dict.fromkeys(self._who(error), what)
             states |= {url: what for url, why in states.items() if not why}
-        finally:
-            self._source.drain()
+        self._source.drain()
         return states
 
     def _who(self, error: Exception) -> set[str]:
@@ -233,8 +235,10 @@ def each(servers: Sequence[Server], do: Callable[[Server], None]) -> dict[str, s
             return told(error)
         return None
 
-    with ThreadPoolExecutor(len(servers)) as pool:
-        return dict(zip([server.url for server in servers], pool.map(one, servers), strict=True))
+    pool = ThreadPoolExecutor(len(servers))
+    found = pool.map(one, servers)
+    pool.shutdown(wait=False)  # whoever is interrupted waits for no server that hangs
+    return dict(zip([server.url for server in servers], found, strict=True))
 
 
 def agreed(states: dict[str, str | None]) -> dict[str, str | None]:

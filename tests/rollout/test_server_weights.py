@@ -1,6 +1,8 @@
 """How the policy gets to servers, and what is said of those that it does not get to."""
 
 import sys
+import threading
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from align.rollout.fleet import Server
 from align.rollout.server_control import Absent
 from align.rollout.server_http import Http, Refused, ServerError
 from align.rollout.server_weights import Adapters, Whole, each, group_address, with_no_answer
+from align.system.deadline import DeadlineError, deadline
 
 WEIGHTS = [("a", torch.zeros(2)), ("b", torch.ones(3))]
 
@@ -153,6 +156,25 @@ def test_a_transfer_that_breaks_off_each_time_is_told_of_every_server(http, gath
         what = "the transfer of weights failed: RuntimeError: connection closed by peer"
         assert states == {one.url: what for one in servers}
         assert gathered == [2] * server_weights.ATTEMPTS
+
+
+def test_a_sync_that_is_overdue_is_not_tried_again(http, gathered, monkeypatch):
+    def late(self):
+        next(iter(self.source))
+        raise DeadlineError("overdue")
+
+    monkeypatch.setattr(Transfer, "send_weights", late)
+    with stand_ins(1) as [one], pytest.raises(DeadlineError, match="overdue"):
+        whole(http).send(None, "v1", [Server(one.url)])
+    assert gathered == [1]
+
+
+def test_a_deadline_waits_for_no_server_that_hangs():
+    over, start = threading.Event(), time.monotonic()
+    with pytest.raises(DeadlineError), deadline("a sync", 0.2):
+        each([Server("http://h:1")], lambda server: over.wait(3))
+    assert time.monotonic() - start < 2
+    over.set()
 
 
 def test_another_rank_gathers_alone_and_asks_nobody(http, gathered):
