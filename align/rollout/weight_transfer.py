@@ -31,6 +31,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from align.rollout.mixtures import pack_experts
 from align.rollout.server_control import Absent
+from align.system.network import listening
 
 BUCKET = 2**26  # bytes that travel at once
 
@@ -176,13 +177,16 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInfo]):
 def _join(info: GlooInit | GlooTrainerInfo, rank: int, failed: Callable[[], None] = lambda: None):
     """This process's place in the group of a trainer and the workers of its servers.
 
-    The trainer has the store itself: where torch's launcher started it, torch's `rendezvous` would look for the
-    launcher's there. It waits until all the others are there, or `failed` raises, before it meets them, so that what is
-    told is how many came, or why they could not.
+    The trainer has the store itself, at the group's address alone: torch's own would listen at all that this machine
+    has, and where torch's launcher started it, torch's `rendezvous` would look for the launcher's there. It waits until
+    all the others are there, or `failed` raises, before it meets them, so that what is told is how many came, or why
+    they could not.
     """
     patience = timedelta(seconds=info.seconds)
+    place = info.master_address, info.master_port
+    own = {"master_listen_fd": listening(*place).detach()} if rank == 0 else {}
     waits = dict(is_master=rank == 0, wait_for_workers=False, timeout=patience)
-    store = TCPStore(info.master_address, info.master_port, info.world_size, **waits)
+    store = TCPStore(*place, info.world_size, **waits, **own)
     if rank == 0:
         _wait_for_all(info, store, failed)
     else:

@@ -1,10 +1,13 @@
 """Whole weights over gloo: a trainer and workers in threads of one process, without an engine. NCCL: not run here."""
 
+import os
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from support.zygote import free_port
@@ -107,6 +110,19 @@ def test_what_travels_together_is_bounded_and_whole(monkeypatch):
 def test_a_worker_that_refuses_to_join_is_told_at_once():
     with pytest.raises(RuntimeError, match="no init"):
         connected(Client(1, "init"), Source(lambda: iter(WEIGHTS)))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_trainers_store_is_reached_at_the_groups_address_alone(address):
+    if address == "::1" and not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("no IPv6 here")
+    client, port = Client(1), free_port()
+    transfer = connect(trainer_info("gloo", address, port, 2, 0, 10.0), client, Source(lambda: iter(WEIGHTS)))
+    transfer.send_weights()
+    assert len(client.workers[0].model.loaded) == len(WEIGHTS)
+    assert {one.laddr.ip for one in psutil.Process().net_connections() if one.laddr.port == port} == {address}
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", port))
 
 
 def test_workers_that_never_come_are_counted():
