@@ -33,14 +33,14 @@ class Http:
     def __init__(self, token: str | None, seconds: float):
         headers = {b"Authorization": f"Bearer {token}".encode()} if token else {}
         context = httpx.create_ssl_context(trust_env=False)
-        self._settings = dict(headers=headers, verify=context, trust_env=False)
-        once = httpx.Limits(max_keepalive_connections=0)  # vLLM closes the connection behind an error, unannounced
-        self._client = httpx.Client(**self._settings, limits=once, timeout=httpx.Timeout(seconds, connect=CONNECT_S))
+        # vLLM closes connections unannounced: behind an error, and after 5 s in which nothing was asked
+        once = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self._settings = dict(headers=headers, verify=context, trust_env=False, limits=once)
+        self._client = httpx.Client(**self._settings, timeout=httpx.Timeout(seconds, connect=CONNECT_S))
 
     def asynchronous(self) -> httpx.AsyncClient:
         """A client for one event loop, whose requests wait for as long as they may."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(**self._settings, limits=limits, timeout=httpx.Timeout(None, connect=CONNECT_S))
+        return httpx.AsyncClient(**self._settings, timeout=httpx.Timeout(None, connect=CONNECT_S))
 
     def post(self, url: str, path: str, body: Any = None, seconds: float | None = None, **params: str) -> Any:
         """The answer to a request, as data. Raises `ServerError`, and httpx's errors."""

@@ -1,5 +1,6 @@
 """What an answer over HTTP is taken for."""
 
+import asyncio
 import json
 import threading
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from align.rollout.server_http import Http, Refused, ServerError, Unauthorized, 
 
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections stay open
+
     def do_POST(self):
+        self.server.callers.append(self.client_address)
         self.server.seen.append((self.path, dict(self.headers)))
         self.rfile.read(int(self.headers.get("content-length") or 0))
         status, kind, text, *more = self.server.answer
@@ -33,6 +37,7 @@ def answering(status, text, kind="application/json", *more):
     """A server that always says the same."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.answer, http.seen, http.daemon_threads = (status, kind, text, *more), [], True
+    http.callers = []
     http.url = f"http://127.0.0.1:{http.server_port}"
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
@@ -78,6 +83,19 @@ def test_a_long_page_of_an_error_is_cut(http):
     with answering(500, "x" * 5000, "text/html") as server, pytest.raises(ServerError) as raised:
         http.post(server.url, "x")
     assert len(str(raised.value)) < 400
+
+
+def test_no_connection_is_kept_that_a_server_closes_unannounced(http):
+    async def twice(url):
+        async with http.asynchronous() as client:
+            for _ in range(2):
+                await client.post(url)
+
+    with answering(200, "{}") as server:
+        asyncio.run(twice(server.url))
+        for _ in range(2):
+            http.post(server.url, "x")
+        assert len(set(server.callers)) == 4
 
 
 @pytest.mark.parametrize("text", ["<html>", "", "{", "\x00"])
