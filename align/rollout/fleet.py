@@ -108,7 +108,10 @@ class Call:
                 self._found[number] = self._take(body, await self._ask(server, body))
                 self._answered = time.monotonic()
             except Refused as error:
-                raise Refused(f"{server.url}: {error}") from error
+                self._left.appendleft(number)
+                if not (why := await self._misfit(server)):
+                    raise Refused(f"{server.url}: {error}") from error
+                self._lose(server, why)
             except (httpx.HTTPError, ServerError) as error:
                 self._left.appendleft(number)
                 self._lose(server, told(error))
@@ -117,6 +120,15 @@ class Call:
             if len(self._found) == len(self._bodies) and not self._outcome.done():
                 self._outcome.set_result(None)
             await self._tell()
+
+    async def _misfit(self, server: Server) -> str | None:
+        """Why a server that refuses a request is not, or no longer, what the recipe needs; None where it is, so that
+        the request is wrong."""
+        try:
+            await asyncio.to_thread(self._fleet.examine, server)
+        except (httpx.HTTPError, ServerError) as error:
+            return told(error)
+        return None
 
     async def _ask(self, server: Server, body: Mapping[str, Any]) -> Any:
         """The reply to a request. Raises `ServerError` as soon as the server is lost."""
@@ -214,6 +226,7 @@ class Fleet:
     servers: Sequence[Server]
     http: Http
     limits: Limits
+    examine: Callable[[Server], None]  # raises `ServerError` where one is not what the recipe needs
     rejoin: Callable[[Server], None]  # gives one that answers again the policy, or raises `ServerError`
     start: Callable[[str], str]  # {its address: the command that starts it}
     tell: Callable[[str], None]  # a line for the console

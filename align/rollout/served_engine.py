@@ -67,7 +67,8 @@ class Served:
         self._http = Http(token(), sampling.deadline_s / 3)
         limits = Limits(sampling.liveness_s, PATIENCE * sampling.deadline_s, sampling.max_sequences, *place)
         servers = [Server(url) for url in sampling.servers]
-        self._fleet = Fleet(servers, self._http, limits, self._rejoin, lambda url: command(recipe_file, url), tell)
+        start = partial(command, recipe_file)
+        self._fleet = Fleet(servers, self._http, limits, self._examine, self._rejoin, start, tell)
         self._way = self._make_way(torch.device(next(model.parameters()).device).type)
         self.forget()
         self._has(self._name, self._way.start(model, self._name, servers))

@@ -20,7 +20,7 @@ class ServerError(RuntimeError):
 
 
 class Refused(ServerError):
-    """A server says that the request itself is wrong, so no other one is asked."""
+    """A server says that the request itself is wrong; where it fits the recipe no other one is asked."""
 
 
 class Unauthorized(ServerError):

@@ -25,10 +25,11 @@ def quick(monkeypatch):
 
 
 @contextmanager
-def fleet_of(servers, patience=5.0, rejoin=lambda server: None, sequences=8):
+def fleet_of(servers, patience=5.0, rejoin=lambda server: None, sequences=8, examine=lambda server: None):
     http, lines = Http(None, 5.0), []
     limits = Limits(0.6, patience, sequences, 0, 1)
-    found = Fleet([Server(one.url, "p1") for one in servers], http, limits, rejoin, "start {}".format, lines.append)
+    known = [Server(one.url, "p1") for one in servers]
+    found = Fleet(known, http, limits, examine, rejoin, "start {}".format, lines.append)
     found.current, found.lines = "p1", lines
     yield found
     http.close()

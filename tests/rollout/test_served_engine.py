@@ -180,6 +180,16 @@ def test_a_request_that_no_server_takes_is_not_asked_again(two, monkeypatch):
         sample(engine)
 
 
+def test_a_server_that_was_restarted_too_small_is_lost_and_the_request_is_right(two, right):
+    """It says 400 to a request that the others take."""
+    told = []
+    engine = served(two, told)
+    two[1].facts["context"], two[0].seconds = 40, 0.02
+    two[1].generate = lambda body: (400, {"error": {"message": "maximum context length is 40"}})
+    assert sample(engine) == right
+    assert any(f"{two[1].url}: lost: it takes 40 tokens" in line for line in told)
+
+
 def test_a_busy_server_is_not_taken_for_one_that_hangs(two, right):
     """It comes to no probe in time, and gives tokens meanwhile."""
     told = []
