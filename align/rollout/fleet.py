@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from align.rollout.server_arguments import BASE
-from align.rollout.server_http import CONNECT_S, GENERATE, Http, Refused, ServerError, read, told
+from align.rollout.server_http import CONNECT_S, GENERATE, Behind, Http, Refused, ServerError, read, told
 
 AGAIN_S = 2.0  # seconds between two tries of a server that was lost
 
@@ -37,6 +37,7 @@ class Server:
     url: str
     weights: str | None = None  # the name of the policy that it has; None: unknown, so it is asked nothing
     why: str = "it was not asked yet"  # that was unknown when it was last; "": never since the last sync
+    behind: bool = False  # whether it answered when it was tried last, and waits for a sync
     instance: str = ""  # which start of it is known
     added: Mapping[str, str] = field(default_factory=dict)  # settings that it adds to every request
     at_work: int = 0  # requests of this rank
@@ -71,6 +72,7 @@ class Call:
         self._changed, self._answered = asyncio.Condition(), time.monotonic()
         self._outcome = asyncio.get_running_loop().create_future()
         self._lost = {server: asyncio.Event() for server in self._fleet.servers}
+        self._untried = {server for server in self._fleet.servers if server.weights != self._fleet.current}
         async with self._fleet.http.asynchronous() as self._client:
             start, servers = self._fleet.limits.rank % len(self._fleet.servers), self._fleet.servers
             turned = [*servers[start:], *servers[:start]]  # so that the first requests of the ranks go apart
@@ -147,6 +149,7 @@ class Call:
     def _lose(self, server: Server, why: str) -> None:
         self._fleet.lose(server, why)
         self._lost[server].set()
+        self._untried.add(server)
 
     async def _watch(self, server: Server) -> None:
         """Look at a server while it works, and for it once it is lost."""
@@ -158,6 +161,8 @@ class Call:
                     await self._look(server, period)
             else:
                 await self._try(server)
+                self._untried.discard(server)
+                self._end_if_behind()
                 await asyncio.sleep(AGAIN_S)
             await self._tell()
 
@@ -198,17 +203,24 @@ class Call:
 
     async def _try(self, server: Server) -> None:
         """Take a lost server back where it answers and has the policy, or gets it."""
+        server.behind = False
         if why := await self._why_not(server, CONNECT_S):
             server.why = why
             return
         try:
             await asyncio.to_thread(self._fleet.rejoin, server)
         except (httpx.HTTPError, ServerError) as error:
-            server.why = told(error)
+            server.why, server.behind = told(error), isinstance(error, Behind)
             return
         self._lost[server].clear()
         server.heard = time.monotonic()
         self._fleet.gain(server)
+
+    def _end_if_behind(self) -> None:
+        """Raise `ServerError` where a sync alone would help, which comes only after this call: no server has the
+        policy, each was tried since it was lost, and there are some that answer."""
+        if not self._fleet.ready and not self._untried and any(server.behind for server in self._fleet.servers):
+            raise ServerError(self._fleet.none_left())
 
     async def _wait(self) -> None:
         """Raise `ServerError` once no request was answered for as long as a call waits: also where a server comes back
@@ -246,7 +258,7 @@ class Fleet:
         """Ask a server nothing until it is taken back."""
         if server.weights is not None:
             self.tell(f"{server.url}: lost: {why}; its requests go to the other servers")
-        server.weights, server.why = None, why
+        server.weights, server.why, server.behind = None, why, False
 
     def gain(self, server: Server) -> None:
         """Ask a server again."""
@@ -256,7 +268,9 @@ class Fleet:
     def none_left(self, seconds: float = 0.0) -> str:
         """Say of each server why it is asked nothing, and what to do; after so many seconds of waiting."""
         slow = "it has the policy, and gives no answer; where it is only slow, raise sampling.deadline_s; else"
-        whys = [(server.url, f"{server.why};" if server.why else slow) for server in self.servers]
-        lines = [f"  {url}: {why} start it with {self.start(url)}" for url, why in whys]
+        lines = []
+        for server in self.servers:
+            start = f"{server.why + ';' if server.why else slow} start it with {self.start(server.url)}"
+            lines.append(f"  {server.url}: {server.why + ', or by --resume' if server.behind else start}")
         what = f"no server has answered for {seconds:g} s" if seconds else "no server has the policy"
         return "\n".join([f"{what}:", *lines, "then go on with --resume: what was sampled is in the run's journal"])

@@ -104,7 +104,7 @@ class Served:
                 self._tell(f"{server.url}: it has not got the policy: {why}")
             elif not why and server not in before:
                 self._tell(f"{server.url}: it is back, and has the policy")
-            server.weights, server.why = (None, why) if why else (name, "")
+            server.weights, server.why, server.behind = None if why else name, why or "", False
         if not self._fleet.ready:
             raise ServerError(self._fleet.none_left())
 

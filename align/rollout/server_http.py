@@ -27,6 +27,10 @@ class Unauthorized(ServerError):
     """A server asks for another token."""
 
 
+class Behind(ServerError):
+    """A server has other weights than the policy's, and only a sync of all ranks brings it those."""
+
+
 class Http:
     """Requests to servers. It tells them the token, and nobody else: no proxy is asked."""
 

@@ -22,7 +22,7 @@ from align.learner import weights
 from align.rollout.fleet import Server
 from align.rollout.server_arguments import BASE, is_loopback
 from align.rollout.server_control import Absent, Control, Failed
-from align.rollout.server_http import CONNECT_S, Http, ServerError, told, understood
+from align.rollout.server_http import CONNECT_S, Behind, Http, ServerError, told, understood
 from align.system.deadline import DeadlineError
 from align.system.network import address_towards, listening
 
@@ -49,7 +49,8 @@ class Way(Protocol):
         ...
 
     def give(self, server: Server, name: str) -> None:
-        """Have one server alone sample from the policy that was sent last. Raises `ServerError` where it cannot."""
+        """Have one server alone sample from the policy that was sent last. Raises `ServerError` where it cannot, and
+        `Behind` where only a sync brings it."""
         ...
 
     def proof(self, name: str) -> tuple[str, str]:
@@ -206,12 +207,12 @@ class Whole:
         self._transfer = weight_transfer.connect(info, self._control, self._source)
 
     def give(self, server, name):
-        """As `Way.give`: one that was started again waits for the next sync, when all ranks can gather."""
+        """As `Way.give`: one that was started again is `Behind` until the next sync, when all ranks can gather."""
         self._examine(server)
         version = self._http.get(server.url, "weight_info", "weight_version")
         if version != name:
             who = "of its files" if version == LOADED else f"{version} of another run or sync"
-            raise ServerError(f"it has the weights {who}; it gets the policy at the next sync")
+            raise Behind(f"it has the weights {who}; it gets the policy at the next sync")
 
     def proof(self, name):
         """As `Way.proof`."""

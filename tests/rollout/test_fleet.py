@@ -10,7 +10,7 @@ from support.servers import stand_ins
 
 from align.rollout import fleet
 from align.rollout.fleet import Fleet, Limits, Server
-from align.rollout.server_http import Http, Refused, ServerError
+from align.rollout.server_http import Behind, Http, Refused, ServerError
 
 BODIES = [
     {"model": "policy", "token_ids": [i, i + 1], "sampling_params": {"n": 1, "max_tokens": 4, "seed": i, "logprobs": 0}}
@@ -121,6 +121,33 @@ def test_a_server_that_may_not_come_back_says_why():
         threading.Timer(0.3, lambda: setattr(servers[0], "fault", None)).start()
         with pytest.raises(ServerError, match="other weights"):
             found.answer(BODIES, ids_of)
+
+
+def behind(server):
+    raise Behind("it has other weights; it gets the policy at the next sync")
+
+
+def test_a_call_ends_at_once_where_a_sync_alone_would_help():
+    """Which comes only after it."""
+
+    def restarted(body, reply):
+        raise ServerError("other weights")
+
+    with stand_ins(3) as servers, fleet_of(servers, patience=30.0, rejoin=behind) as found:
+        servers[2].fault, start = "dead", time.monotonic()
+        with pytest.raises(ServerError, match="no server has the policy") as raised:
+            found.answer(BODIES, restarted)
+        text = str(raised.value)
+        assert time.monotonic() - start < 10 and f"start it with start {servers[2].url}" in text
+        what = "it has other weights; it gets the policy at the next sync, or by --resume\n"
+        assert f"  {servers[0].url}: {what}" in text and f"  {servers[1].url}: {what}" in text
+
+
+def test_a_server_that_needs_a_sync_is_not_waited_for_while_another_one_works():
+    with stand_ins(2) as servers, fleet_of(servers, rejoin=behind) as found:
+        servers[0].seconds = 0.03
+        found.servers[1].weights = None
+        assert len(found.answer(BODIES, ids_of)) == 40 and found.servers[1].behind
 
 
 def test_no_port_answers():
