@@ -19,6 +19,8 @@ from align.rollout.server_http import CONNECT_S, GENERATE, Behind, Http, Refused
 
 AGAIN_S = 2.0  # seconds between two tries of a server that was lost
 
+MOST_AGAIN_S = 16.0  # the same at most: they double each time that it comes back
+
 LOOKS = 3  # times in `liveness_s` that a server at work is looked at
 
 SPARE = 1.5  # times as many responses as a server works on are asked of it, so that it never waits for the next one
@@ -153,17 +155,20 @@ class Call:
 
     async def _watch(self, server: Server) -> None:
         """Look at a server while it works, and for it once it is lost."""
-        period = self._fleet.limits.liveness_s / LOOKS
+        period, wait, again = self._fleet.limits.liveness_s / LOOKS, 0.0, AGAIN_S
         while True:
             if server.weights == self._fleet.current:
                 await asyncio.sleep(period)
                 if server.at_work and time.monotonic() - server.heard > period:
                     await self._look(server, period)
             else:
+                await asyncio.sleep(wait)
                 await self._try(server)
                 self._untried.discard(server)
                 self._end_if_behind()
-                await asyncio.sleep(AGAIN_S)
+                wait = AGAIN_S
+                if server.weights == self._fleet.current:
+                    wait, again = again, min(2 * again, MOST_AGAIN_S)
             await self._tell()
 
     async def _look(self, server: Server, period: float) -> None:

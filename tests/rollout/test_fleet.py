@@ -104,6 +104,17 @@ def test_a_server_that_answers_and_never_rightly_is_named_within_the_deadline(er
         assert time.monotonic() - start < 3 and servers[0].url in str(raised.value)
 
 
+def test_a_server_that_is_lost_again_and_again_is_tried_less_and_less():
+    def never(body, reply):
+        raise ServerError("half a reply")
+
+    with stand_ins(1) as servers, fleet_of(servers, patience=1.5) as found:
+        found.limits = Limits(0.03, 1.5, 8, 0, 1)
+        with pytest.raises(ServerError):
+            found.answer(BODIES, never)
+        assert 1 <= sum("is back" in line for line in found.lines) <= 6  # at 0, 0.05, 0.15, 0.35, 0.75, 1.55 s
+
+
 def test_an_error_of_our_own_is_raised_as_it_is():
     def broken(body, reply):
         raise KeyError("ours")
