@@ -112,11 +112,12 @@ def try_rewards(found: Survey) -> dict[str, Trial]:
 def check_run(experiment: Experiment, accelerator: Accelerator) -> CheckedRun:
     """Check a run before training, its rewards too. Collective: a problem of one rank stops all.
 
-    Rewards are tried on the main process alone. Raises `CheckError` with every problem.
+    Rewards are tried on the main process alone, servers on the first one of each machine. Raises `CheckError` with
+    every problem.
     """
     found = survey(experiment, of_accelerator(accelerator))
     problems = [*found.problems, *found.missing_stages]
-    problems += try_servers(found) if accelerator.is_main_process else []
+    problems += try_servers(found) if accelerator.is_local_main_process else []
     if accelerator.is_main_process and found.launch.hardware.is_gpu and not problems:
         for note in summary.too_large(found, summary.setup(found)):  # an estimate that nobody measured ends no run
             accelerator.print(f"note: {note}")

@@ -47,7 +47,8 @@ class Served:
     """A `Generator` over the vLLM servers of `sampling.servers`. Each rank posts its own requests.
 
     Of the collectives of all ranks only `__init__` and `sync` have any: `generate` may run beside an update, in any
-    thread, but not beside a `sync`. `wanted` are the facts that a server must have, `recipe_file` what starts one.
+    thread, but not beside a `sync`. `wanted` are the facts that a server must have, `recipe_file` what starts one,
+    `tell` prints a line of this rank: what all know only the first one tells.
     """
 
     def __init__(
@@ -100,9 +101,9 @@ class Served:
         self._fleet.current, self._said = name, None
         for server in self._fleet.servers:
             why = states[server.url]
-            if why and server in before:
+            if self._rank == 0 and why and server in before:
                 self._tell(f"{server.url}: it has not got the policy: {why}")
-            elif not why and server not in before:
+            elif self._rank == 0 and not why and server not in before:
                 self._tell(f"{server.url}: it is back, and has the policy")
             server.weights, server.why, server.behind = None if why else name, why or "", False
         if not self._fleet.ready:

@@ -16,7 +16,7 @@ from align.rollout.generator import Generator
 from align.rollout.served_engine import Served
 from align.rollout.transformers_engine import Transformers
 from align.rollout.vllm_engine import VLLM
-from align.run.terminal import say
+from align.run.terminal import say, say_own
 from align.system.hardware import GIB, free_bytes, here
 
 
@@ -30,7 +30,7 @@ def make_generator(checked: CheckedRun, learner: Learner) -> Generator:
     if recipe.sampling.engine == "server":
         wanted = server_facts.wanted(recipe.sampling, recipe.model, learner.model.config, checked.context)
         place = learner.accelerator.process_index, learner.accelerator.num_processes
-        return Served(recipe, learner.model, wanted, place, checked.experiment.file.name, say)
+        return Served(recipe, learner.model, wanted, place, checked.experiment.file.name, say_own)
     given = recipe.sampling.cache_gib
     cache = cache_beside(learner, checked.experiment, checked.context) if given is None else int(given * GIB)
     engine = VLLM(checked.path, recipe, checked.context, here(), cache)

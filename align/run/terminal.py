@@ -37,6 +37,12 @@ def say(text: str, style: str = "", console: Console | None = None) -> None:
         )  # flushes, so a log has it at once
 
 
+def say_own(text: str) -> None:
+    """Print a line of this process, as `say` does, whichever it is; one that is not the main one is named."""
+    own = "" if is_main() else f"rank {os.environ['RANK']}: "
+    Console().print(Text(for_terminal(own + text)), soft_wrap=True)
+
+
 def state_of(metrics: Mapping[str, float]) -> str:
     """Describe a step: mean reward and length in tokens, or the loss where nothing is sampled."""
     if "reward/mean" in metrics:

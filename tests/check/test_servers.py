@@ -1,10 +1,13 @@
 """What the check says of the servers of a recipe, before anything expensive starts."""
 
+from types import SimpleNamespace
+
 import pytest
 from support import tiny_model
 from support.servers import stand_ins
 from support.tiny_task import RECIPE
 
+from align.check import check
 from align.check import servers as module
 from align.check.check import survey
 from align.check.servers import look, try_servers
@@ -105,11 +108,11 @@ def problems(tmp_path, monkeypatch):
     path.write_text(RECIPE.format(folder=folder, out=tmp_path / "run", adapter=", adapter: {rank: 4, alpha: 8}"))
     monkeypatch.setattr(server_facts, "version", lambda: "0.32.0")
 
-    def found(urls, *keys):
+    def found(urls, *keys, **launch):
         keys = [f"sampling.servers=[{', '.join(urls)}]", "sampling.engine=server", "sampling.sync=adapter", *keys]
         experiment = examine(path, keys)
         assert not experiment.problems
-        return try_servers(survey(experiment, Launch(hardware=here())))
+        return try_servers(survey(experiment, Launch(hardware=here(), **launch)))
 
     return found
 
@@ -126,6 +129,16 @@ def test_each_problem_has_the_servers_line_and_the_command_that_starts_it(proble
     assert "another model" in said[0] and "cannot be reached" in said[1]
 
 
+def test_each_machine_asks_for_itself_and_says_who_it_is(problems, monkeypatch):
+    """A server of this machine would be another one on each."""
+    monkeypatch.setattr(module, "machine_of", lambda: "node-1 (ranks 2 to 3)")
+    monkeypatch.setattr(module, "look", lambda http, url, wanted: (url, ["it hangs"]))
+    local, distant = problems(["http://127.0.0.1:8000", "http://10.1.2.3:8000"], machines=2, processes=4)
+    assert "sampling.servers.0: http://127.0.0.1:8000: each of 2 machines would ask a server of its own" in local
+    assert "start it with HOST=ADDRESS PORT=8000 bash launch/serve.sh " in local and "hangs" not in local
+    assert "sampling.servers.1: http://10.1.2.3:8000: from node-1 (ranks 2 to 3): it hangs; start it" in distant
+
+
 def test_one_server_under_two_addresses(problems, monkeypatch):
     monkeypatch.setattr(server_facts, "problems", lambda facts, wanted: [])
     with stand_ins(2) as servers:
@@ -139,3 +152,17 @@ def test_one_server_under_two_addresses(problems, monkeypatch):
 def test_servers_are_asked_for_by_no_other_engine(problems, monkeypatch):
     monkeypatch.setattr(module, "look", lambda *_: pytest.fail("asked"))
     assert problems([], "sampling.engine=vllm", "sampling.sync=merged") == []
+
+
+@pytest.mark.parametrize("first, asked", [(True, 1), (False, 0)])
+def test_the_first_process_of_each_machine_asks(first, asked, monkeypatch):
+    """Also where it is not the run's main one: what one machine reaches another may not."""
+    found = SimpleNamespace(problems=[], missing_stages=[], notes=[], launch=None, experiment=None)
+    monkeypatch.setattr(check, "survey", lambda *_: found)
+    monkeypatch.setattr(check, "of_accelerator", lambda accelerator: None)
+    monkeypatch.setattr(check, "try_servers", lambda found: ["no way there"])
+    gathered = []
+    monkeypatch.setattr(check, "gather_object", lambda problems: gathered.extend(problems) or ["of another rank"])
+    with pytest.raises(check.CheckError, match="of another rank"):
+        check.check_run(None, SimpleNamespace(is_main_process=False, is_local_main_process=first))
+    assert gathered == ["no way there"] * asked

@@ -197,3 +197,13 @@ def test_a_run_ends_though_a_server_does_not_answer(fault, two, monkeypatch):
     two[1].fault, start = fault, time.monotonic()
     engine.close()
     assert time.monotonic() - start < 3 and not two[0].adapters
+
+
+def test_what_all_ranks_know_the_first_one_tells_and_each_tells_what_it_lost(two):
+    lines = []
+    engine = served(two, lines)
+    engine._rank = 1
+    engine._has("v2", {two[0].url: None, two[1].url: "it is ill"})
+    assert not lines
+    engine._fleet.lose(engine._fleet.servers[0], "it hangs")
+    assert lines == [f"{two[0].url}: lost: it hangs; its requests go to the other servers"]

@@ -10,7 +10,18 @@ import pytest
 from rich.console import Console
 
 from align.run import terminal
-from align.run.terminal import EVERY_S, StepBar, StepLines, duration, evaluation_of, progress, quiet, say, stage
+from align.run.terminal import (
+    EVERY_S,
+    StepBar,
+    StepLines,
+    duration,
+    evaluation_of,
+    progress,
+    quiet,
+    say,
+    say_own,
+    stage,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +132,11 @@ def test_libraries_are_quiet_unless_they_are_asked_for(monkeypatch, value, level
     with warnings.catch_warnings():
         quiet()
     assert logger.level == level and hasattr(backend, "print") == (value == "0")
+
+
+def test_a_line_of_a_process_that_is_not_the_main_one_names_it(monkeypatch, capsys):
+    say_own("http://a: lost")
+    monkeypatch.setenv("RANK", "3")
+    say_own("http://b: [red]lost")
+    say("not told")
+    assert capsys.readouterr().out == "http://a: lost\nrank 3: http://b: [red]lost\n"
