@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class Extension:
     def align_put(self, name: str, files: dict[str, str]) -> str:
         """Write the files of an adapter, base64 of each, to this machine's disk; the folder."""
         folder = self._align_folder() / _named(name)
+        if not folder.parent.exists():  # removed when this process ends, also one in which atexit is not run
+            Finalize(None, shutil.rmtree, (folder.parent, True), exitpriority=0)
         folder.mkdir(parents=True, exist_ok=True)
         for file, data in files.items():
             part = folder / f".{_named(file)}.{os.getpid()}"  # other workers write the same

@@ -1,6 +1,7 @@
 """What a server's workers do for the trainer, without an engine."""
 
 import base64
+import multiprocessing
 import os
 import stat
 import tempfile
@@ -56,6 +57,14 @@ def test_the_folder_is_closed_to_others(tmp_path, monkeypatch):
     base.rename(tmp_path / f"align-adapters-{other}")
     with pytest.raises(PermissionError, match="belongs to another user; set TMPDIR"):
         Worker().align_put("a", FILES)
+
+
+def test_the_folder_goes_when_a_worker_ends(tmp_path):
+    worker = multiprocessing.get_context("fork").Process(target=lambda: Worker().align_put("a", FILES))
+    worker.start()
+    worker.join(30)
+    [base] = tmp_path.iterdir()  # the folder of all servers of this user
+    assert worker.exitcode == 0 and not [*base.iterdir()]
 
 
 @pytest.mark.parametrize("name", ["../../x", "/no/x", "a/b", "..", "", "."])
