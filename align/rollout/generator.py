@@ -1,4 +1,4 @@
-"""The interface of engines that sample responses: `vllm_engine.py` and `transformers_engine.py` have it."""
+"""The interface of engines that sample responses: `vllm_engine.py`, `served_engine.py` and `transformers_engine.py`."""
 
 from __future__ import annotations
 
