@@ -56,7 +56,7 @@ def part() -> None:
         learner.optim = optim.model_copy(update={"micro_batch_tokens": tokens})
         head.clear()
         norms[tokens] = learner.update(learner.plan([[credited]]), 0)["grad_norm"]
-        micros = len(learner._plan([[credited]])[1])
+        micros = len(learner.plan([[credited]]).micros)
         say(
             device=where,
             micro_batches=micros,

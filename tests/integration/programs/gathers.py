@@ -43,7 +43,7 @@ def counted(self, parameters, forward):
 
 setattr(coordinator.PartitionedParameterCoordinator, name, counted)
 credited = assign(gfpo(k=3), ragged_batches.batch(), ForwardPasses(learner, "sampler", Clock()).for_batch())
-micro_batches, found = len(learner._plan([[credited]])[1]), []
+micro_batches, found = len(learner.plan([[credited]]).micros), []
 for _ in range(3):  # DeepSpeed fetches ahead once it knows the order of the modules
     count[0] = 0
     learner.update(learner.plan([[credited]]), 0)

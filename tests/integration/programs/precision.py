@@ -49,7 +49,7 @@ counts = []
 for groups in ("one", "many"):
     batch = ragged_batches.twins(1 if groups == "one" else 32 * accelerator.num_processes)
     credited = assign(grpo(), batch, ForwardPasses(learner, "sampler", Clock()).for_batch())
-    counts.append(len(learner._plan([[credited]])[1]))
+    counts.append(len(learner.plan([[credited]]).micros))
     learner.update(learner.plan([[credited]]), 0)
 masters = {name: safe_get_full_fp32_param(p) for name, p in trained.items()}
 told = {
