@@ -27,7 +27,7 @@ from support.zygote import free_port
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/grpo_chain_sum.yaml"
 KEYS = ["optim.lr=1.0e-9", "optim.schedule=constant", "sampling.old_logprob=sampler", "sampling.engine=server"]
-KEYS += ["run.eval_every=1000000", "run.save_every=1000000"]
+KEYS += ["sampling.sync=merged", "data.holdout=0", "run.save_every=1000000"]
 READY_S = 600
 
 
