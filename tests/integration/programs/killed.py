@@ -144,7 +144,7 @@ POINTS = {
     "scored, not on disk": (Scorer, "score", after),
     "half an entry": (files, "write_whole", scored_entry),
     "scored": (rollouts, "gather", before),
-    "scored (launcher)": (rollouts, "gather", lambda *_: kill_launcher()),
+    "scored (launcher)": (Scorer, "announce", lambda *_: kill_launcher()),
     "updating": (Learner, "_step", before),
     "updated": (Learner, "update", after),
     "syncing": (Transformers, "sync", before),
