@@ -146,9 +146,9 @@ class Learner:
         """Take one optimiser update on the sum of all losses; {metric: value}, those of the losses among them.
 
         DeepSpeed averages gradients over ranks, so each rank's sum is multiplied by their number; the counts are those
-        of the whole batch. Where no token
-        carries gradient, and where loss or gradient is not finite (`skipped`), weights and optimiser stay as they are
-        on all ranks. `tell` gets the outputs of each of this rank's micro-batches.
+        of the whole batch. Where no token carries gradient, and where loss or gradient is not finite (`skipped`),
+        weights and optimiser stay as they are on all ranks. `tell` gets the outputs of each of this rank's
+        micro-batches.
         """
         lr = self.optim.lr * self.lr_factor(step)
         for group, base in zip(self.engine.optimizer.param_groups, self.lrs, strict=True):

@@ -22,7 +22,7 @@ class Route:
     """Which rows this rank computes, and what it gives to and gets from the others; no ways where each has all rows."""
 
     micros: list[list[int]]  # rows of each micro-batch of this rank, as numbers of those that came
-    came: list[int] = ()  # of each row that came: its number in the batch of all ranks
+    came: Sequence[int] = ()  # of each row that came: its number in the batch of all ranks
     given: Sequence[Tensor] = ()  # for each rank: rows of this rank's part that it computes
     got: Sequence[Tensor] = ()  # from each rank: places of its rows among those that came
 
@@ -32,14 +32,14 @@ class Route:
 
 
 def route(
-    batch: Batch, wanted_BT: Tensor, indexB: Tensor, coupled_B: Tensor, place: tuple[int, int], **limits
+    batch: Batch, wanted_BT: Tensor, rows_B: Tensor, coupled_B: Tensor, place: tuple[int, int], **limits
 ) -> Route:
     """Plan the rows marked of all ranks' parts, in the order of the whole batch; collective where the batch is a part.
 
     `place` is (number of this rank, number of ranks); `limits` as in `divide_rows`, without the ranks.
     """
     rank, count = place
-    facts, marked, coupled = rows(batch, wanted_BT), indexB.tolist(), coupled_B.tolist()
+    facts, marked, coupled = rows(batch, wanted_BT), rows_B.tolist(), coupled_B.tolist()
     if batch.row is None:
         return Route(divide_rows(facts, marked, coupled, ranks=count, **limits)[rank])
     numbers = batch.row.tolist()

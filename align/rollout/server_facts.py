@@ -32,7 +32,6 @@ def of(config: Any, device: str) -> dict[str, Any]:
         "logprobs_mode": str(model.logprobs_mode),
         "max_logprobs": model.max_logprobs,
         "sequences": config.scheduler_config.max_num_seqs,
-        "workers": config.parallel_config.world_size_across_dp,
         "in_parts": bool(config.scheduler_config.enable_chunked_prefill),
         "backend": transfer.backend if transfer else None,
         "lora_rank": lora.max_lora_rank if lora else None,

@@ -248,11 +248,6 @@ class Source(WeightSource):
         for _ in self.give() if self._under_way is None else self._under_way:
             pass
 
-    @property
-    def size(self) -> int:
-        """Bytes of a pass."""
-        return sum(size for bucket in tensors(self.metadata()).buckets for _, size in bucket)
-
 
 def tensors(found: Sequence[ParamMeta]) -> Tensors:
     """What is sent, as the workers are told."""

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from support import tiny_model
-from support.servers import stand_ins
+from support.servers import WANTED, stand_ins
 from support.tiny_task import RECIPE
 
 from align.check import check
@@ -16,17 +16,6 @@ from align.config.launch import Launch
 from align.rollout import server_facts
 from align.rollout.server_http import Http
 from align.system.hardware import here
-
-WANTED = {
-    "vllm": "0.32.0",
-    "model": {"model_type": "llama", "vocab_size": 128},
-    "dtype": "float32",
-    "context": 48,
-    "logprobs_mode": "processed_logprobs",
-    "max_logprobs": 65,
-    "sequences": 64,
-    "lora_rank": 4,
-}
 
 
 @pytest.fixture

@@ -78,12 +78,12 @@ def fleets(recipe):
                 servers.end(i)
 
 
-def ran(recipe, tmp_path, keys, fault="none", steps=3):
+def ran(recipe, tmp_path, keys, fault="none"):
     out = tmp_path / f"{fault.partition(':')[0]}.json"
     more = [
         "sampling.liveness_s=10",
         "sampling.deadline_s=150",
-        f"run.steps={steps}",
+        "run.steps=3",
         f"run.out={out.with_suffix('')}",
         *keys,
     ]

@@ -6,27 +6,17 @@ import time
 
 import pytest
 from accelerate import PartialState
-from support.servers import stand_ins
+from support.servers import WANTED, hurry, stand_ins
 from torch import nn
 
 from align.config.recipe import Recipe
 from align.config.sampling_keys import Sampling
-from align.rollout import fleet, served_engine, server_weights
+from align.rollout import fleet
 from align.rollout.generator import asked
 from align.rollout.seeds import Seeds
 from align.rollout.served_engine import Served
 from align.rollout.server_http import ServerError
 
-WANTED = {
-    "vllm": "0.32.0",
-    "model": {"model_type": "llama", "vocab_size": 128},
-    "dtype": "float32",
-    "context": 48,
-    "logprobs_mode": "processed_logprobs",
-    "max_logprobs": 65,
-    "sequences": 64,
-    "lora_rank": 4,
-}
 PROMPTS = [[i, i + 1, i + 2] for i in range(20)]
 SEEDS = Seeds(0, [100 * i for i in range(20)])
 
@@ -35,15 +25,7 @@ SEEDS = Seeds(0, [100 * i for i in range(20)])
 def quick(monkeypatch):
     """Nothing waits for long; adapters are two files."""
     PartialState(cpu=True)
-    monkeypatch.setattr(fleet, "AGAIN_S", 0.05)
-    monkeypatch.setattr(fleet, "CONNECT_S", 0.5)
-    monkeypatch.setattr(served_engine, "CONNECT_S", 0.5)
-
-    def save(model, folder, write):
-        for file in server_weights.FILES:
-            (folder / file).write_text(file)
-
-    monkeypatch.setattr(server_weights.weights, "save", save)
+    hurry(monkeypatch)
 
 
 def served(servers, tell=None, place=(0, 1), **keys):

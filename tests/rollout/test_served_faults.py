@@ -6,26 +6,17 @@ from itertools import count
 
 import pytest
 from accelerate import PartialState
-from support.servers import stand_ins
+from support.servers import WANTED, hurry, stand_ins
 from torch import nn
 
 from align.config.recipe import Recipe
 from align.config.sampling_keys import Sampling
-from align.rollout import fleet, served_engine, server_weights
+from align.rollout import server_weights
 from align.rollout.seeds import Seeds
 from align.rollout.served_engine import Served
 from align.rollout.server_http import ServerError
 
-WANTED = {
-    "vllm": "0.32.0",
-    "model": {"model_type": "llama", "vocab_size": 128},
-    "dtype": "float32",
-    "context": 48,
-    "logprobs_mode": "processed_logprobs",
-    "max_logprobs": 65,
-    "sequences": 8,
-    "lora_rank": 4,
-}
+FEW = WANTED | {"sequences": 8}
 PROMPTS = [[i, i + 1, i + 2] for i in range(12)]
 SEEDS = Seeds(0, [100 * i for i in range(12)])
 
@@ -33,22 +24,14 @@ SEEDS = Seeds(0, [100 * i for i in range(12)])
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     PartialState(cpu=True)
-    monkeypatch.setattr(fleet, "AGAIN_S", 0.05)
-    monkeypatch.setattr(fleet, "CONNECT_S", 0.5)
-    monkeypatch.setattr(served_engine, "CONNECT_S", 0.5)
-
-    def save(model, folder, write):
-        for file in server_weights.FILES:
-            (folder / file).write_text(file)
-
-    monkeypatch.setattr(server_weights.weights, "save", save)
+    hurry(monkeypatch)
 
 
 def served(servers, lines=None, **keys):
     given = dict(liveness_s=0.6, deadline_s=6.0, max_sequences=8, tolerance=1e-3)
     sampling = Sampling(engine="server", servers=[one.url for one in servers], sync="adapter", **{**given, **keys})
     tell = (lambda line: None) if lines is None else lines.append
-    return Served(Recipe.model_construct(sampling=sampling), nn.Linear(1, 1), WANTED, (0, 1), "recipe.yaml", tell)
+    return Served(Recipe.model_construct(sampling=sampling), nn.Linear(1, 1), FEW, (0, 1), "recipe.yaml", tell)
 
 
 def sample(engine):

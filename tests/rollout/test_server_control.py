@@ -41,7 +41,7 @@ def test_a_server_that_does_not_say_how_many_workers_it_has(http):
 
 def test_whose_workers_are_missing(http):
     with stand_ins(3) as servers:
-        servers[0].facts["workers"], servers[1].facts["workers"] = 2, 3
+        servers[0].workers, servers[1].workers = 2, 3
         found, urls = control(http, servers), [one.url for one in servers]
         assert found.servers_of([]) == set()
         assert found.servers_of([2]) == {urls[0]} and found.servers_of([3, 5, 6]) == {urls[1], urls[2]}

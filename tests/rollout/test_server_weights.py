@@ -119,7 +119,7 @@ def test_whole_weights_go_to_all_servers_over_one_group(http, gathered):
 
 def test_workers_of_each_server_join_behind_those_before(http, gathered):
     with stand_ins(3) as servers:
-        servers[0].facts["workers"], servers[1].facts["workers"] = 2, 4
+        servers[0].workers, servers[1].workers = 2, 4
         whole(http).send(None, "v1", [Server(one.url) for one in servers])
         joined = [dict(one.sent)["init_weight_transfer_engine"]["init_info"]["rank_offset"] for one in servers]
         assert joined == [1, 3, 7] and Transfer.opened[0].info[3] == 8
@@ -194,7 +194,7 @@ def test_a_server_that_cannot_join_is_left_out_and_the_others_go_on(http, gather
 
     monkeypatch.setattr(Transfer, "__init__", join)
     with stand_ins(3) as servers:
-        servers[1].facts["workers"] = 2
+        servers[1].workers = 2
         states = whole(http).send(None, "v1", [Server(one.url) for one in servers[:2]])
         assert states == {
             servers[0].url: None,

@@ -102,7 +102,6 @@ def test_what_travels_together_is_bounded_and_whole(monkeypatch):
     monkeypatch.setattr(weight_transfer, "BUCKET", 50)
     found = tensors(Source(lambda: iter(WEIGHTS)).metadata())
     assert found.buckets == [[(0, 48)], [(1, 6), (2, 4), (3, 24)], [(4, 20)]]
-    assert Source(lambda: iter(WEIGHTS)).size == 48 + 6 + 4 + 24 + 20
     assert found.dtypes == [value.dtype for _, value in WEIGHTS]
     assert found.shapes == [list(value.shape) for _, value in WEIGHTS]
 

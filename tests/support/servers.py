@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from align.rollout import fleet, served_engine, server_weights
+
 FACTS = {
     "vllm": "0.32.0",
     "instance": "1",
@@ -18,12 +20,27 @@ FACTS = {
     "logprobs_mode": "processed_logprobs",
     "max_logprobs": 65,
     "sequences": 64,
-    "workers": 1,
     "in_parts": False,
     "backend": None,
     "lora_rank": 8,
     "added": {},
 }
+
+WANTED = {name: FACTS[name] for name in ("vllm", "model", "dtype", "logprobs_mode", "max_logprobs", "sequences")}
+WANTED |= {"context": 48, "lora_rank": 4}
+
+
+def hurry(monkeypatch):
+    """Have a client wait for nothing for long, and save adapters that are two small files."""
+    monkeypatch.setattr(fleet, "AGAIN_S", 0.05)
+    monkeypatch.setattr(fleet, "CONNECT_S", 0.5)
+    monkeypatch.setattr(served_engine, "CONNECT_S", 0.5)
+
+    def save(model, folder, write):
+        for file in server_weights.FILES:
+            (folder / file).write_text(file)
+
+    monkeypatch.setattr(server_weights.weights, "save", save)
 
 
 TRANSFER = ("/pause", "/resume", "/init_weight_transfer_engine", "/start_weight_update", "/update_weights")
@@ -34,7 +51,7 @@ class StandIn:
     """One server. `fault` is how it fails from now on; `after`: how many requests it answers before."""
 
     def __init__(self, url: str):
-        self.url, self.facts, self.weights, self.adapters = url, dict(FACTS), "default", {}
+        self.url, self.facts, self.weights, self.adapters, self.workers = url, dict(FACTS), "default", {}, 1
         self.sent = []  # what was asked of its weight transfer
         self.fault, self.after, self.served, self.seen, self.paused, self.tokens = None, 0, [], [], False, 0
         self.token, self.seconds, self.gap, self.spoil = None, 0.0, 0.0, lambda reply: reply
@@ -64,7 +81,7 @@ class StandIn:
         if path == "/inference/v1/generate":
             return self.generate(body)
         if path == "/get_world_size":
-            return 200, {"world_size": self.facts["workers"]}
+            return 200, {"world_size": self.workers}
         if path in TRANSFER:
             return self.transfer(path, body)
         return 404, {"detail": "Not Found"}
