@@ -143,7 +143,7 @@ POINTS = {
     "sampled": (Scorer, "score", before),
     "scored, not on disk": (Scorer, "score", after),
     "half an entry": (files, "write_whole", scored_entry),
-    "scored": (rollouts, "gather", before),
+    "scored": (rollouts, "announce", before),
     "scored (launcher)": (Scorer, "announce", lambda *_: kill_launcher()),
     "updating": (Learner, "_step", before),
     "updated": (Learner, "update", after),
