@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from support import tiny_task
+from support import tiny_model, tiny_task
 from support.paths import PROGRAMS, PYTHONPATH, ROOT
-from support.zygote import forked, free_port
+from support.zygote import fork, forked, free_port
 
 pytestmark = pytest.mark.engine
 ADAPTER = ", adapter: {rank: 4, alpha: 8}"
@@ -87,8 +87,8 @@ def ran(recipe, tmp_path, keys, fault="none"):
         f"run.out={out.with_suffix('')}",
         *keys,
     ]
-    forked("cpu_zero2", PROGRAMS / "served.py", recipe, out, fault, *more, timeout=300)
-    return json.loads(out.read_text())
+    said = forked("cpu_zero2", PROGRAMS / "served.py", recipe, out, fault, *more, timeout=300)
+    return {**json.loads(out.read_text()), "told": said}
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +111,15 @@ def test_servers_sample_what_the_engine_in_process_does(sync, fleets, own, recip
     assert all(len(ready) == 2 for ready in found["ready"])
 
 
-@pytest.mark.parametrize("name", ["STOP", "KILL"])
-@pytest.mark.parametrize("sync", ["adapter", "merged"])
-def test_a_server_lost_in_the_middle_changes_nothing(sync, name, fleets, own, recipe, tmp_path):
+@pytest.mark.parametrize(
+    "sync, fault", [("adapter", "STOP"), ("adapter", "ENGINE"), ("merged", "STOP"), ("merged", "KILL")]
+)
+def test_a_server_lost_in_the_middle_changes_nothing(sync, fault, fleets, own, recipe, tmp_path):
     servers = fleets[sync]
-    found = ran(recipe, tmp_path, servers.keys, f"{name}:{servers.processes[1].pid}")
+    found = ran(recipe, tmp_path, servers.keys, f"{fault}:{servers.processes[1].pid}")
     assert_same(found, own)
     assert all(ready == servers.urls[:1] for ready in found["ready"]), found["ready"]
-    if name == "STOP":
+    if fault == "STOP":
         os.killpg(servers.processes[1].pid, signal.SIGCONT)
     else:
         servers.restart(1)
@@ -126,6 +127,29 @@ def test_a_server_lost_in_the_middle_changes_nothing(sync, name, fleets, own, re
         again = ran(recipe, tmp_path, servers.keys)
         assert_same(again, own)
         assert all(len(ready) == 2 for ready in again["ready"])
+
+
+def test_a_server_that_another_run_gives_its_weights_is_not_believed(fleets, own, recipe, tmp_path):
+    """It gets the policy again at the next sync."""
+    servers = fleets["merged"]
+    found = ran(recipe, tmp_path, servers.keys, f"WEIGHTS:{servers.urls[1]}")
+    assert_same(found, own)
+    assert "with the weights another-v3" in found["told"] and f"{servers.urls[1]}: it is back" in found["told"]
+    assert all(len(ready) == 2 for ready in found["ready"])
+
+
+@pytest.mark.parametrize(
+    "words, fault, why",
+    [
+        ([], "release", "it runs vLLM 0.32.0, and here is 0.31.4; install the same release on both sides"),
+        (["model.policy={wide}"], "none", "it has another model: hidden_size"),
+    ],
+)
+def test_another_server_than_the_recipes_is_named_at_the_start(words, fault, why, fleets, recipe, tmp_path):
+    wide = tiny_model.save_model(tmp_path / "wide", hidden_size=64)
+    keys = [*fleets["merged"].keys, *(word.format(wide=wide) for word in words)]
+    code, said = fork("cpu_zero2", PROGRAMS / "served.py", recipe, tmp_path / "out.json", fault, *keys, timeout=300)
+    assert code == 1 and all(f"{url}: {why}" in said for url in fleets["merged"].urls), said
 
 
 def test_a_run_sampled_ahead_and_killed_ends_as_one_left_alone(fleets, recipe, tmp_path):
