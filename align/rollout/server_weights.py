@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from align.learner import weights
 from align.rollout.fleet import Server
 from align.rollout.server_arguments import BASE, is_loopback
-from align.rollout.server_control import Absent, Control, Failed
+from align.rollout.server_control import Absent, Control, Failed, blamed
 from align.rollout.server_http import CONNECT_S, Behind, Http, ServerError, told, understood
 from align.system.deadline import DeadlineError
 from align.system.network import address_towards, listening
@@ -192,13 +192,16 @@ class Whole:
         self._members = members
 
     def _connect(self, servers: Sequence[Server]) -> None:
-        """Open the group anew; an update that a failure left open is closed, and sent whole afterwards."""
+        """Open the group anew. A server that a failure left paused, in an update, closes that; all is sent again."""
         from align.rollout import weight_transfer
 
         self._control = Control(self._http, [server.url for server in servers], self._most)
-        self._control.each("pause", mode="abort")
         for server in servers:
-            with_no_answer(self._http.post, server.url, "finish_weight_update")
+            with blamed(server.url), understood():
+                paused = self._http.get(server.url, "is_paused", "is_paused")
+            if paused:
+                with_no_answer(self._http.post, server.url, "finish_weight_update")
+        self._control.each("pause", mode="abort")
         address = group_address([server.url for server in servers])
         with listening(address) as free:
             port = free.getsockname()[1]

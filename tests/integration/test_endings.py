@@ -52,7 +52,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_build_lock_of_a_killed_one_
     (tmp_path / "extensions/deepspeed_shm_comm/lock").touch()
     out = tmp_path / "run"
     with held(out):
-        code, said = fork("cpu", TRAIN, *words(folder, out), timeout=120, TORCH_EXTENSIONS_DIR=f"{tmp_path}/extensions")
+        code, said = fork("cpu", TRAIN, *words(folder, out), timeout=300, TORCH_EXTENSIONS_DIR=f"{tmp_path}/extensions")
     assert code == 1 and "Traceback" not in said, said
     assert f"run.out: {out} is in use by another run: process {psutil.Process().pid} on " in said
     assert sorted(path.name for path in out.iterdir()) == [".lock", ".lock.json"]
