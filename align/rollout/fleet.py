@@ -208,9 +208,8 @@ class Call:
 
     async def _try(self, server: Server) -> None:
         """Take a lost server back where it answers and has the policy, or gets it."""
-        server.behind = False
         if why := await self._why_not(server, CONNECT_S):
-            server.why = why
+            server.why, server.behind = why, False
             return
         try:
             await asyncio.to_thread(self._fleet.rejoin, server)
@@ -267,7 +266,7 @@ class Fleet:
 
     def gain(self, server: Server) -> None:
         """Ask a server again."""
-        server.weights = self.current
+        server.weights, server.behind = self.current, False
         self.tell(f"{server.url}: it is back, and has the policy")
 
     def none_left(self, seconds: float = 0.0) -> str:
