@@ -11,9 +11,8 @@ color=()
 if [ -t 1 ]; then color=(--color=yes); fi
 status=0
 # two at a time, each with one thread
-export OMP_NUM_THREADS=1
-python -m pytest "${color[@]}" -n 2 --dist worksteal -m "not engine" | tee "$said" || status=1
-# two files at a time, whose tests share engines; a line for each test: its name when it begins, its seconds when it ends
-python -m pytest -n 2 --dist loadfile -vv -o console_output_style=times -m engine || status=1
+OMP_NUM_THREADS=1 python -m pytest "${color[@]}" -n 2 --dist worksteal -m "not engine" | tee "$said" || status=1
+# a line for each of these: its name when it begins, its seconds when it ends
+python -m pytest -vv -o console_output_style=times -m engine || status=1
 tail -n 1 "$said" # how the fast ones ended
 exit $status
