@@ -139,15 +139,15 @@ def test_a_server_that_another_run_gives_its_weights_is_not_believed(fleets, own
 
 
 @pytest.mark.parametrize(
-    "words, fault, why",
+    "fault, hidden_size, why",
     [
-        ([], "release", "it runs vLLM 0.32.0, and here is 0.31.4; install the same release on both sides"),
-        (["model.policy={wide}"], "none", "it has another model: hidden_size"),
+        ("release", 128, "it runs vLLM 0.32.0, and here is 0.31.4; install the same release on both sides"),
+        ("none", 64, "it has another model: hidden_size"),
     ],
 )
-def test_another_server_than_the_recipes_is_named_at_the_start(words, fault, why, fleets, recipe, tmp_path):
-    wide = tiny_model.save_model(tmp_path / "wide", hidden_size=64)
-    keys = [*fleets["merged"].keys, *(word.format(wide=wide) for word in words)]
+def test_another_server_than_the_recipes_is_named_at_the_start(fault, hidden_size, why, fleets, recipe, tmp_path):
+    model = tiny_model.save_model(tmp_path / "model", hidden_size)
+    keys = [*fleets["merged"].keys, f"model.policy={model}"]
     code, said = fork("cpu_zero2", PROGRAMS / "served.py", recipe, tmp_path / "out.json", fault, *keys, timeout=300)
     assert code == 1 and all(f"{url}: {why}" in said for url in fleets["merged"].urls), said
 

@@ -97,7 +97,7 @@ def test_a_server_that_answers_and_never_rightly_is_named_within_the_deadline(er
     def never(body, reply):
         raise error
 
-    with stand_ins(1) as servers, fleet_of(servers, patience=1.0, liveness=0.6) as found:
+    with stand_ins(1) as servers, fleet_of(servers, patience=1.0) as found:
         start = time.monotonic()
         with pytest.raises(ServerError, match=str(error)) as raised:
             found.answer(BODIES, never)
@@ -127,7 +127,7 @@ def test_a_server_that_may_not_come_back_says_why():
     def rejoin(server):
         raise ServerError("other weights")
 
-    with stand_ins(1) as servers, fleet_of(servers, patience=1.0, liveness=0.6, rejoin=rejoin) as found:
+    with stand_ins(1) as servers, fleet_of(servers, patience=1.0, rejoin=rejoin) as found:
         servers[0].fault, servers[0].after = "500", 3
         threading.Timer(0.3, lambda: setattr(servers[0], "fault", None)).start()
         with pytest.raises(ServerError, match="other weights"):

@@ -55,7 +55,7 @@ experiment = load_experiment(recipe, overrides)
 accelerator = make_accelerator(experiment)
 run = load(check_run(experiment, accelerator), Origin(), accelerator)
 start(run, Origin(), ())
-steps, told = [], []
+steps = []
 for step in range(experiment.recipe.run.steps):
     if ":" in fault and step == 1 and accelerator.is_main_process:
         threading.Timer(0.05, plant, fault.split(":", 1)).start()
